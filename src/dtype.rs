@@ -65,6 +65,11 @@ pub trait Element:
     fn to_f64(self) -> f64;
     /// The nearest value of this type; floats are truncated and saturated by integers.
     fn from_f64(x: f64) -> Self;
+    /// The sum, rounded once.
+    #[inline(always)]
+    fn plus(self, o: Self) -> Self {
+        Self::from_f64(self.to_f64() + o.to_f64())
+    }
 }
 
 macro_rules! element {
@@ -134,11 +139,13 @@ pub trait Real:
     fn powf(self, y: Self) -> Self;
     /// The greater; NaN if either is NaN.
     #[inline(always)]
+    #[allow(clippy::eq_op, reason = "NaN differs from itself")]
     fn maximum(self, o: Self) -> Self {
         if self > o || self != self { self } else { o }
     }
     /// The lesser; NaN if either is NaN.
     #[inline(always)]
+    #[allow(clippy::eq_op, reason = "NaN differs from itself")]
     fn minimum(self, o: Self) -> Self {
         if self < o || self != self { self } else { o }
     }

@@ -86,7 +86,7 @@ pub enum Error {
         /// `backward` or `item`.
         op: &'static str,
         /// The tensor's shape.
-        shape: Shape,
+        shape: Vec<usize>,
     },
     /// An op's backward returned a gradient of the wrong shape: a bug in that op.
     #[error("{op}: backward gave gradient {got:?} for input {input} of shape {expected:?}")]
@@ -96,9 +96,9 @@ pub enum Error {
         /// Which input.
         input: usize,
         /// The input's shape.
-        expected: Shape,
+        expected: Vec<usize>,
         /// The gradient's shape.
-        got: Shape,
+        got: Vec<usize>,
     },
     /// No usable CUDA device.
     #[error("no CUDA device: {why}")]

@@ -1,7 +1,18 @@
 //! Cotangent: a from-scratch tensor and reverse-mode autograd engine.
+
+pub mod autograd;
+mod cpu;
+pub mod cuda;
+pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod ops;
 pub mod random;
 pub mod shape;
+pub mod storage;
+pub mod tensor;
+
+pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use tensor::Tensor;

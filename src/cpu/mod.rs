@@ -1,0 +1,3 @@
+//! CPU code that ops share: strided loops.
+
+pub mod strided;

@@ -1,0 +1,334 @@
+//! Walking strided layouts: copy, map, zip and sum, in parallel, whatever order memory has.
+
+use rayon::prelude::*;
+
+use crate::dtype::{Element, Real};
+use crate::shape::{Layout, Shape};
+
+/// Elements below which a loop stays on one thread.
+pub const PARALLEL: usize = 1 << 15;
+
+/// Loops over one shape with K operands, beside an output that is written front to back: the
+/// axes in the output's memory order, neighbours merged where every operand allows it.
+struct Loops<const K: usize> {
+    dims: Vec<usize>,
+    strides: Vec<[usize; K]>,
+    base: [usize; K],
+}
+
+/// What a walk does with one stretch: (output, where each operand starts, its stride).
+type Row<'a, U, const K: usize> = &'a (dyn Fn(&mut [U], [usize; K], [usize; K]) + Sync);
+
+impl<const K: usize> Loops<K> {
+    fn new(out: &Layout, inputs: [&Layout; K]) -> Self {
+        let mut axes: Vec<usize> = (0..out.shape().len())
+            .filter(|&a| out.shape()[a] != 1)
+            .collect();
+        axes.sort_by_key(|&a| std::cmp::Reverse(out.strides()[a]));
+        let (mut dims, mut strides) = (Vec::<usize>::new(), Vec::<[usize; K]>::new());
+        for a in axes {
+            let (size, stride) = (out.shape()[a], inputs.map(|l| l.strides()[a]));
+            match (dims.last_mut(), strides.last_mut()) {
+                (Some(d), Some(s)) if (0..K).all(|k| s[k] == size * stride[k]) => {
+                    *d *= size;
+                    *s = stride;
+                }
+                _ => {
+                    dims.push(size);
+                    strides.push(stride);
+                }
+            }
+        }
+        if dims.is_empty() {
+            dims.push(1);
+            strides.push([1; K]);
+        }
+        Loops {
+            dims,
+            strides,
+            base: inputs.map(Layout::offset),
+        }
+    }
+
+    /// Call `row(out, offsets, strides)` for each stretch of the innermost axis. The row is behind
+    /// a pointer so that the walk and its threads are compiled once, not once a formula.
+    fn run<U: Send>(&self, out: &mut [U], row: Row<'_, U, K>) {
+        let last = self.dims.len() - 1;
+        let (len, inner) = (self.dims[last], self.strides[last]);
+        if out.is_empty() {
+            return;
+        }
+        let task = |first_row: usize, out: &mut [U], skip: usize| {
+            for (r, out) in out.chunks_mut(len).enumerate() {
+                let mut rest = first_row + r;
+                let mut at = self.base;
+                for d in (0..last).rev() {
+                    let i = rest % self.dims[d];
+                    rest /= self.dims[d];
+                    for k in 0..K {
+                        at[k] += i * self.strides[d][k];
+                    }
+                }
+                for k in 0..K {
+                    at[k] += skip * inner[k];
+                }
+                row(out, at, inner);
+            }
+        };
+        if out.len() < PARALLEL {
+            task(0, out, 0);
+        } else if len >= PARALLEL {
+            // few long rows: split each
+            for (r, out) in out.chunks_mut(len).enumerate() {
+                out.par_chunks_mut(PARALLEL / 2)
+                    .enumerate()
+                    .for_each(|(i, o)| task(r, o, i * (PARALLEL / 2)));
+            }
+        } else {
+            let rows = (PARALLEL / 2).div_ceil(len);
+            out.par_chunks_mut(rows * len)
+                .enumerate()
+                .for_each(|(i, o)| task(i * rows, o, 0));
+        }
+    }
+}
+
+/// `out[i] = f(x[i])`, where `out` is dense and starts at the first element of `lo`.
+pub fn map<T: Element, U: Element>(
+    x: &[T],
+    lx: &Layout,
+    out: &mut [U],
+    lo: &Layout,
+    f: impl Fn(T) -> U + Sync,
+) {
+    Loops::new(lo, [lx]).run(out, &|out: &mut [U], [a], [s]| {
+        if s == 1 {
+            let n = out.len();
+            for (o, &x) in out.iter_mut().zip(&x[a..a + n]) {
+                *o = f(x);
+            }
+        } else {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = f(x[a + i * s]);
+            }
+        }
+    });
+}
+
+/// `out[i] = f(x[i], y[i])`, where `out` is dense and `x`, `y` are already expanded to its shape.
+pub fn zip<T: Element, S: Element, U: Element>(
+    (x, lx): (&[T], &Layout),
+    (y, ly): (&[S], &Layout),
+    out: &mut [U],
+    lo: &Layout,
+    f: impl Fn(T, S) -> U + Sync,
+) {
+    Loops::new(lo, [lx, ly]).run(out, &|out: &mut [U], [a, b], [s, t]| match (s, t) {
+        (1, 1) => {
+            let n = out.len();
+            for ((o, &x), &y) in out.iter_mut().zip(&x[a..a + n]).zip(&y[b..b + n]) {
+                *o = f(x, y);
+            }
+        }
+        (1, 0) => {
+            let y = y[b];
+            for (o, &x) in out.iter_mut().zip(&x[a..]) {
+                *o = f(x, y);
+            }
+        }
+        (0, 1) => {
+            let x = x[a];
+            for (o, &y) in out.iter_mut().zip(&y[b..]) {
+                *o = f(x, y);
+            }
+        }
+        _ => {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = f(x[a + i * s], y[b + i * t]);
+            }
+        }
+    });
+}
+
+/// Copy into `out` in the order of `lo`.
+pub fn copy<T: Element>(x: &[T], lx: &Layout, out: &mut [T], lo: &Layout) {
+    Loops::new(lo, [lx]).run(out, &|out: &mut [T], [a], [s]| match s {
+        0 => out.fill(x[a]),
+        1 => out.copy_from_slice(&x[a..a + out.len()]),
+        _ => {
+            for (o, x) in out.iter_mut().zip(x[a..].iter().step_by(s)) {
+                *o = *x;
+            }
+        }
+    });
+}
+
+/// How a reduction walks dense memory: `[outer][reduced][inner]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// Kept, slow.
+    pub outer: usize,
+    /// Reduced.
+    pub reduced: usize,
+    /// Kept, fast.
+    pub inner: usize,
+}
+
+/// The walk that reduces the axes marked in `reduce`, and the layout (all axes there, reduced
+/// ones of size 1) of its result; `None` if `l` is not dense or the kept axes lie in more than
+/// two groups.
+pub fn fold(l: &Layout, reduce: &[bool]) -> Option<(Fold, Layout)> {
+    if !l.is_dense() {
+        return None;
+    }
+    let order = {
+        let dense = l.dense_like();
+        let mut o: Vec<usize> = (0..l.shape().len()).collect();
+        o.sort_by_key(|&a| std::cmp::Reverse(dense.strides()[a]));
+        o
+    };
+    // kept before, reduced, kept after: an axis of size 1 fits anywhere
+    let (mut sizes, mut phase) = ([1, 1, 1], 0);
+    for &a in &order {
+        if l.shape()[a] == 1 {
+            continue;
+        }
+        phase = match (phase, reduce[a]) {
+            (0 | 1, true) => 1,
+            (0, false) => 0,
+            (1 | 2, false) => 2,
+            _ => return None,
+        };
+        sizes[phase] *= l.shape()[a];
+    }
+    let mut shape: Shape = *l.shape();
+    for (a, d) in shape.iter_mut().enumerate() {
+        if reduce[a] {
+            *d = 1;
+        }
+    }
+    // the result keeps its axes in memory order: build it permuted, then undo the permutation
+    let mut dims = shape;
+    for (i, &a) in order.iter().enumerate() {
+        dims[i] = shape[a];
+    }
+    let mut back = vec![0; order.len()];
+    for (i, &a) in order.iter().enumerate() {
+        back[a] = i;
+    }
+    let out = Layout::contiguous(dims).permute(&back);
+    Some((
+        Fold {
+            outer: sizes[0],
+            reduced: sizes[1],
+            inner: sizes[2],
+        },
+        out,
+    ))
+}
+
+/// Sum the middle axis of `[outer][reduced][inner]` into `out` (`[outer][inner]`), in an order
+/// that depends on the shape alone.
+pub fn sum<T: Real>(x: &[T], f: Fold, out: &mut [T]) {
+    sum_by(x, f, out, |x| x)
+}
+
+/// [`sum`] of `g(x)`.
+pub fn sum_by<T: Real>(x: &[T], f: Fold, out: &mut [T], g: impl Fn(T) -> T + Sync) {
+    let Fold {
+        outer,
+        reduced,
+        inner,
+    } = f;
+    if out.is_empty() {
+        return;
+    }
+    if x.is_empty() {
+        out.fill(T::ZERO);
+        return;
+    }
+    if inner == 1 {
+        if outer == 1 {
+            out[0] = parallel_sum(x, &g);
+        } else {
+            rows(out, 1, reduced, |o, i| {
+                o[0] = row_sum(&x[i * reduced..(i + 1) * reduced], &g)
+            });
+        }
+    } else if outer == 1 && x.len() >= PARALLEL {
+        // columns: a fixed number of row blocks, each summed apart, then added in order
+        let block = reduced.div_ceil(16).max(1);
+        let partial: Vec<Vec<T>> = x
+            .par_chunks(block * inner)
+            .map(|x| {
+                let mut acc = vec![T::ZERO; inner];
+                add_rows(x, &mut acc, &g);
+                acc
+            })
+            .collect();
+        out.fill(T::ZERO);
+        for p in partial {
+            add_rows(&p, out, &|x| x);
+        }
+    } else {
+        rows(out, inner, reduced * inner, |o, i| {
+            o.fill(T::ZERO);
+            add_rows(&x[i * reduced * inner..(i + 1) * reduced * inner], o, &g);
+        });
+    }
+}
+
+/// Call `f(row, index)` for each row of `len` outputs, in parallel if `work` a row makes it worth it.
+pub fn rows<T: Send>(out: &mut [T], len: usize, work: usize, f: impl Fn(&mut [T], usize) + Sync) {
+    if out.is_empty() {
+        return;
+    }
+    let n = out.len() / len;
+    if n * work < PARALLEL {
+        out.chunks_mut(len).enumerate().for_each(|(i, o)| f(o, i));
+    } else {
+        let some = (PARALLEL / 4).div_ceil(work.max(1));
+        out.par_chunks_mut(some * len)
+            .enumerate()
+            .for_each(|(c, o)| {
+                o.chunks_mut(len)
+                    .enumerate()
+                    .for_each(|(i, o)| f(o, c * some + i))
+            });
+    }
+}
+
+fn add_rows<T: Real>(x: &[T], acc: &mut [T], g: &impl Fn(T) -> T) {
+    for row in x.chunks_exact(acc.len()) {
+        for (a, &x) in acc.iter_mut().zip(row) {
+            *a += g(x);
+        }
+    }
+}
+
+/// Sum of a row: 16 running sums (they fill a vector register and shorten the rounding error's
+/// chain), in blocks that are added pairwise.
+pub fn row_sum<T: Real>(x: &[T], g: &impl Fn(T) -> T) -> T {
+    if x.len() > 4096 {
+        let half = (x.len() / 2).next_multiple_of(16);
+        return row_sum(&x[..half], g) + row_sum(&x[half..], g);
+    }
+    let mut acc = [T::ZERO; 16];
+    let chunks = x.chunks_exact(16);
+    let tail: T = chunks.remainder().iter().map(|&x| g(x)).sum();
+    for c in chunks {
+        for (a, &x) in acc.iter_mut().zip(c) {
+            *a += g(x);
+        }
+    }
+    acc.iter().copied().sum::<T>() + tail
+}
+
+/// [`row_sum`] with its blocks on all threads; the partition is fixed by the length.
+fn parallel_sum<T: Real>(x: &[T], g: &(impl Fn(T) -> T + Sync)) -> T {
+    if x.len() < PARALLEL {
+        return row_sum(x, g);
+    }
+    let parts: Vec<T> = x.par_chunks(PARALLEL / 2).map(|c| row_sum(c, g)).collect();
+    row_sum(&parts, &|x| x)
+}

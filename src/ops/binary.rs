@@ -1,0 +1,323 @@
+//! Pointwise functions of two tensors, broadcast by PyTorch's rules, comparisons and `where`.
+
+use std::marker::PhantomData;
+
+use crate::autograd::{Op, apply};
+use crate::cpu::strided;
+use crate::dtype::{DType, Element, Real};
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::shape::{self, Layout};
+use crate::tensor::Tensor;
+use crate::{with_element, with_real};
+
+/// A function of two numbers with its two derivatives.
+trait Pair: Copy + Send + Sync + 'static {
+    const NAME: &'static str;
+    /// Whether the derivatives depend on the inputs, so that backward must keep them.
+    const KEEP: bool;
+    fn f<T: Real>(a: T, b: T) -> T;
+    fn da<T: Real>(a: T, b: T) -> T;
+    fn db<T: Real>(a: T, b: T) -> T;
+}
+
+struct Binary<P>(PhantomData<fn() -> P>);
+
+impl<P: Pair> Op<2> for Binary<P> {
+    const NAME: &'static str = P::NAME;
+    type Saved = Option<[Tensor; 2]>;
+
+    fn forward(&self, [a, b]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
+        let y = with_real!(P::NAME, a.dtype(), T => zip::<T, T, T>(P::NAME, a, b, P::f))?;
+        Ok((y, P::KEEP.then(|| [a.clone(), b.clone()])))
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: Tensor,
+        needs: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
+        with_real!(P::NAME, dy.dtype(), T => {
+            // the engine sums a gradient down to its input's shape
+            let side = |d: fn(T, T) -> T| -> Result<Tensor> {
+                match &saved {
+                    Some([a, b]) => dy.mul(&zip::<T, T, T>(P::NAME, a, b, d)?),
+                    None => {
+                        let d = d(T::ZERO, T::ZERO);
+                        if d == T::ONE { Ok(dy.clone()) } else { dy.mul_scalar(d.to_f64()) }
+                    }
+                }
+            };
+            Ok([
+                if needs[0] { Some(side(P::da)?) } else { None },
+                if needs[1] { Some(side(P::db)?) } else { None },
+            ])
+        })
+    }
+}
+
+/// A new tensor of f(a, b), broadcast; it lies in memory as the input that has its shape.
+fn zip<T: Element, S: Element, U: Element>(
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(T, S) -> U + Sync,
+) -> Result<Tensor> {
+    let shape = shape::broadcast(op, a.shape(), b.shape())?;
+    let layout = if *a.shape() == shape {
+        a.layout().dense_like()
+    } else if *b.shape() == shape {
+        b.layout().dense_like()
+    } else {
+        Layout::contiguous(shape)
+    };
+    let (x, y) = (a.storage_slice::<T>(op)?, b.storage_slice::<S>(op)?);
+    let (lx, ly) = (a.layout().expand(shape), b.layout().expand(shape));
+    Tensor::build::<U>(layout, a.device(), |out| {
+        strided::zip((x, &lx), (y, &ly), out, &layout, f)
+    })
+}
+
+macro_rules! pairs {
+    ($($(#[$doc:meta])* $name:ident $method:ident $keep:literal, $f:expr, $da:expr, $db:expr;)*) => {
+        $(
+            #[derive(Clone, Copy)]
+            struct $name;
+            impl Pair for $name {
+                const NAME: &'static str = stringify!($method);
+                const KEEP: bool = $keep;
+                #[inline(always)]
+                fn f<T: Real>(a: T, b: T) -> T { let f: fn(T, T) -> T = $f; f(a, b) }
+                #[inline(always)]
+                fn da<T: Real>(a: T, b: T) -> T { let f: fn(T, T) -> T = $da; f(a, b) }
+                #[inline(always)]
+                fn db<T: Real>(a: T, b: T) -> T { let f: fn(T, T) -> T = $db; f(a, b) }
+            }
+        )*
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                pub fn $method(&self, other: &Tensor) -> Result<Tensor> {
+                    apply(Binary::<$name>(PhantomData), [self, other])
+                }
+            )*
+        }
+    };
+}
+
+pairs! {
+    /// a + b, broadcast.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let y = Tensor::ones([2, 1], DType::F32)?.add(&Tensor::ones([3], DType::F32)?)?;
+    /// assert_eq!(y.shape()[..], [2, 3]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    Add add false, |a, b| a + b, |_, _| T::ONE, |_, _| T::ONE;
+    /// a - b, broadcast.
+    Sub sub false, |a, b| a - b, |_, _| T::ONE, |_, _| -T::ONE;
+    /// a b, element by element, broadcast.
+    Mul mul true, |a, b| a * b, |_, b| b, |a, _| a;
+    /// a / b, broadcast.
+    Div div true, |a, b| a / b, |_, b| T::ONE / b, |a, b| -a / (b * b);
+    /// The greater; where both are equal each gets half of the gradient, as PyTorch has it.
+    Maximum maximum true, |a, b| a.maximum(b), |a, b| share(a > b, a, b), |a, b| share(b > a, a, b);
+    /// The lesser; where both are equal each gets half of the gradient, as PyTorch has it.
+    Minimum minimum true, |a, b| a.minimum(b), |a, b| share(a < b, a, b), |a, b| share(b < a, a, b);
+    /// a^b.
+    Pow pow true, |a, b| a.powf(b),
+        |a, b| if b == T::ZERO { T::ZERO } else { b * a.powf(b - T::ONE) },
+        // 0^b is constantly 0 for b > 0
+        |a, b| if a == T::ZERO && b >= T::ZERO { T::ZERO } else { a.powf(b) * a.ln() };
+}
+
+#[inline(always)]
+fn share<T: Real>(wins: bool, a: T, b: T) -> T {
+    if a == b {
+        T::of(0.5)
+    } else if wins {
+        T::ONE
+    } else {
+        T::ZERO
+    }
+}
+
+macro_rules! compare {
+    ($($(#[$doc:meta])* $method:ident $op:tt;)*) => {
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                pub fn $method(&self, other: &Tensor) -> Result<Tensor> {
+                    with_element!(self.dtype(), T => zip::<T, T, u8>(stringify!($method), self, other, |a, b| (a $op b) as u8))
+                }
+            )*
+        }
+    };
+}
+
+compare! {
+    /// a = b as U8, broadcast; both of one dtype.
+    ///
+    /// ```
+    /// # use cotangent::Tensor;
+    /// let (a, b) = (Tensor::from_vec(vec![1i64, 2], [2])?, Tensor::scalar(2i64)?);
+    /// assert_eq!(a.eq(&b)?.to_vec::<u8>()?, [0, 1]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    eq ==;
+    /// a != b as U8.
+    ne !=;
+    /// a > b as U8.
+    gt >;
+    /// a >= b as U8.
+    ge >=;
+    /// a < b as U8.
+    lt <;
+    /// a <= b as U8.
+    le <=;
+}
+
+/// y = a where the mask is set, else b.
+struct Where;
+impl Op<3> for Where {
+    const NAME: &'static str = "where";
+    type Saved = Tensor;
+
+    fn forward(&self, [mask, a, b]: [&Tensor; 3]) -> Result<(Tensor, Tensor)> {
+        if mask.dtype() != DType::U8 {
+            return Err(Error::DType {
+                op: Self::NAME,
+                expected: "a u8 mask",
+                got: mask.dtype(),
+            });
+        }
+        let y = with_real!(Self::NAME, a.dtype(), T => {
+            let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
+            let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
+            let [mask, a, b] = [mask, a, b].map(|t| t.view_as(t.layout().expand(shape)).packed());
+            let (mask, a, b) = (mask?, a?, b?);
+            let device = a.device();
+            let (a, b) = (a.dense_slice::<T>(Self::NAME)?, b.dense_slice::<T>(Self::NAME)?);
+            let mask = mask.dense_slice::<u8>(Self::NAME)?;
+            Tensor::build::<T>(Layout::contiguous(shape), device, |out| {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = if mask[i] != 0 { a[i] } else { b[i] };
+                }
+            })
+        })?;
+        Ok((y, mask.clone()))
+    }
+
+    fn backward(&self, mask: Tensor, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        with_real!(Self::NAME, dy.dtype(), T => {
+            let da = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { dy } else { T::ZERO })?;
+            let db = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { T::ZERO } else { dy })?;
+            Ok([None, Some(da), Some(db)])
+        })
+    }
+}
+
+impl Tensor {
+    /// `a` where this U8 mask is not 0, else `b`; all three broadcast.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let x = Tensor::from_vec(vec![-1f32, 2.0], [2])?;
+    /// let zero = Tensor::scalar(0f32)?;
+    /// assert_eq!(x.gt(&zero)?.select_where(&x, &zero)?.to_vec::<f32>()?, [0.0, 2.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn select_where(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        apply(Where, [self, a, b])
+    }
+}
+
+/// `a + b` and the like, for formulas that a reader checks by eye. They panic where the method
+/// returns an error, with its text.
+macro_rules! operators {
+    ($($trait:ident $fn:ident $scalar:expr;)*) => {$(
+        impl std::ops::$trait for &Tensor {
+            type Output = Tensor;
+            #[track_caller]
+            fn $fn(self, other: &Tensor) -> Tensor {
+                Tensor::$fn(self, other).unwrap_or_else(|e| panic!("{e}"))
+            }
+        }
+        impl std::ops::$trait<f64> for &Tensor {
+            type Output = Tensor;
+            #[track_caller]
+            fn $fn(self, value: f64) -> Tensor {
+                let f: fn(&Tensor, f64) -> Result<Tensor> = $scalar;
+                f(self, value).unwrap_or_else(|e| panic!("{e}"))
+            }
+        }
+    )*};
+}
+operators! {
+    Add add |x, v| x.add_scalar(v);
+    Sub sub |x, v| x.add_scalar(-v);
+    Mul mul |x, v| x.mul_scalar(v);
+    Div div |x, v| x.mul_scalar(1.0 / v);
+}
+
+macro_rules! cases {
+    ($($op:ident $a:ident $b:ident;)*) => {
+        &[$(
+            Case { op: stringify!($op), name: "same shape", inputs: &[Input::$a(&[3, 4]), Input::$b(&[3, 4])], run: |x| x[0].$op(&x[1]) },
+            Case { op: stringify!($op), name: "row", inputs: &[Input::$a(&[2, 3, 4]), Input::$b(&[4])], run: |x| x[0].$op(&x[1]) },
+            Case { op: stringify!($op), name: "both broadcast", inputs: &[Input::$a(&[5, 1, 2, 1]), Input::$b(&[3, 1, 4])], run: |x| x[0].$op(&x[1]) },
+            Case { op: stringify!($op), name: "scalar", inputs: &[Input::$a(&[]), Input::$b(&[2, 3])], run: |x| x[0].$op(&x[1]) },
+            Case { op: stringify!($op), name: "empty", inputs: &[Input::$a(&[0, 3]), Input::$b(&[3])], run: |x| x[0].$op(&x[1]) },
+        )*]
+    };
+}
+
+/// Every function of two, in every way to broadcast.
+pub const CASES: &[Case] = cases! {
+    add Normal Normal; sub Normal Normal; mul Normal Normal; div Normal NonZero;
+    maximum Normal Normal; minimum Normal Normal; pow Positive Normal;
+};
+
+/// The same tensor fed twice, and masks.
+pub const MORE_CASES: &[Case] = &[
+    Case {
+        op: "mul",
+        name: "x with itself",
+        inputs: &[Input::Normal(&[3, 4])],
+        run: |x| x[0].mul(&x[0]),
+    },
+    Case {
+        op: "div",
+        name: "x by itself plus 4",
+        inputs: &[Input::Positive(&[3])],
+        run: |x| x[0].div(&x[0].add_scalar(4.0)?),
+    },
+    Case {
+        op: "add",
+        name: "x and its transpose",
+        inputs: &[Input::Normal(&[3, 3])],
+        run: |x| x[0].add(&x[0].transpose(0, 1)?),
+    },
+    Case {
+        op: "select_where",
+        name: "same shape",
+        inputs: &[
+            Input::Mask(&[3, 4]),
+            Input::Normal(&[3, 4]),
+            Input::Normal(&[3, 4]),
+        ],
+        run: |x| x[0].select_where(&x[1], &x[2]),
+    },
+    Case {
+        op: "select_where",
+        name: "broadcast",
+        inputs: &[
+            Input::Mask(&[3, 1]),
+            Input::Normal(&[4]),
+            Input::Normal(&[]),
+        ],
+        run: |x| x[0].select_where(&x[1], &x[2]),
+    },
+];

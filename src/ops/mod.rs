@@ -1,0 +1,21 @@
+//! The ops: one file a family, each with formula, shape rule, forward, backward and cases.
+
+pub mod binary;
+pub mod check;
+pub mod layout;
+pub mod unary;
+
+pub use check::{Case, gradcheck, gradcheck_at};
+
+/// Every op's cases, from each op's file.
+pub fn all_cases() -> impl Iterator<Item = &'static Case> {
+    [
+        unary::CASES,
+        unary::MORE_CASES,
+        binary::CASES,
+        binary::MORE_CASES,
+        layout::CASES,
+    ]
+    .into_iter()
+    .flatten()
+}

@@ -1,0 +1,484 @@
+//! Pointwise functions of one tensor. Each is a formula, its derivative, and which of x and y
+//! backward keeps.
+
+use std::marker::PhantomData;
+
+use crate::autograd::{Op, apply};
+use crate::cpu::strided;
+use crate::dtype::{DType, Real};
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::tensor::Tensor;
+use crate::with_real;
+
+/// What a pointwise function's derivative is written in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    X,
+    Y,
+    Nothing,
+}
+
+/// A function of one number with its derivative.
+trait Pointwise: Copy + Send + Sync + 'static {
+    const NAME: &'static str;
+    const KEEP: Keep;
+    fn f<T: Real>(self, x: T) -> T;
+    /// df/dx, from x or from y = f(x), as `KEEP` says.
+    fn df<T: Real>(self, kept: T) -> T;
+}
+
+struct Unary<P>(P, PhantomData<fn() -> P>);
+
+impl<P: Pointwise> Op<1> for Unary<P> {
+    const NAME: &'static str = P::NAME;
+    type Saved = Option<Tensor>;
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
+        let p = self.0;
+        let y = with_real!(P::NAME, x.dtype(), T => map::<T>(x, P::NAME, |x| p.f(x)))?;
+        let kept = match P::KEEP {
+            Keep::X => Some(x.clone()),
+            Keep::Y => Some(y.clone()),
+            Keep::Nothing => None,
+        };
+        Ok((y, kept))
+    }
+
+    fn backward(
+        &self,
+        kept: Option<Tensor>,
+        dy: Tensor,
+        _: [bool; 1],
+    ) -> Result<[Option<Tensor>; 1]> {
+        let p = self.0;
+        let dx = with_real!(P::NAME, dy.dtype(), T => match kept {
+            Some(kept) => zip::<T>(&kept, &dy, P::NAME, |k, dy| p.df(k) * dy),
+            None => map::<T>(&dy, P::NAME, |dy| p.df(T::ZERO) * dy),
+        })?;
+        Ok([Some(dx)])
+    }
+}
+
+/// A new tensor of f(x), in x's memory order.
+pub(crate) fn map<T: Real>(
+    x: &Tensor,
+    op: &'static str,
+    f: impl Fn(T) -> T + Sync,
+) -> Result<Tensor> {
+    let layout = x.layout().dense_like();
+    let v = x.storage_slice::<T>(op)?;
+    Tensor::build::<T>(layout, x.device(), |out| {
+        strided::map(v, x.layout(), out, &layout, f)
+    })
+}
+
+/// A new tensor of f(x, y), both of one shape, in x's memory order.
+pub(crate) fn zip<T: Real>(
+    x: &Tensor,
+    y: &Tensor,
+    op: &'static str,
+    f: impl Fn(T, T) -> T + Sync,
+) -> Result<Tensor> {
+    let layout = x.layout().dense_like();
+    let (a, b) = (x.storage_slice::<T>(op)?, y.storage_slice::<T>(op)?);
+    Tensor::build::<T>(layout, x.device(), |out| {
+        strided::zip((a, x.layout()), (b, y.layout()), out, &layout, f)
+    })
+}
+
+/// `Name "pytorch_name" Keep, f, df;` for functions without settings.
+macro_rules! pointwise {
+    ($($(#[$doc:meta])* $name:ident $method:ident $keep:ident, $f:expr, $df:expr;)*) => {
+        $(
+            #[derive(Clone, Copy)]
+            struct $name;
+            impl Pointwise for $name {
+                const NAME: &'static str = stringify!($method);
+                const KEEP: Keep = Keep::$keep;
+                #[inline(always)]
+                fn f<T: Real>(self, x: T) -> T { let f: fn(T) -> T = $f; f(x) }
+                #[inline(always)]
+                fn df<T: Real>(self, k: T) -> T { let f: fn(T) -> T = $df; f(k) }
+            }
+        )*
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                pub fn $method(&self) -> Result<Tensor> {
+                    apply(Unary($name, PhantomData), [self])
+                }
+            )*
+        }
+    };
+}
+
+pointwise! {
+    /// -x.
+    Neg neg Nothing, |x| -x, |_| -T::ONE;
+    /// |x|; the derivative at 0 is 0, as PyTorch has it.
+    Abs abs X, |x| x.abs(), sign;
+    /// x^2.
+    Square square X, |x| x * x, |x| x + x;
+    /// 1 / x.
+    Reciprocal reciprocal Y, |x| T::ONE / x, |y| -y * y;
+    /// The square root.
+    Sqrt sqrt Y, |x| x.sqrt(), |y| T::of(0.5) / y;
+    /// 1 / sqrt(x).
+    Rsqrt rsqrt Y, |x| T::ONE / x.sqrt(), |y| T::of(-0.5) * y * y * y;
+    /// e^x.
+    ///
+    /// ```
+    /// # use cotangent::Tensor;
+    /// assert_eq!(Tensor::scalar(0f32)?.exp()?.item()?, 1.0);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    Exp exp Y, |x| x.exp(), |y| y;
+    /// The natural logarithm.
+    Log log X, |x| x.ln(), |x| T::ONE / x;
+    /// The sine.
+    Sin sin X, |x| x.sin(), |x| x.cos();
+    /// The cosine.
+    Cos cos X, |x| x.cos(), |x| -x.sin();
+    /// The hyperbolic tangent.
+    Tanh tanh Y, |x| x.tanh(), |y| T::ONE - y * y;
+    /// 1 / (1 + e^-x).
+    Sigmoid sigmoid Y, sigmoid, |y| y * (T::ONE - y);
+    /// max(x, 0); the derivative at 0 is 0.
+    ///
+    /// ```
+    /// # use cotangent::Tensor;
+    /// let y = Tensor::from_vec(vec![-1f32, 2.0], [2])?.relu()?;
+    /// assert_eq!(y.to_vec::<f32>()?, [0.0, 2.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    Relu relu Y, |x| x.maximum(T::ZERO), |y| if y > T::ZERO { T::ONE } else { T::ZERO };
+    /// x Phi(x), with the normal distribution's Phi (Hendrycks and Gimpel 2016).
+    Gelu gelu X, |x| x * phi(x), |x| phi(x) + x * (T::of(-0.5) * x * x).exp() * T::of(0.398_942_280_401_432_7);
+    /// GELU's approximation by tanh (the same paper).
+    GeluTanh gelu_tanh X, |x| T::of(0.5) * x * (T::ONE + gelu_inner(x).tanh()), |x| {
+        let t = gelu_inner(x).tanh();
+        let inner = T::of(GELU_SCALE) * (T::ONE + T::of(3.0 * GELU_CUBE) * x * x);
+        T::of(0.5) * (T::ONE + t + x * (T::ONE - t * t) * inner)
+    };
+    /// x sigmoid(x) (Elfwing et al. 2017).
+    Silu silu X, |x| x * sigmoid(x), |x| { let s = sigmoid(x); s * (T::ONE + x * (T::ONE - s)) };
+    /// x tanh(softplus(x)) (Misra 2019).
+    Mish mish X, |x| x * softplus(x).tanh(), |x| {
+        let t = softplus(x).tanh();
+        t + x * (T::ONE - t * t) * sigmoid(x)
+    };
+    /// ln(1 + e^x).
+    Softplus softplus X, softplus, sigmoid;
+}
+
+const GELU_SCALE: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+const GELU_CUBE: f64 = 0.044_715;
+
+#[inline(always)]
+fn sign<T: Real>(x: T) -> T {
+    if x > T::ZERO {
+        T::ONE
+    } else if x < T::ZERO {
+        -T::ONE
+    } else {
+        T::ZERO
+    }
+}
+
+#[inline(always)]
+fn sigmoid<T: Real>(x: T) -> T {
+    // e^-|x| cannot overflow
+    let e = (-x.abs()).exp();
+    (if x < T::ZERO { e } else { T::ONE }) / (T::ONE + e)
+}
+
+#[inline(always)]
+fn softplus<T: Real>(x: T) -> T {
+    x.maximum(T::ZERO) + (-x.abs()).exp().ln_1p()
+}
+
+#[inline(always)]
+fn phi<T: Real>(x: T) -> T {
+    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
+}
+
+#[inline(always)]
+fn gelu_inner<T: Real>(x: T) -> T {
+    T::of(GELU_SCALE) * (x + T::of(GELU_CUBE) * x * x * x)
+}
+
+/// max(x, 0) + slope min(x, 0).
+#[derive(Clone, Copy)]
+struct LeakyRelu(f64);
+impl Pointwise for LeakyRelu {
+    const NAME: &'static str = "leaky_relu";
+    const KEEP: Keep = Keep::X;
+    #[inline(always)]
+    fn f<T: Real>(self, x: T) -> T {
+        if x > T::ZERO { x } else { T::of(self.0) * x }
+    }
+    #[inline(always)]
+    fn df<T: Real>(self, x: T) -> T {
+        if x > T::ZERO { T::ONE } else { T::of(self.0) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Elu(f64);
+impl Pointwise for Elu {
+    const NAME: &'static str = "elu";
+    const KEEP: Keep = Keep::X;
+    #[inline(always)]
+    fn f<T: Real>(self, x: T) -> T {
+        if x > T::ZERO {
+            x
+        } else {
+            T::of(self.0) * x.exp_m1()
+        }
+    }
+    #[inline(always)]
+    fn df<T: Real>(self, x: T) -> T {
+        if x > T::ZERO {
+            T::ONE
+        } else {
+            T::of(self.0) * x.exp()
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct PowScalar(f64);
+impl Pointwise for PowScalar {
+    const NAME: &'static str = "pow_scalar";
+    const KEEP: Keep = Keep::X;
+    #[inline(always)]
+    fn f<T: Real>(self, x: T) -> T {
+        x.powf(T::of(self.0))
+    }
+    #[inline(always)]
+    fn df<T: Real>(self, x: T) -> T {
+        // x^0 is constant: 0 even where x^-1 is infinite
+        if self.0 == 0.0 {
+            T::ZERO
+        } else {
+            T::of(self.0) * x.powf(T::of(self.0 - 1.0))
+        }
+    }
+}
+
+/// a x + b: every op with a number.
+#[derive(Clone, Copy)]
+struct Linear(f64, f64);
+impl Pointwise for Linear {
+    const NAME: &'static str = "mul_scalar";
+    const KEEP: Keep = Keep::Nothing;
+    #[inline(always)]
+    fn f<T: Real>(self, x: T) -> T {
+        T::of(self.0) * x + T::of(self.1)
+    }
+    #[inline(always)]
+    fn df<T: Real>(self, _: T) -> T {
+        T::of(self.0)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Clamp(f64, f64);
+impl Pointwise for Clamp {
+    const NAME: &'static str = "clamp";
+    const KEEP: Keep = Keep::X;
+    #[inline(always)]
+    fn f<T: Real>(self, x: T) -> T {
+        x.maximum(T::of(self.0)).minimum(T::of(self.1))
+    }
+    #[inline(always)]
+    fn df<T: Real>(self, x: T) -> T {
+        if x >= T::of(self.0) && x <= T::of(self.1) {
+            T::ONE
+        } else {
+            T::ZERO
+        }
+    }
+}
+
+fn unary<P: Pointwise>(p: P, x: &Tensor) -> Result<Tensor> {
+    apply(Unary(p, PhantomData), [x])
+}
+
+impl Tensor {
+    /// x where x > 0, else `negative_slope` x (Maas et al. 2013).
+    pub fn leaky_relu(&self, negative_slope: f64) -> Result<Tensor> {
+        unary(LeakyRelu(negative_slope), self)
+    }
+
+    /// x where x > 0, else `alpha` (e^x - 1) (Clevert et al. 2015).
+    pub fn elu(&self, alpha: f64) -> Result<Tensor> {
+        unary(Elu(alpha), self)
+    }
+
+    /// x^`exponent`.
+    pub fn pow_scalar(&self, exponent: f64) -> Result<Tensor> {
+        unary(PowScalar(exponent), self)
+    }
+
+    /// x + `value`.
+    pub fn add_scalar(&self, value: f64) -> Result<Tensor> {
+        unary(Linear(1.0, value), self)
+    }
+
+    /// x `factor`.
+    pub fn mul_scalar(&self, factor: f64) -> Result<Tensor> {
+        unary(Linear(factor, 0.0), self)
+    }
+
+    /// x held between `min` and `max`; the gradient passes where x lies within.
+    pub fn clamp(&self, min: f64, max: f64) -> Result<Tensor> {
+        // also refuses NaN
+        if !matches!(
+            min.partial_cmp(&max),
+            Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)
+        ) {
+            return Err(Error::argument(
+                "clamp",
+                format!("min {min} is not at most max {max}"),
+            ));
+        }
+        unary(Clamp(min, max), self)
+    }
+
+    /// The elements as another type. The gradient is cast back.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let x = Tensor::from_vec(vec![1.9f32, -1.9], [2])?.to_dtype(DType::I64)?;
+    /// assert_eq!(x.to_vec::<i64>()?, [1, -1]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
+        if dtype == self.dtype() {
+            return Ok(self.clone());
+        }
+        if !dtype.is_float() || !self.is_tracked() {
+            return self.cast(dtype);
+        }
+        apply(ToDType(dtype), [self])
+    }
+}
+
+struct ToDType(DType);
+impl Op<1> for ToDType {
+    const NAME: &'static str = "to_dtype";
+    const ANY_DTYPE: bool = true;
+    type Saved = ();
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
+        Ok((x.cast(self.0)?, ()))
+    }
+
+    fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        // the engine casts to the input's dtype
+        Ok([Some(dy)])
+    }
+}
+
+macro_rules! cases {
+    ($($op:ident $input:ident;)*) => {
+        &[$(Case { op: stringify!($op), name: "(3, 5)", inputs: &[Input::$input(&[3, 5])], run: |x| x[0].$op() }),*]
+    };
+}
+
+/// Every function without settings.
+pub const CASES: &[Case] = cases! {
+    neg Normal; abs NonZero; square Normal; reciprocal NonZero; sqrt Positive; rsqrt Positive;
+    exp Normal; log Positive; sin Normal; cos Normal; tanh Normal; sigmoid Normal; relu NonZero; gelu Normal;
+    gelu_tanh Normal; silu Normal; mish Normal; softplus Normal;
+};
+
+/// Functions with settings, and shapes that are special.
+pub const MORE_CASES: &[Case] = &[
+    Case {
+        op: "leaky_relu",
+        name: "slope 0.01",
+        inputs: &[Input::NonZero(&[3, 5])],
+        run: |x| x[0].leaky_relu(0.01),
+    },
+    Case {
+        op: "elu",
+        name: "alpha 1",
+        inputs: &[Input::NonZero(&[3, 5])],
+        run: |x| x[0].elu(1.0),
+    },
+    Case {
+        op: "elu",
+        name: "alpha 0.5",
+        inputs: &[Input::NonZero(&[3, 5])],
+        run: |x| x[0].elu(0.5),
+    },
+    Case {
+        op: "pow_scalar",
+        name: "cube",
+        inputs: &[Input::Normal(&[3, 5])],
+        run: |x| x[0].pow_scalar(3.0),
+    },
+    Case {
+        op: "pow_scalar",
+        name: "-1.5",
+        inputs: &[Input::Positive(&[3, 5])],
+        run: |x| x[0].pow_scalar(-1.5),
+    },
+    Case {
+        op: "pow_scalar",
+        name: "0",
+        inputs: &[Input::Normal(&[3])],
+        run: |x| x[0].pow_scalar(0.0),
+    },
+    Case {
+        op: "mul_scalar",
+        name: "-2",
+        inputs: &[Input::Normal(&[3, 5])],
+        run: |x| x[0].mul_scalar(-2.0),
+    },
+    Case {
+        op: "add_scalar",
+        name: "3",
+        inputs: &[Input::Normal(&[3, 5])],
+        run: |x| x[0].add_scalar(3.0),
+    },
+    Case {
+        op: "clamp",
+        name: "-0.1 to 0.1",
+        inputs: &[Input::NonZero(&[3, 5])],
+        run: |x| x[0].clamp(-0.1, 0.1),
+    },
+    Case {
+        op: "clamp",
+        name: "-9 to 9",
+        inputs: &[Input::Normal(&[3, 5])],
+        run: |x| x[0].clamp(-9.0, 9.0),
+    },
+    Case {
+        op: "to_dtype",
+        name: "f64 to f64",
+        inputs: &[Input::Normal(&[3])],
+        run: |x| x[0].to_dtype(x[0].dtype()),
+    },
+    Case {
+        op: "tanh",
+        name: "scalar",
+        inputs: &[Input::Normal(&[])],
+        run: |x| x[0].tanh(),
+    },
+    Case {
+        op: "tanh",
+        name: "empty",
+        inputs: &[Input::Normal(&[0, 3])],
+        run: |x| x[0].tanh(),
+    },
+    Case {
+        op: "gelu",
+        name: "images",
+        inputs: &[Input::Normal(&[2, 3, 2, 2])],
+        run: |x| x[0].gelu(),
+    },
+];

@@ -1,0 +1,266 @@
+//! Storage: typed memory of one device, recycled, with counters.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use crate::device::Device;
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+
+/// Every buffer starts at a cache line, as wide as the widest vector register.
+const ALIGN: usize = 64;
+/// Free buffers held for reuse, in bytes; beyond it memory goes back to the system.
+const HELD_MOST: usize = 2 << 30;
+
+/// What the allocator has given out and what it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// Buffers in use.
+    pub live: usize,
+    /// Bytes in use.
+    pub live_bytes: usize,
+    /// The most bytes in use since the start or [`reset_peak`].
+    pub peak_bytes: usize,
+    /// Bytes free, held for reuse.
+    pub held_bytes: usize,
+    /// Buffers taken from the system since the start.
+    pub allocations: usize,
+}
+
+struct Pool {
+    free: HashMap<usize, Vec<Address>>,
+    stats: MemoryStats,
+}
+
+struct Address(NonNull<u8>);
+// SAFETY: a free buffer's address is owned by the pool alone
+unsafe impl Send for Address {}
+
+static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+
+fn with_pool<T>(f: impl FnOnce(&mut Pool) -> T) -> T {
+    // a panic elsewhere cannot leave the counters half written: poisoning does not matter
+    let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
+    f(pool.get_or_insert_with(|| Pool {
+        free: HashMap::new(),
+        stats: MemoryStats::default(),
+    }))
+}
+
+/// The CPU allocator's counters.
+pub fn memory_stats() -> MemoryStats {
+    with_pool(|p| p.stats)
+}
+
+/// Start counting the peak anew from what is in use now.
+pub fn reset_peak() {
+    with_pool(|p| p.stats.peak_bytes = p.stats.live_bytes);
+}
+
+/// Bytes rounded up to a size class: an eighth of a power of two, so that nearly equal sizes
+/// share buffers and at most an eighth is wasted.
+fn size_class(bytes: usize) -> usize {
+    let bytes = bytes.max(ALIGN);
+    let step = (bytes.next_power_of_two() / 16).max(ALIGN);
+    bytes.div_ceil(step) * step
+}
+
+/// Memory of the CPU, aligned, always initialized (by zeros or by an earlier owner), so that it
+/// can be read as any plain number type.
+struct Buffer {
+    ptr: NonNull<u8>,
+    bytes: usize,
+    owner: Owner,
+}
+
+enum Owner {
+    /// From the pool, with this many bytes.
+    Pool(usize),
+    /// Somebody else's vector, kept alive here.
+    Foreign(#[allow(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>),
+}
+
+// SAFETY: a buffer owns its memory; shared reads are plain reads, writes need `&mut`
+unsafe impl Send for Buffer {}
+// SAFETY: as above
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    fn new(bytes: usize) -> Result<Self> {
+        let class = size_class(bytes);
+        let reused = with_pool(|p| {
+            let a = p.free.get_mut(&class)?.pop()?;
+            p.stats.held_bytes -= class;
+            Some(a.0)
+        });
+        let ptr = match reused {
+            Some(ptr) => ptr,
+            None => {
+                let layout = std::alloc::Layout::from_size_align(class, ALIGN)
+                    .map_err(|_| out_of_memory(bytes))?;
+                // SAFETY: the size is not 0; zeroed, so that every byte is initialized
+                let ptr = unsafe { std::alloc::alloc_zeroed(layout) };
+                NonNull::new(ptr).ok_or_else(|| out_of_memory(bytes))?
+            }
+        };
+        with_pool(|p| {
+            let s = &mut p.stats;
+            s.allocations += reused.is_none() as usize;
+            s.live += 1;
+            s.live_bytes += class;
+            s.peak_bytes = s.peak_bytes.max(s.live_bytes);
+        });
+        Ok(Buffer {
+            ptr,
+            bytes,
+            owner: Owner::Pool(class),
+        })
+    }
+}
+
+fn out_of_memory(asked: usize) -> Error {
+    Error::OutOfMemory {
+        asked,
+        held: memory_stats().held_bytes,
+        free: 0,
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let Owner::Pool(class) = self.owner else {
+            return;
+        };
+        let ptr = self.ptr;
+        let keep = with_pool(|p| {
+            p.stats.live -= 1;
+            p.stats.live_bytes -= class;
+            let keep = p.stats.held_bytes + class <= HELD_MOST;
+            if keep {
+                p.stats.held_bytes += class;
+                p.free.entry(class).or_default().push(Address(ptr));
+            }
+            keep
+        });
+        if !keep {
+            // SAFETY: allocated in `new` with this size and alignment, and nobody holds it now
+            unsafe {
+                std::alloc::dealloc(
+                    ptr.as_ptr(),
+                    std::alloc::Layout::from_size_align_unchecked(class, ALIGN),
+                )
+            };
+        }
+    }
+}
+
+/// The elements of one or more tensors: a dtype and the memory of one device. This enum is the
+/// one place where backends part.
+pub struct Storage {
+    dtype: DType,
+    memory: Memory,
+}
+
+enum Memory {
+    Cpu(Buffer),
+}
+
+impl Storage {
+    /// Room for `len` elements, holding whatever was there.
+    pub(crate) fn new(dtype: DType, len: usize, device: Device) -> Result<Self> {
+        let memory = match device {
+            Device::Cpu => Memory::Cpu(Buffer::new(len * dtype.size())?),
+        };
+        Ok(Storage { dtype, memory })
+    }
+
+    /// A vector's elements, without a copy.
+    pub(crate) fn from_vec<T: Element>(mut v: Vec<T>) -> Self {
+        let ptr = NonNull::new(v.as_mut_ptr().cast()).unwrap_or(NonNull::dangling());
+        let bytes = size_of_val(v.as_slice());
+        Storage {
+            dtype: T::DTYPE,
+            memory: Memory::Cpu(Buffer {
+                ptr,
+                bytes,
+                owner: Owner::Foreign(Box::new(v)),
+            }),
+        }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match self.memory {
+            Memory::Cpu(_) => Device::Cpu,
+        }
+    }
+
+    fn check<T: Element>(&self, op: &'static str) -> Result<()> {
+        if T::DTYPE == self.dtype {
+            return Ok(());
+        }
+        let expected = match T::DTYPE {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::I64 => "i64",
+            DType::U8 => "u8",
+        };
+        Err(Error::DType {
+            op,
+            expected,
+            got: self.dtype,
+        })
+    }
+
+    /// All elements; an error if they are of another type.
+    pub(crate) fn slice<T: Element>(&self, op: &'static str) -> Result<&[T]> {
+        self.check::<T>(op)?;
+        let Memory::Cpu(b) = &self.memory;
+        // SAFETY: the buffer holds this many initialized bytes, aligned for T; T is plain data
+        Ok(unsafe { std::slice::from_raw_parts(b.ptr.as_ptr().cast(), b.bytes / size_of::<T>()) })
+    }
+
+    /// All elements, to be written.
+    pub(crate) fn slice_mut<T: Element>(&mut self, op: &'static str) -> Result<&mut [T]> {
+        self.check::<T>(op)?;
+        let Memory::Cpu(b) = &mut self.memory;
+        // SAFETY: as in `slice`, and `&mut self` makes it the only reference
+        Ok(unsafe {
+            std::slice::from_raw_parts_mut(b.ptr.as_ptr().cast(), b.bytes / size_of::<T>())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_classes_waste_little() {
+        for n in [1, 64, 65, 1000, 4097, 1 << 20, (1 << 20) + 1] {
+            let c = size_class(n);
+            assert!(
+                c >= n && c % ALIGN == 0 && (c - n <= n / 8 + ALIGN),
+                "{n} -> {c}"
+            );
+            assert_eq!(size_class(c), c);
+        }
+    }
+
+    #[test]
+    fn too_much_is_an_error() {
+        assert!(matches!(
+            Storage::new(DType::F32, usize::MAX / 16, Device::Cpu),
+            Err(Error::OutOfMemory { .. })
+        ));
+    }
+}

@@ -1,0 +1,193 @@
+//! Printing, as PyTorch prints.
+
+use std::fmt;
+
+use super::Tensor;
+use crate::dtype::DType;
+
+/// Above this many elements an axis shows its first and last three only.
+const SUMMARIZE: usize = 1000;
+const EDGE: usize = 3;
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values = self
+            .cast(DType::F64)
+            .and_then(|t| t.to_vec::<f64>())
+            .map_err(|_| fmt::Error)?;
+        let skip = self.numel() > SUMMARIZE;
+        let shown = {
+            let mut shown = Vec::new();
+            visit(self.shape(), skip, 0, &mut |i| shown.push(values[i]));
+            shown
+        };
+        let number = Number::of(&shown, self.dtype());
+        let width = shown
+            .iter()
+            .map(|&x| number.text(x).len())
+            .max()
+            .unwrap_or(0);
+        f.write_str("tensor(")?;
+        write_axis(f, self.shape(), skip, 0, 7, &mut |i, f| {
+            write!(f, "{:>width$}", number.text(values[i]))
+        })?;
+        if self.numel() == 0 && self.rank() != 1 {
+            write!(f, ", size={:?}", self.shape())?;
+        }
+        if self.dtype() != DType::F32 {
+            write!(f, ", dtype={}", self.dtype())?;
+        }
+        match self.node.as_ref().map(|n| n.op()) {
+            Some("leaf") => f.write_str(", requires_grad=true")?,
+            Some(op) => write!(f, ", grad_fn=<{op}>")?,
+            None => {}
+        }
+        f.write_str(")")
+    }
+}
+
+/// How PyTorch writes a tensor's numbers: integers as they are, floats with four decimals, or in
+/// scientific notation where they differ too much.
+struct Number {
+    integer: bool,
+    whole: bool,
+    scientific: bool,
+}
+
+impl Number {
+    fn of(shown: &[f64], dtype: DType) -> Self {
+        let sizes = || {
+            shown
+                .iter()
+                .map(|x| x.abs())
+                .filter(|x| x.is_finite() && *x > 0.0)
+        };
+        let most = sizes().fold(0.0, f64::max);
+        let least = sizes().fold(f64::INFINITY, f64::min);
+        let whole = shown.iter().all(|x| !x.is_finite() || x.fract() == 0.0);
+        let spread = most > 0.0 && (most / least > 1e3 || most > 1e8 || least < 1e-4);
+        Number {
+            integer: !dtype.is_float(),
+            whole,
+            scientific: if whole { most > 1e8 } else { spread },
+        }
+    }
+
+    fn text(&self, x: f64) -> String {
+        if self.integer || !x.is_finite() {
+            return format!("{x}").replace("NaN", "nan");
+        }
+        if self.scientific {
+            let s = format!("{x:.4e}");
+            // Rust writes 1.0e-5, PyTorch 1.0e-05
+            let (digits, exponent) = s.split_once('e').unwrap_or((&s, "0"));
+            let (sign, e) = exponent
+                .strip_prefix('-')
+                .map_or(('+', exponent), |e| ('-', e));
+            return format!("{digits}e{sign}{e:0>2}");
+        }
+        if self.whole {
+            format!("{x:.0}.")
+        } else {
+            format!("{x:.4}")
+        }
+    }
+}
+
+/// The indices along an axis that are shown; `None` stands for the dots.
+fn indices(size: usize, skip: bool) -> impl Iterator<Item = Option<usize>> {
+    let cut = skip && size > 2 * EDGE;
+    let head = if cut { EDGE } else { size };
+    let tail = if cut { size - EDGE } else { size };
+    (0..head)
+        .map(Some)
+        .chain(cut.then_some(None))
+        .chain((tail..size).map(Some))
+}
+
+fn visit(dims: &[usize], skip: bool, at: usize, f: &mut impl FnMut(usize)) {
+    match dims {
+        [] => f(at),
+        [size, rest @ ..] => {
+            let stride: usize = rest.iter().product();
+            for i in indices(*size, skip).flatten() {
+                visit(rest, skip, at + i * stride, f);
+            }
+        }
+    }
+}
+
+fn write_axis(
+    f: &mut fmt::Formatter<'_>,
+    dims: &[usize],
+    skip: bool,
+    at: usize,
+    indent: usize,
+    element: &mut impl FnMut(usize, &mut fmt::Formatter<'_>) -> fmt::Result,
+) -> fmt::Result {
+    let [size, rest @ ..] = dims else {
+        return element(at, f);
+    };
+    let stride: usize = rest.iter().product();
+    f.write_str("[")?;
+    for (n, i) in indices(*size, skip).enumerate() {
+        if n > 0 {
+            f.write_str(",")?;
+            match rest.len() {
+                0 => f.write_str(" ")?,
+                blank => {
+                    f.write_str(&"\n".repeat(blank))?;
+                    f.write_str(&" ".repeat(indent + 1))?;
+                }
+            }
+        }
+        match i {
+            Some(i) => write_axis(f, rest, skip, at + i * stride, indent + 1, element)?,
+            None => f.write_str("...")?,
+        }
+    }
+    f.write_str("]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Result;
+
+    #[test]
+    fn like_pytorch() -> Result<()> {
+        let t = |v: &[f32], d: &[usize]| Tensor::from_slice(v, d).map(|t| t.to_string());
+        assert_eq!(
+            t(&[1.0, -0.5, 2.25, 0.0], &[2, 2])?,
+            "tensor([[ 1.0000, -0.5000],\n        [ 2.2500,  0.0000]])"
+        );
+        assert_eq!(t(&[1.0, 2.0], &[2])?, "tensor([1., 2.])");
+        assert_eq!(t(&[3.0], &[])?, "tensor(3.)");
+        assert_eq!(t(&[1e-5, 1.0], &[2])?, "tensor([1.0000e-05, 1.0000e+00])");
+        assert_eq!(t(&[f32::NAN, 1.5], &[2])?, "tensor([   nan, 1.5000])");
+        assert_eq!(t(&[], &[0])?, "tensor([])");
+        assert_eq!(
+            Tensor::zeros([2, 0], DType::F64)?.to_string(),
+            "tensor([[],\n        []], size=[2, 0], dtype=f64)"
+        );
+        assert_eq!(
+            Tensor::from_slice(&[1i64, 20], 2)?.to_string(),
+            "tensor([ 1, 20], dtype=i64)"
+        );
+        assert_eq!(
+            Tensor::zeros([1, 2, 1], DType::F32)?.to_string(),
+            "tensor([[[0.],\n         [0.]]])"
+        );
+        assert_eq!(
+            Tensor::arange(0.0, 2000.0, 1.0, DType::F32)?.to_string(),
+            "tensor([   0.,    1.,    2., ..., 1997., 1998., 1999.])"
+        );
+        Ok(())
+    }
+}
