@@ -3,5 +3,6 @@ pub mod dtype;
 pub mod error;
 pub mod random;
 pub mod shape;
+pub mod train;
 pub use dtype::DType;
 pub use error::{Error, Result};
