@@ -1,8 +1,10 @@
 //! Cotangent: a from-scratch tensor and reverse-mode autograd engine.
 
 pub mod autograd;
-mod cpu;
+#[doc(hidden)]
+pub mod cpu;
 pub mod cuda;
+pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
@@ -11,6 +13,7 @@ pub mod random;
 pub mod shape;
 pub mod storage;
 pub mod tensor;
+pub mod train;
 
 pub use device::Device;
 pub use dtype::DType;

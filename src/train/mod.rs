@@ -1,0 +1,12 @@
+//! Training: what a run leaves behind (history, curves, pictures) and what it shows on the way.
+
+pub mod files;
+pub mod history;
+pub mod picture;
+pub mod plot;
+pub mod progress;
+
+pub use history::History;
+pub use picture::save_grid;
+pub use plot::{Plot, Series, save_curves};
+pub use progress::Progress;
