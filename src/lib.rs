@@ -1,4 +1,5 @@
 //! Cotangent: a from-scratch tensor and reverse-mode autograd engine.
+pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod random;
