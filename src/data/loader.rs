@@ -1,0 +1,375 @@
+//! The loader: a data set in batches, shuffled and augmented by seed and epoch alone, made ahead
+//! of time on a thread.
+
+use std::any::Any;
+use std::iter::FusedIterator;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::transform::Transform;
+use super::{Augment, Dataset, Normalize, Purpose, stream};
+use crate::error::{Error, Result};
+
+/// Batches made ahead: one in the worker's hands, so many waiting.
+const PREFETCH: usize = 2;
+
+/// Images and labels as a model takes them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// (N, C, H, W), row-major.
+    pub images: Vec<f32>,
+    /// (N).
+    pub labels: Vec<i64>,
+    /// [N, C, H, W].
+    pub shape: [usize; 4],
+}
+
+/// A data set as batches, epoch after epoch. A clone is cheap.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    data: Dataset,
+    transform: Arc<Transform>,
+    batch_size: usize,
+    seed: u64,
+    shuffle: bool,
+    drop_last: bool,
+}
+
+impl Loader {
+    /// Batches of `batch_size` images, in the data set's order or with `shuffle` in a new one
+    /// each epoch; the last one is smaller where the images do not divide, or left out with
+    /// `drop_last`. A batch size of 0 or over the data set, and settings that do not fit the
+    /// images, are an [`Error::Config`].
+    pub fn new(
+        data: Dataset,
+        normalize: &Normalize,
+        augment: Augment,
+        batch_size: usize,
+        seed: u64,
+        shuffle: bool,
+        drop_last: bool,
+    ) -> Result<Self> {
+        let n = data.len();
+        if batch_size == 0 || batch_size > n {
+            let why = format!("{batch_size} for {n} images; expected 1 to {n}");
+            return Err(Error::config("batch_size", why));
+        }
+        let transform = Arc::new(Transform::new(data.shape(), normalize, augment)?);
+        Ok(Loader {
+            data,
+            transform,
+            batch_size,
+            seed,
+            shuffle,
+            drop_last,
+        })
+    }
+
+    /// The images.
+    pub fn dataset(&self) -> &Dataset {
+        &self.data
+    }
+
+    /// The number of batches in an epoch, at least 1.
+    pub fn batches(&self) -> usize {
+        if self.drop_last {
+            self.data.len() / self.batch_size
+        } else {
+            self.data.len().div_ceil(self.batch_size)
+        }
+    }
+
+    /// The batches of an epoch. The same epoch of the same seed gives the same bits.
+    pub fn epoch(&self, epoch: u64) -> Epoch {
+        self.epoch_from(epoch, 0)
+    }
+
+    /// The batches of an epoch from batch `first` on, as [`epoch`](Self::epoch) would give them;
+    /// none where there are not so many.
+    pub fn epoch_from(&self, epoch: u64, first: usize) -> Epoch {
+        let loader = self.clone();
+        Epoch::start(self.data.name(), first..self.batches(), move || {
+            let order = loader.order(epoch);
+            let augment_seed = stream(loader.seed, Purpose::Augment, epoch).seed;
+            move |batch| loader.batch(&order, augment_seed, batch)
+        })
+    }
+
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        if self.shuffle {
+            stream(self.seed, Purpose::Shuffle, epoch).permutation(self.data.len())
+        } else {
+            (0..self.data.len()).collect()
+        }
+    }
+
+    fn batch(&self, order: &[usize], augment_seed: u64, batch: usize) -> Batch {
+        let start = batch * self.batch_size;
+        let indices = &order[start..order.len().min(start + self.batch_size)];
+        let [c, h, w] = self.data.shape();
+        Batch {
+            images: self.transform.gather(&self.data, indices, augment_seed),
+            labels: indices.iter().map(|&i| self.data.label(i) as i64).collect(),
+            shape: [indices.len(), c, h, w],
+        }
+    }
+}
+
+/// The batches of an epoch, made ahead on a thread that ends with this iterator.
+#[derive(Debug)]
+pub struct Epoch {
+    name: String,
+    left: usize,
+    batches: Option<Receiver<Result<Batch>>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Epoch {
+    /// Start the thread: `prepare` runs on it and gives what makes a batch of `range`.
+    fn start<F: FnMut(usize) -> Batch>(
+        name: &str,
+        range: std::ops::Range<usize>,
+        prepare: impl FnOnce() -> F + Send + 'static,
+    ) -> Self {
+        let (sender, batches) = sync_channel(PREFETCH);
+        let (refused, left) = (sender.clone(), range.len());
+        let work = move || {
+            let mut make = prepare();
+            for i in range {
+                // nobody is there to receive any more: the iterator was dropped
+                if sender.send(Ok(make(i))).is_err() {
+                    return;
+                }
+            }
+        };
+        let builder = thread::Builder::new().name("loader".into());
+        let worker = match builder.spawn(work) {
+            Ok(worker) => Some(worker),
+            Err(e) => {
+                // there is room for one and the receiver is alive
+                let _ = refused.send(Err(Error::io(name)(e)));
+                None
+            }
+        };
+        Epoch {
+            name: name.into(),
+            left,
+            batches: Some(batches),
+            worker,
+        }
+    }
+
+    /// Let the worker end and wait for it; what it panicked with, if it did.
+    fn join(&mut self) -> thread::Result<()> {
+        // a worker waiting to send wakes up when the receiver is gone
+        self.batches = None;
+        self.worker.take().map_or(Ok(()), JoinHandle::join)
+    }
+}
+
+impl Iterator for Epoch {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let item = match self.batches.as_ref()?.recv() {
+            Ok(item) => item,
+            // the worker has batches left but is gone
+            Err(_) => {
+                let what = self.join().err().map_or(String::new(), |p| panic_text(&*p));
+                let why = format!("the loading thread stopped: {what}");
+                Err(Error::data(&self.name, why))
+            }
+        };
+        self.left = if item.is_ok() { self.left - 1 } else { 0 };
+        Some(item)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Epoch {}
+impl FusedIterator for Epoch {}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        // an epoch left early does not care how its worker ended
+        let _ = self.join();
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    /// n images of 1x4x4; image i has all pixels i and label i % 3.
+    fn numbered(n: usize) -> Dataset {
+        let images = (0..n * 16).map(|i| (i / 16) as u8).collect();
+        let labels = (0..n).map(|i| (i % 3) as u8).collect();
+        Dataset::new("numbered", images, labels, [1, 4, 4], &["a", "b", "c"]).unwrap()
+    }
+
+    fn zero_mean() -> Normalize {
+        Normalize::MeanImage(vec![0.0; 16])
+    }
+
+    fn loader(n: usize, batch: usize, shuffle: bool, drop_last: bool, a: Augment) -> Loader {
+        Loader::new(numbered(n), &zero_mean(), a, batch, 7, shuffle, drop_last).unwrap()
+    }
+
+    /// Which images an epoch gave, by their top left pixel, and the sizes of its batches.
+    fn numbers(l: &Loader, epoch: u64) -> (Vec<usize>, Vec<usize>) {
+        let (mut seen, mut sizes) = (Vec::new(), Vec::new());
+        for batch in l.epoch(epoch).map(Result::unwrap) {
+            sizes.push(batch.shape[0]);
+            assert_eq!(batch.images.len(), batch.shape.iter().product());
+            for (image, label) in batch.images.chunks(16).zip(&batch.labels) {
+                let i = (image[0] * 255.0).round() as usize;
+                assert_eq!(*label, (i % 3) as i64);
+                seen.push(i);
+            }
+        }
+        (seen, sizes)
+    }
+
+    #[test]
+    fn in_order_with_the_last_partial_batch_or_without() {
+        let l = loader(10, 4, false, false, Augment::none());
+        assert_eq!(l.batches(), 3);
+        assert_eq!(numbers(&l, 0), ((0..10).collect(), vec![4, 4, 2]));
+        let l = loader(10, 4, false, true, Augment::none());
+        assert_eq!((l.batches(), l.epoch(0).len()), (2, 2));
+        assert_eq!(numbers(&l, 0), ((0..8).collect(), vec![4, 4]));
+    }
+
+    #[test]
+    fn a_shuffled_epoch_holds_each_image_once_and_differs_from_the_next() {
+        let l = loader(100, 9, true, false, Augment::none());
+        let ((mut a, _), (b, _)) = (numbers(&l, 0), numbers(&l, 1));
+        assert_eq!(a, numbers(&l, 0).0);
+        assert_ne!(a, b);
+        a.sort_unstable();
+        assert!(a.into_iter().eq(0..100));
+        let mut other = loader(100, 9, true, false, Augment::none());
+        other.seed = 8;
+        assert_ne!(numbers(&other, 1).0, b);
+    }
+
+    #[test]
+    fn an_epoch_goes_on_where_it_stopped() {
+        let l = loader(
+            50,
+            8,
+            true,
+            false,
+            Augment {
+                flip: 0.5,
+                crop_padding: 2,
+            },
+        );
+        let all: Vec<Batch> = l.epoch(3).map(Result::unwrap).collect();
+        let rest: Vec<Batch> = l.epoch_from(3, 4).map(Result::unwrap).collect();
+        assert_eq!(rest, all[4..]);
+        assert_eq!(l.epoch_from(3, 7).count() + l.epoch_from(3, 99).count(), 0);
+    }
+
+    #[test]
+    fn augmentation_depends_on_seed_epoch_and_image_not_on_threads_or_order() {
+        let augment = Augment {
+            flip: 0.5,
+            crop_padding: 3,
+        };
+        let images = (0..64 * 16).map(|i| (i * 31 % 251) as u8).collect();
+        let data = Dataset::new("it", images, vec![0; 64], [1, 4, 4], &["a"]).unwrap();
+        let before = data.clone().image(5).to_vec();
+        let shuffled = Loader::new(data.clone(), &zero_mean(), augment, 64, 7, true, false);
+        let shuffled = shuffled.unwrap();
+        let run = |threads, order: &[usize], epoch| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let seed = stream(7, Purpose::Augment, epoch).seed;
+            pool.build()
+                .unwrap()
+                .install(|| shuffled.batch(order, seed, 0))
+        };
+        let plain: Vec<usize> = (0..64).collect();
+        let (one, three) = (run(1, &plain, 2), run(3, &plain, 2));
+        assert_eq!(one, three);
+        assert_ne!(one, run(3, &plain, 3));
+        // the shuffled epoch holds the same augmented images, each in its place
+        let order = shuffled.order(2);
+        let epoch = shuffled.epoch(2).next().unwrap().unwrap();
+        for (place, &i) in order.iter().enumerate() {
+            assert_eq!(epoch.images[place * 16..][..16], one.images[i * 16..][..16]);
+        }
+        assert_eq!(data.image(5), before);
+    }
+
+    #[test]
+    fn a_batch_size_of_zero_or_over_the_data_set_is_an_error() {
+        for size in [0, 11, usize::MAX] {
+            let l = Loader::new(
+                numbered(10),
+                &zero_mean(),
+                Augment::none(),
+                size,
+                0,
+                true,
+                true,
+            );
+            let e = l.unwrap_err().to_string();
+            let expected = format!("batch_size: {size} for 10 images; expected 1 to 10");
+            assert!(e.ends_with(&expected), "{e}");
+        }
+    }
+
+    fn empty() -> Batch {
+        Batch {
+            images: vec![],
+            labels: vec![],
+            shape: [0; 4],
+        }
+    }
+
+    #[test]
+    fn a_dropped_epoch_ends_its_thread_and_runs_only_so_far_ahead() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = made.clone();
+        let mut epoch = Epoch::start("it", 0..1000, move || {
+            move |_| {
+                count.fetch_add(1, SeqCst);
+                empty()
+            }
+        });
+        epoch.next().unwrap().unwrap();
+        drop(epoch);
+        // joined: nobody else holds the counter, and it no longer moves
+        assert_eq!(Arc::strong_count(&made), 1);
+        assert!(made.load(SeqCst) <= 1 + PREFETCH + 1);
+    }
+
+    #[test]
+    fn a_panic_in_the_worker_is_an_error_after_the_good_batches() {
+        let mut epoch = Epoch::start("it", 0..5, || {
+            |i| {
+                assert!(i < 2, "batch {i} is cursed");
+                empty()
+            }
+        });
+        assert!(epoch.next().unwrap().is_ok() && epoch.next().unwrap().is_ok());
+        let e = epoch.next().unwrap().unwrap_err().to_string();
+        assert_eq!(e, "it: the loading thread stopped: batch 2 is cursed");
+        assert!(epoch.next().is_none());
+    }
+}

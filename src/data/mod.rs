@@ -1,0 +1,290 @@
+//! Data sets of labelled images, their splits, and how they become batches.
+//!
+//! The way of an image: file (or [`synthetic`] generator) -> [`Dataset`], bytes in memory ->
+//! [`Loader`], which shuffles, normalizes, augments and gathers -> [`Batch`] of floats.
+
+mod cifar;
+mod idx;
+mod loader;
+mod locate;
+mod synthetic;
+mod transform;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::random::{Generator, philox4x32_10};
+
+pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
+pub use idx::{load_fashion_mnist, load_mnist, read_idx};
+pub use loader::{Batch, Epoch, Loader};
+pub use locate::{find_cifar10, load_cifar10_or_synthetic};
+pub use synthetic::{SYNTHETIC_SIZES, synthetic, synthetic_splits};
+pub use transform::{Augment, Normalize, PIXEL_SCALE};
+
+/// Labelled images of one size, kept as bytes. A clone or a subset shares them.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    name: String,
+    classes: Vec<String>,
+    shape: [usize; 3],
+    images: Arc<Vec<u8>>,
+    labels: Arc<Vec<u8>>,
+    /// Sample i is the stored image `index[i]`.
+    index: Arc<[u32]>,
+}
+
+impl Dataset {
+    /// `images` is (N, C, H, W) row-major with `shape` = [C, H, W], `labels` is (N), each below
+    /// the number of classes. An [`Error::Data`] names `name` where these do not fit.
+    pub fn new(
+        name: impl Into<String>,
+        images: Vec<u8>,
+        labels: Vec<u8>,
+        shape: [usize; 3],
+        classes: &[&str],
+    ) -> Result<Self> {
+        let name = name.into();
+        let pixels = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let expected = pixels.and_then(|n| n.checked_mul(labels.len()));
+        if pixels == Some(0) || expected != Some(images.len()) || labels.len() > u32::MAX as usize {
+            let (bytes, n) = (images.len(), labels.len());
+            let why = format!("{bytes} bytes do not make {n} labelled images of shape {shape:?}");
+            return Err(Error::data(name, why));
+        }
+        if let Some(i) = labels.iter().position(|&l| l as usize >= classes.len()) {
+            let (label, n) = (labels[i], classes.len());
+            let why = format!("image {i} has label {label} but there are {n} classes");
+            return Err(Error::data(name, why));
+        }
+        Ok(Dataset {
+            name,
+            classes: classes.iter().map(|c| c.to_string()).collect(),
+            shape,
+            index: (0..labels.len() as u32).collect(),
+            images: Arc::new(images),
+            labels: Arc::new(labels),
+        })
+    }
+
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Where the images come from, in a few words.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The classes' names; a label is an index into them.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// An image's [C, H, W].
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// The bytes (C, H, W) of image `i`; panics where `i` is not below [`len`](Self::len), as a
+    /// slice does.
+    pub fn image(&self, i: usize) -> &[u8] {
+        let pixels = self.pixels();
+        &self.images[self.index[i] as usize * pixels..][..pixels]
+    }
+
+    /// The label of image `i`; panics where `i` is not below [`len`](Self::len).
+    pub fn label(&self, i: usize) -> usize {
+        self.labels[self.index[i] as usize] as usize
+    }
+
+    /// How many images each class has.
+    pub fn class_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes.len()];
+        (0..self.len()).for_each(|i| counts[self.label(i)] += 1);
+        counts
+    }
+
+    /// The images of `range`, without copying them.
+    pub fn range(&self, range: Range<usize>) -> Result<Self> {
+        let size = self.len();
+        let index = self.index.get(range.clone()).ok_or(Error::Index {
+            op: "range",
+            index: range.end.max(range.start) as i64,
+            size,
+        })?;
+        Ok(self.with_index(index.into()))
+    }
+
+    /// The images `indices`, in that order and as often as named, without copying them.
+    pub fn subset(&self, indices: &[usize]) -> Result<Self> {
+        let pick = |&i: &usize| {
+            self.index.get(i).copied().ok_or(Error::Index {
+                op: "subset",
+                index: i as i64,
+                size: self.len(),
+            })
+        };
+        let index: Result<Vec<u32>> = indices.iter().map(pick).collect();
+        Ok(self.with_index(index?.into()))
+    }
+
+    fn with_index(&self, index: Arc<[u32]>) -> Self {
+        Dataset {
+            index,
+            ..self.clone()
+        }
+    }
+
+    /// The bytes of one image.
+    fn pixels(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A data set's three parts: to learn from, to choose by, and to report on once. Displays as one
+/// line for people.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// To learn from.
+    pub train: Dataset,
+    /// To choose settings and the best epoch by.
+    pub val: Dataset,
+    /// For the final figure alone.
+    pub test: Dataset,
+    /// Where the images come from, and how to get the real ones where these are not.
+    pub source: String,
+}
+
+impl Splits {
+    /// The same with the first `n` training images only; an [`Error::Config`] where `n` is 0 or
+    /// more than there are.
+    pub fn with_train_samples(mut self, n: usize) -> Result<Self> {
+        let most = self.train.len();
+        if n == 0 || n > most {
+            let why = format!("{n} of {most} training images; expected 1 to {most}");
+            return Err(Error::config("train_samples", why));
+        }
+        self.train = self.train.range(0..n)?;
+        Ok(self)
+    }
+}
+
+impl fmt::Display for Splits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [c, h, w] = self.train.shape();
+        let [train, val, test] = [&self.train, &self.val, &self.test].map(Dataset::len);
+        let source = &self.source;
+        write!(
+            f,
+            "{train} train, {val} val and {test} test images of {c}x{h}x{w}: {source}"
+        )
+    }
+}
+
+/// What a stream of random numbers is for, so that no two uses of a seed share numbers.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Shuffle = 1,
+    Augment,
+    Synthetic,
+}
+
+/// The random numbers of `purpose` in epoch, or of image, `number`.
+fn stream(seed: u64, purpose: Purpose, number: u64) -> Generator {
+    // the upper counter words are 0 in every Generator, so this block is in none of their streams
+    let counter = [number as u32, (number >> 32) as u32, purpose as u32, 0];
+    let r = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
+    Generator::new((r[0] as u64) << 32 | r[1] as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn four() -> Dataset {
+        let images = (0..8).collect();
+        Dataset::new("four", images, vec![0, 1, 1, 0], [2, 1, 1], &["a", "b"]).unwrap()
+    }
+
+    #[test]
+    fn a_data_set_of_misfitting_parts_is_an_error() {
+        let new = |bytes: usize, labels: Vec<u8>, shape| {
+            Dataset::new("it", vec![0; bytes], labels, shape, &["a", "b"])
+        };
+        assert!(new(7, vec![0, 1], [2, 2, 1]).is_err());
+        assert!(new(0, vec![], [0, 1, 1]).is_err());
+        assert!(new(1, vec![0], [usize::MAX, 2, 1]).is_err());
+        let e = new(2, vec![0, 2], [1, 1, 1]).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "it: image 1 has label 2 but there are 2 classes"
+        );
+    }
+
+    #[test]
+    fn subsets_name_the_right_images_and_share_the_bytes() {
+        let d = four();
+        let s = d.subset(&[3, 1, 3]).unwrap().range(1..3).unwrap();
+        assert_eq!(
+            (s.len(), s.image(0), s.image(1)),
+            (2, &[2, 3][..], &[6, 7][..])
+        );
+        assert_eq!((s.label(0), s.label(1)), (1, 0));
+        assert_eq!(s.class_counts(), [1, 1]);
+        assert!(Arc::ptr_eq(&d.images, &s.images));
+        assert!(matches!(d.subset(&[4]), Err(Error::Index { index: 4, .. })));
+        assert!(matches!(d.range(2..5), Err(Error::Index { index: 5, .. })));
+        #[expect(clippy::reversed_empty_ranges)]
+        let reversed = d.range(3..1);
+        assert!(reversed.is_err());
+    }
+
+    #[test]
+    fn fewer_training_samples() {
+        let (train, val, test) = (four(), four(), four());
+        let source = "nowhere".into();
+        let splits = Splits {
+            train,
+            val,
+            test,
+            source,
+        };
+        let fewer = splits.clone().with_train_samples(3).unwrap();
+        assert_eq!(
+            fewer.to_string(),
+            "3 train, 4 val and 4 test images of 2x1x1: nowhere"
+        );
+        for n in [0, 5] {
+            let e = splits.clone().with_train_samples(n).unwrap_err();
+            assert!(matches!(
+                e,
+                Error::Config {
+                    key: "train_samples",
+                    ..
+                }
+            ));
+        }
+    }
+
+    #[test]
+    fn streams_differ_by_seed_purpose_and_number() {
+        let mut seeds: Vec<u64> = Vec::new();
+        for seed in 0..4 {
+            for purpose in [Purpose::Shuffle, Purpose::Augment, Purpose::Synthetic] {
+                seeds.extend((0..4).map(|n| stream(seed, purpose, n).seed));
+            }
+        }
+        seeds.sort_unstable();
+        seeds.dedup();
+        assert_eq!(seeds.len(), 48);
+    }
+}
