@@ -1,4 +1,6 @@
 //! Cotangent: a from-scratch tensor and reverse-mode autograd engine.
+#[doc(hidden)]
+pub mod cpu;
 pub mod dtype;
 pub mod error;
 pub mod random;
