@@ -1,3 +1,7 @@
-//! CPU code that ops share: strided loops.
+//! CPU code that ops share: strided loops, and the compute-heavy kernels on raw slices.
 
+pub mod gemm;
+mod micro;
+mod scratch;
+pub mod simd;
 pub mod strided;

@@ -1,0 +1,142 @@
+//! The speed of the CPU's kernels on all threads, beside the multiply-add peak of the same run.
+//! `cargo bench --bench kernels [-- NAME]` runs those whose name contains NAME.
+use std::time::Instant;
+
+use cotangent::cpu::gemm::gemm;
+use cotangent::cpu::simd::{self, Level, Portable, Simd};
+use rayon::prelude::*;
+
+/// 24 chains of multiply-adds: enough to hide their latency on two ports.
+#[inline(always)]
+unsafe fn chains<V: Simd<T = f32>>(steps: usize) -> f32 {
+    // SAFETY: the caller's CPU has the vector.
+    unsafe {
+        let (a, b) = (V::splat(0.999_999), V::splat(1e-9));
+        let mut x = [V::splat(1.0); 24];
+        for _ in 0..steps {
+            for x in &mut x {
+                *x = x.mul_add(a, b);
+            }
+        }
+        let mut sum = x[0];
+        for x in &x[1..] {
+            sum = sum.add(*x);
+        }
+        let mut lanes = [0.0; 16];
+        sum.store(lanes.as_mut_ptr());
+        lanes[0]
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn chains_avx512(steps: usize) -> f32 {
+    // SAFETY: this function's own requirement.
+    unsafe { chains::<simd::F32x16>(steps) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn chains_avx2(steps: usize) -> f32 {
+    // SAFETY: this function's own requirement.
+    unsafe { chains::<simd::F32x8>(steps) }
+}
+
+/// GFLOP/s of all threads doing nothing but multiply-adds.
+fn peak() -> f64 {
+    let steps = 4_000_000;
+    let (lanes, run): (usize, unsafe fn(usize) -> f32) = match simd::level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (16, chains_avx512),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => (8, chains_avx2),
+        _ => (4, chains::<Portable<f32>>),
+    };
+    let threads = rayon::current_num_threads();
+    let seconds = best(0.3, || {
+        // SAFETY: the level is available.
+        rayon::broadcast(|_| std::hint::black_box(unsafe { run(steps) }));
+    });
+    (threads * steps * 24 * 2 * lanes) as f64 / seconds / 1e9
+}
+
+/// The shortest of the runs of `f` within a time.
+fn best(seconds: f64, mut f: impl FnMut()) -> f64 {
+    f();
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    while start.elapsed().as_secs_f64() < seconds {
+        let one = Instant::now();
+        f();
+        best = best.min(one.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn data(n: usize) -> Vec<f32> {
+    (0..n)
+        .into_par_iter()
+        .map(|i| (i % 17) as f32 / 17.0 - 0.5)
+        .collect()
+}
+
+struct Report {
+    only: String,
+    peak: f64,
+}
+
+impl Report {
+    /// Time `f`, which does `macs` multiply-adds.
+    fn case(&self, name: &str, macs: usize, f: impl FnMut()) {
+        if !name.contains(&self.only) {
+            return;
+        }
+        let seconds = best(0.25, f);
+        let rate = 2.0 * macs as f64 / seconds / 1e9;
+        let (ms, share) = (seconds * 1e3, 100.0 * rate / self.peak);
+        println!("{name:44} {ms:9.3} ms {rate:8.1} GFLOP/s {share:5.0} % of peak");
+    }
+}
+
+fn main() {
+    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let report = Report {
+        only: only.unwrap_or_default(),
+        peak: peak(),
+    };
+    let threads = rayon::current_num_threads();
+    println!(
+        "{:?}, {threads} threads, peak {:.1} GFLOP/s",
+        simd::level(),
+        report.peak
+    );
+
+    // (name, m, n, k, strides of A, strides of B)
+    for (name, [m, n, k], a_strides, b_strides) in [
+        ("gemm 1024", [1024, 1024, 1024], (1024, 1), (1024, 1)),
+        (
+            "linear forward 100x16384 -> 256",
+            [100, 256, 16384],
+            (16384, 1),
+            (1, 16384),
+        ),
+        (
+            "linear dx 100x256 -> 16384",
+            [100, 16384, 256],
+            (256, 1),
+            (16384, 1),
+        ),
+        (
+            "linear dw 256x100 -> 16384",
+            [256, 16384, 100],
+            (1, 256),
+            (16384, 1),
+        ),
+        ("linear 100x256 -> 10", [100, 10, 256], (256, 1), (1, 256)),
+        ("gemm 64", [64, 64, 64], (64, 1), (64, 1)),
+    ] {
+        let (a, b, mut c) = (data(m * k), data(k * n), data(m * n));
+        report.case(name, m * n * k, || {
+            gemm(m, n, k, &a, a_strides, &b, b_strides, &mut c, n, None);
+        });
+    }
+}

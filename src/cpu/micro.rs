@@ -1,0 +1,329 @@
+//! The innermost loops: tiles of a product held in registers, and the copies that feed them.
+//!
+//! All convolutions and matrix products end here. An operand is first copied into a scratch
+//! where its rows (pixels) lie [`DEPTH`] elements apart: the stride is a constant of the
+//! compiled code, which a run-time stride would slow down by a third.
+use super::simd::{Level, Portable, Simd};
+use crate::dtype::Real;
+
+/// Elements between the rows of a scratch, and the most that one row holds.
+pub const DEPTH: usize = 32;
+
+/// Vectors side by side in a tile: a panel of the other operand is this many vectors wide.
+pub const VECTORS: usize = 2;
+
+/// A stretch of the summation: `len` elements of every row, from `offset` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Term {
+    /// Elements from the tile's first row.
+    pub offset: usize,
+    /// Elements to sum over, at most [`DEPTH`].
+    pub len: usize,
+}
+
+/// What a tile starts from.
+pub enum Start<T> {
+    /// The vectors at this address, in every row.
+    Bias(*const T),
+    /// What the result holds.
+    Load,
+}
+
+/// c\[rows\[p\] + j\] (+)= sum over terms and k of a\[offset + p * DEPTH + k\] * b\[k\]\[j\]; b
+/// lies as the terms one after another, a row of vectors for each k.
+pub struct Tile<'a, T> {
+    /// The scratch, at the tile's first row.
+    pub a: *const T,
+    /// What to sum over.
+    pub terms: &'a [Term],
+    /// The packed panel.
+    pub b: *const T,
+    /// What to add to.
+    pub start: Start<T>,
+    /// The result.
+    pub c: *mut T,
+    /// Where each row of the result begins.
+    pub rows: &'a [usize],
+}
+
+/// acc\[i\]\[j\] += sum over segments s and pixels p of
+/// a\[s * stride + p * DEPTH + i\] * b\[s * pixels + p\]\[j\].
+pub struct Outer<T> {
+    /// The scratch, at the first pixel and channel.
+    pub a: *const T,
+    /// Elements of `a` between segments.
+    pub stride: usize,
+    /// Number of segments.
+    pub segments: usize,
+    /// Pixels of a segment.
+    pub pixels: usize,
+    /// A row of vectors for each pixel.
+    pub b: *const T,
+    /// The sums, a row of vectors for each i.
+    pub acc: *mut T,
+}
+
+/// `rows` rows of `vectors` whole vectors, copied.
+pub struct Copy<T> {
+    /// The source.
+    pub from: *const T,
+    /// Elements between the source's rows.
+    pub from_stride: usize,
+    /// The destination.
+    pub to: *mut T,
+    /// Elements between the destination's rows.
+    pub to_stride: usize,
+    /// Vectors a row.
+    pub vectors: usize,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+/// The kernels of one level for one element type; all need valid pointers and that level's CPU.
+pub struct Micro<T: 'static> {
+    /// Elements of a vector.
+    pub lanes: usize,
+    /// The kernels of a tile by vectors - 1 and rows - 1.
+    pub tile: [&'static [unsafe fn(&Tile<T>)]; VECTORS],
+    /// The kernels of an outer product by vectors - 1 and rows - 1.
+    pub outer: [&'static [unsafe fn(&Outer<T>)]; VECTORS],
+    /// Copies rows.
+    pub copy: unsafe fn(&Copy<T>),
+    /// Transposes a block of lanes x lanes, of which it writes `rows` rows.
+    pub transpose: unsafe fn(&Copy<T>),
+}
+
+impl<T: 'static> Micro<T> {
+    /// The most rows of a tile.
+    pub fn rows(&self) -> usize {
+        self.tile[0].len()
+    }
+
+    /// The width of a panel, in elements.
+    pub fn width(&self) -> usize {
+        VECTORS * self.lanes
+    }
+
+    /// How many vectors hold the last `columns` columns, at most a panel.
+    pub fn vectors(&self, columns: usize) -> usize {
+        columns.div_ceil(self.lanes).min(VECTORS)
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
+    debug_assert!(t.rows.len() >= P);
+    // SAFETY: the caller gives pointers valid for P rows, N vectors and all terms.
+    unsafe {
+        let mut acc = [[V::splat(V::T::ZERO); N]; P];
+        for p in 0..P {
+            for j in 0..N {
+                let from = match t.start {
+                    Start::Bias(bias) => bias,
+                    Start::Load => t.c.add(*t.rows.get_unchecked(p)).cast_const(),
+                };
+                acc[p][j] = V::load(from.add(j * V::LANES));
+            }
+        }
+        let mut b = t.b;
+        for term in t.terms {
+            let a = t.a.add(term.offset);
+            for k in 0..term.len {
+                let mut row = [V::splat(V::T::ZERO); N];
+                for j in 0..N {
+                    row[j] = V::load(b.add(j * V::LANES));
+                }
+                b = b.add(N * V::LANES);
+                for p in 0..P {
+                    let x = V::splat(*a.add(p * DEPTH + k));
+                    for j in 0..N {
+                        acc[p][j] = x.mul_add(row[j], acc[p][j]);
+                    }
+                }
+            }
+        }
+        for p in 0..P {
+            for j in 0..N {
+                acc[p][j].store(t.c.add(*t.rows.get_unchecked(p) + j * V::LANES));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
+    // SAFETY: the caller gives pointers valid for all pixels, P rows and N vectors.
+    unsafe {
+        let mut acc = [[V::splat(V::T::ZERO); N]; P];
+        let mut b = o.b;
+        for s in 0..o.segments {
+            let mut a = o.a.add(s * o.stride);
+            for _ in 0..o.pixels {
+                let mut row = [V::splat(V::T::ZERO); N];
+                for j in 0..N {
+                    row[j] = V::load(b.add(j * V::LANES));
+                }
+                b = b.add(N * V::LANES);
+                for i in 0..P {
+                    let x = V::splat(*a.add(i));
+                    for j in 0..N {
+                        acc[i][j] = x.mul_add(row[j], acc[i][j]);
+                    }
+                }
+                a = a.add(DEPTH);
+            }
+        }
+        for i in 0..P {
+            for j in 0..N {
+                let sum = o.acc.add((i * N + j) * V::LANES);
+                acc[i][j].add(V::load(sum)).store(sum);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
+    for r in 0..c.rows {
+        for j in 0..c.vectors {
+            let j = j * V::LANES;
+            // SAFETY: the caller gives pointers valid for all rows and vectors.
+            unsafe {
+                V::load(c.from.add(r * c.from_stride + j)).store(c.to.add(r * c.to_stride + j));
+            }
+        }
+    }
+}
+
+/// By perfect shuffles: interleaving rows i and i + LANES / 2 rotates the bits of (row, column)
+/// by one place; log2(LANES) times exchange row and column.
+#[inline(always)]
+unsafe fn transpose<V: Simd>(c: &Copy<V::T>) {
+    // SAFETY: the caller gives pointers valid for LANES rows read and c.rows rows written.
+    unsafe {
+        let mut m = [V::splat(V::T::ZERO); 16];
+        for i in 0..V::LANES {
+            m[i] = V::load(c.from.add(i * c.from_stride));
+        }
+        for _ in 0..V::LANES.ilog2() {
+            let old = m;
+            for i in 0..V::LANES / 2 {
+                (m[2 * i], m[2 * i + 1]) = old[i].zip(old[i + V::LANES / 2]);
+            }
+        }
+        for i in 0..V::LANES {
+            if i < c.rows {
+                m[i].store(c.to.add(i * c.to_stride));
+            }
+        }
+    }
+}
+
+/// f32 or f64: what the kernels are compiled for.
+pub trait Kernel: Real {
+    /// The kernels of a level, or the portable ones where the machine lacks it.
+    fn micro(level: Level) -> &'static Micro<Self>;
+}
+
+/// The table of one vector type, its functions compiled with the vector's instruction set.
+macro_rules! table {
+    ($name:ident, $t:ty, $v:ty, $(#[$features:meta])? [$($p:literal)*]) => {
+        static $name: Micro<$t> = {
+            // SAFETY of the bodies: the table's contract is the functions' own.
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
+            unsafe fn tiles<const P: usize, const N: usize>(t: &Tile<$t>) {
+                unsafe { tile::<$v, P, N>(t) }
+            }
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
+            unsafe fn outers<const P: usize, const N: usize>(o: &Outer<$t>) {
+                unsafe { outer::<$v, P, N>(o) }
+            }
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
+            unsafe fn copies(c: &Copy<$t>) {
+                unsafe { copy::<$v>(c) }
+            }
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
+            unsafe fn transposes(c: &Copy<$t>) {
+                unsafe { transpose::<$v>(c) }
+            }
+            Micro {
+                lanes: <$v as Simd>::LANES,
+                tile: [&[$(tiles::<$p, 1>),*], &[$(tiles::<$p, 2>),*]],
+                outer: [&[$(outers::<$p, 1>),*], &[$(outers::<$p, 2>),*]],
+                copy: copies,
+                transpose: transposes,
+            }
+        };
+    };
+}
+
+macro_rules! kernel {
+    ($t:ty, $wide:ident, $narrow:ident) => {
+        impl Kernel for $t {
+            fn micro(level: Level) -> &'static Micro<Self> {
+                // accumulators, a panel's row and a broadcast fill 32, 16 and 16 registers
+                table!(PORTABLE, $t, Portable<$t>, [1 2 3 4]);
+                #[cfg(target_arch = "x86_64")]
+                {
+                    use super::simd::{$narrow, $wide};
+                    table!(AVX2, $t, $narrow, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+                    table!(AVX512, $t, $wide, #[target_feature(enable = "avx512f")]
+                        [1 2 3 4 5 6 7 8 9 10 11 12]);
+                    match level {
+                        Level::Avx512 if level.is_available() => &AVX512,
+                        Level::Avx2 if level.is_available() => &AVX2,
+                        _ => &PORTABLE,
+                    }
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                {
+                    let _ = level;
+                    &PORTABLE
+                }
+            }
+        }
+    };
+}
+kernel!(f32, F32x16, F32x8);
+kernel!(f64, F64x8, F64x4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transpose_exchanges_rows_and_columns() {
+        fn check<T: Kernel>() {
+            for level in Level::available() {
+                let micro = T::micro(level);
+                let n = micro.lanes;
+                let from: Vec<T> = (0..n * n).map(|i| T::of(i as f64)).collect();
+                let mut to = vec![T::ZERO; n * n];
+                let block = Copy {
+                    from: from.as_ptr(),
+                    from_stride: n,
+                    to: to.as_mut_ptr(),
+                    to_stride: n,
+                    vectors: 1,
+                    rows: n - 1,
+                };
+                // SAFETY: both hold n x n elements, and the level is available.
+                unsafe { (micro.transpose)(&block) };
+                for i in 0..n * n {
+                    let expected = if i / n < n - 1 {
+                        from[i % n * n + i / n]
+                    } else {
+                        T::ZERO
+                    };
+                    assert_eq!(to[i], expected, "{level:?}");
+                }
+            }
+        }
+        check::<f32>();
+        check::<f64>();
+    }
+}

@@ -1,0 +1,214 @@
+//! SIMD vectors of f32 and f64: AVX-512, AVX2 and a portable one, and which of them to use.
+use std::sync::OnceLock;
+
+use crate::dtype::Real;
+
+/// The instruction sets that kernels are compiled for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// Whatever the target guarantees; the compiler vectorizes.
+    Portable,
+    /// 256-bit vectors with fused multiply-add.
+    Avx2,
+    /// 512-bit vectors.
+    Avx512,
+}
+
+impl Level {
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let (avx2, avx512) = (
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            is_x86_feature_detected!("avx512f"),
+        );
+        #[cfg(not(target_arch = "x86_64"))]
+        let (avx2, avx512) = (false, false);
+        match self {
+            Level::Portable => true,
+            Level::Avx2 => avx2,
+            Level::Avx512 => avx2 && avx512,
+        }
+    }
+
+    /// The levels that this machine can run, the slowest first.
+    pub fn available() -> impl Iterator<Item = Level> {
+        [Level::Portable, Level::Avx2, Level::Avx512]
+            .into_iter()
+            .filter(|l| l.is_available())
+    }
+}
+
+/// The best level of this machine, found once; `COTANGENT_SIMD=avx2` or `portable` lowers it.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let wanted = match std::env::var("COTANGENT_SIMD").as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        let usable = Level::available().filter(|&l| l <= wanted);
+        usable.last().unwrap_or(Level::Portable)
+    })
+}
+
+/// A register of `LANES` numbers.
+///
+/// # Safety
+/// Every method needs a CPU that has the vector's instruction set; `load` and `store` need a
+/// pointer that is valid for `LANES` elements, of any alignment.
+#[allow(clippy::missing_safety_doc)] // said once, above
+pub trait Simd: Copy {
+    /// What a lane holds.
+    type T: Real;
+    /// The number of lanes, a power of two.
+    const LANES: usize;
+    /// `x` in every lane.
+    unsafe fn splat(x: Self::T) -> Self;
+    /// The `LANES` elements at `p`.
+    unsafe fn load(p: *const Self::T) -> Self;
+    /// Write the lanes to `p`.
+    unsafe fn store(self, p: *mut Self::T);
+    /// self + o.
+    unsafe fn add(self, o: Self) -> Self;
+    /// self * b + c.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The lanes of two vectors interleaved: (a0 b0 a1 b1 .., the rest).
+    unsafe fn zip(self, o: Self) -> (Self, Self);
+}
+
+/// Four numbers that the compiler may put into a register.
+#[derive(Clone, Copy)]
+pub struct Portable<T>([T; 4]);
+
+impl<T: Real> Simd for Portable<T> {
+    type T = T;
+    const LANES: usize = 4;
+    #[inline(always)]
+    unsafe fn splat(x: T) -> Self {
+        Portable([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const T) -> Self {
+        // SAFETY: the caller gives LANES readable elements.
+        Portable(unsafe { p.cast::<[T; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut T) {
+        // SAFETY: the caller gives LANES writable elements.
+        unsafe { p.cast::<[T; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, o.0);
+        Portable([a + e, b + f, c + g, d + h])
+    }
+    // not fused: without the instruction a fused multiply-add is a slow library call
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        let (a, b, c) = (self.0, b.0, c.0);
+        Portable([
+            a[0] * b[0] + c[0],
+            a[1] * b[1] + c[1],
+            a[2] * b[2] + c[2],
+            a[3] * b[3] + c[3],
+        ])
+    }
+    #[inline(always)]
+    unsafe fn zip(self, o: Self) -> (Self, Self) {
+        let (a, b) = (self.0, o.0);
+        (
+            Portable([a[0], b[0], a[1], b[1]]),
+            Portable([a[2], b[2], a[3], b[3]]),
+        )
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{F32x8, F32x16, F64x4, F64x8};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    macro_rules! vector {
+        ($(#[$doc:meta])* $name:ident($reg:ty), $t:ty, $lanes:literal, $splat:ident, $load:ident,
+         $store:ident, $add:ident, $mul_add:ident, |$a:ident, $b:ident| $zip:expr) => {
+            $(#[$doc])*
+            #[derive(Clone, Copy)]
+            pub struct $name($reg);
+
+            // SAFETY of every block: the trait's contract gives the instruction set and valid pointers.
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            impl Simd for $name {
+                type T = $t;
+                const LANES: usize = $lanes;
+                #[inline(always)]
+                unsafe fn splat(x: $t) -> Self {
+                    unsafe { Self($splat(x)) }
+                }
+                #[inline(always)]
+                unsafe fn load(p: *const $t) -> Self {
+                    unsafe { Self($load(p)) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, p: *mut $t) {
+                    unsafe { $store(p, self.0) }
+                }
+                #[inline(always)]
+                unsafe fn add(self, o: Self) -> Self {
+                    unsafe { Self($add(self.0, o.0)) }
+                }
+                #[inline(always)]
+                unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+                    unsafe { Self($mul_add(self.0, b.0, c.0)) }
+                }
+                #[inline(always)]
+                unsafe fn zip(self, o: Self) -> (Self, Self) {
+                    let ($a, $b) = (self.0, o.0);
+                    unsafe {
+                        let (low, high) = $zip;
+                        (Self(low), Self(high))
+                    }
+                }
+            }
+        };
+    }
+
+    vector!(
+        /// 16 f32 of AVX-512.
+        F32x16(__m512), f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+        _mm512_fmadd_ps, |a, b| {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b))
+        }
+    );
+    vector!(
+        /// 8 f64 of AVX-512.
+        F64x8(__m512d), f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
+        _mm512_fmadd_pd, |a, b| {
+            let low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+            let high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+            (_mm512_permutex2var_pd(a, low, b), _mm512_permutex2var_pd(a, high, b))
+        }
+    );
+    vector!(
+        /// 8 f32 of AVX2.
+        F32x8(__m256), f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+        _mm256_fmadd_ps, |a, b| {
+            let (even, odd) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            (_mm256_permute2f128_ps(even, odd, 0x20), _mm256_permute2f128_ps(even, odd, 0x31))
+        }
+    );
+    vector!(
+        /// 4 f64 of AVX2.
+        F64x4(__m256d), f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
+        _mm256_fmadd_pd, |a, b| {
+            let (even, odd) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+            (_mm256_permute2f128_pd(even, odd, 0x20), _mm256_permute2f128_pd(even, odd, 0x31))
+        }
+    );
+}
