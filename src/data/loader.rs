@@ -234,7 +234,7 @@ mod tests {
         let (mut seen, mut sizes) = (Vec::new(), Vec::new());
         for batch in l.epoch(epoch).map(Result::unwrap) {
             sizes.push(batch.shape[0]);
-            assert_eq!(batch.images.len(), batch.shape.iter().product());
+            assert_eq!(batch.images.len(), batch.shape.iter().product::<usize>());
             for (image, label) in batch.images.chunks(16).zip(&batch.labels) {
                 let i = (image[0] * 255.0).round() as usize;
                 assert_eq!(*label, (i % 3) as i64);

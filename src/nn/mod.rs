@@ -1,0 +1,182 @@
+//! Modules: what a network is made of. One trait, one walk over names.
+
+pub mod summary;
+
+use crate::error::{Error, Result};
+use crate::random::Generator;
+use crate::tensor::Tensor;
+
+pub use summary::{Row, Summary};
+
+/// Whether a forward pass trains (batch statistics, dropout) or evaluates. Always an argument,
+/// never a global: nothing can be left in the wrong mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Batch statistics, dropout on.
+    Train,
+    /// Running statistics, dropout off.
+    Eval,
+}
+
+/// A layer, a block or a whole network.
+pub trait Module: Send {
+    /// The output for an input.
+    fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor>;
+
+    /// Show every parameter, buffer and random stream, by PyTorch's names, in a fixed order.
+    fn visit(&mut self, visitor: &mut Visitor<'_>);
+
+    /// As PyTorch prints it: `Conv2d(3, 32, kernel_size=[3, 3], padding=[1, 1])`.
+    fn describe(&self) -> String;
+
+    /// Run on `x` in evaluation mode, adding a row a layer. Containers pass it on to their
+    /// children; a layer is one row.
+    fn summarize(&mut self, x: &Tensor, summary: &mut Summary) -> Result<Tensor> {
+        let y = self.forward(x, Mode::Eval)?;
+        let parameters = parameter_count(self);
+        summary.row(self.describe(), *y.shape(), parameters);
+        Ok(y)
+    }
+}
+
+/// What a [`Module`] shows of itself.
+pub enum Slot<'a> {
+    /// Trained: a leaf that requires a gradient.
+    Parameter(&'a mut Tensor),
+    /// Kept but not trained: running statistics.
+    Buffer(&'a mut Tensor),
+    /// A random stream, saved so that training resumes bit for bit. Not in a state dict.
+    Generator(&'a mut Generator),
+}
+
+/// Walks a module, keeping the dotted path.
+pub struct Visitor<'a> {
+    path: String,
+    see: &'a mut dyn FnMut(&str, Slot<'_>),
+}
+
+impl Visitor<'_> {
+    fn at(&mut self, name: &str, inside: impl FnOnce(&mut Self)) {
+        let before = self.path.len();
+        if before > 0 && !name.is_empty() {
+            self.path.push('.');
+        }
+        self.path.push_str(name);
+        inside(self);
+        self.path.truncate(before);
+    }
+
+    /// Show a trained tensor.
+    pub fn parameter(&mut self, name: &str, t: &mut Tensor) {
+        self.at(name, |v| (v.see)(&v.path, Slot::Parameter(t)));
+    }
+
+    /// Show a trained tensor that a configuration may leave out.
+    pub fn optional(&mut self, name: &str, t: &mut Option<Tensor>) {
+        if let Some(t) = t {
+            self.parameter(name, t);
+        }
+    }
+
+    /// Show a kept tensor.
+    pub fn buffer(&mut self, name: &str, t: &mut Tensor) {
+        self.at(name, |v| (v.see)(&v.path, Slot::Buffer(t)));
+    }
+
+    /// Show a random stream.
+    pub fn generator(&mut self, name: &str, g: &mut Generator) {
+        self.at(name, |v| (v.see)(&v.path, Slot::Generator(g)));
+    }
+
+    /// Walk a module inside, its names below `name`.
+    pub fn child(&mut self, name: &str, m: &mut (impl Module + ?Sized)) {
+        self.at(name, |v| m.visit(v));
+    }
+}
+
+/// Call `see` with each slot of a module and its dotted name.
+pub fn visit(m: &mut (impl Module + ?Sized), mut see: impl FnMut(&str, Slot<'_>)) {
+    m.visit(&mut Visitor {
+        path: String::new(),
+        see: &mut see,
+    });
+}
+
+/// The parameters by name. The tensors share storage with the module's own: drop them before
+/// the next optimizer step, or it must copy.
+pub fn named_parameters(m: &mut (impl Module + ?Sized)) -> Vec<(String, Tensor)> {
+    let mut all = Vec::new();
+    visit(m, |name, slot| {
+        if let Slot::Parameter(t) = slot {
+            all.push((name.to_string(), t.clone()));
+        }
+    });
+    all
+}
+
+/// Parameters and buffers by name, outside of any graph; what a safetensors file holds.
+pub fn state_dict(m: &mut (impl Module + ?Sized)) -> Vec<(String, Tensor)> {
+    let mut all = Vec::new();
+    visit(m, |name, slot| {
+        if let Slot::Parameter(t) | Slot::Buffer(t) = slot {
+            all.push((name.to_string(), t.detach()));
+        }
+    });
+    all
+}
+
+/// Copy parameters and buffers in by name. Names that are missing, unknown or of another shape
+/// are an error, and nothing is changed.
+pub fn load_state_dict(m: &mut (impl Module + ?Sized), state: &[(String, Tensor)]) -> Result<()> {
+    let find = |name: &str| state.iter().find(|(n, _)| n == name).map(|(_, t)| t);
+    let fail = |name: &str, why: String| Error::Checkpoint {
+        path: "state_dict".into(),
+        name: name.into(),
+        why,
+    };
+    let own = state_dict(m);
+    for (name, t) in &own {
+        match find(name) {
+            None => {
+                return Err(fail(
+                    name,
+                    format!("missing; the model wants {:?}", t.shape()),
+                ));
+            }
+            Some(s) if s.shape() != t.shape() => {
+                return Err(fail(
+                    name,
+                    format!("has shape {:?}, the model wants {:?}", s.shape(), t.shape()),
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if let Some((name, _)) = state.iter().find(|(n, _)| !own.iter().any(|(o, _)| o == n)) {
+        return Err(fail(
+            name,
+            "the model has no such parameter or buffer".into(),
+        ));
+    }
+    drop(own);
+    let mut result = Ok(());
+    visit(m, |name, slot| {
+        if let (Slot::Parameter(t) | Slot::Buffer(t), Some(s)) = (slot, find(name)) {
+            if let Err(e) = t.copy_(s) {
+                result = Err(e);
+            }
+        }
+    });
+    result
+}
+
+/// The number of trained elements.
+pub fn parameter_count(m: &mut (impl Module + ?Sized)) -> usize {
+    let mut n = 0;
+    visit(m, |_, slot| {
+        if let Slot::Parameter(t) = slot {
+            n += t.numel();
+        }
+    });
+    n
+}
