@@ -5,3 +5,5 @@ mod micro;
 mod scratch;
 pub mod simd;
 pub mod strided;
+
+pub use micro::Kernel;

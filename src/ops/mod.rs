@@ -3,6 +3,8 @@
 pub mod binary;
 pub mod check;
 pub mod layout;
+pub mod matmul;
+pub mod reduce;
 pub mod unary;
 
 pub use check::{Case, gradcheck, gradcheck_at};
@@ -15,6 +17,9 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         binary::CASES,
         binary::MORE_CASES,
         layout::CASES,
+        matmul::CASES,
+        reduce::CASES,
+        reduce::MORE_CASES,
     ]
     .into_iter()
     .flatten()
