@@ -1,4 +1,5 @@
 //! Compute kernels of the CPU on raw slices: matrix products, convolutions, their gradients.
+pub mod conv;
 pub mod gemm;
 mod micro;
 mod scratch;
