@@ -158,7 +158,7 @@ fn main() {
             padding: [kernel / 2; 2],
             ..Window::new([kernel; 2])
         };
-        let out = size.div_ceil(stride);
+        let out = usize::div_ceil(size, stride);
         let shape = ConvShape {
             n,
             h: size,
