@@ -142,16 +142,27 @@ fn main() {
         });
     }
 
-    // (name, n, input channels, output channels, input size, kernel, stride)
-    for (name, n, ci, co, size, kernel, stride) in [
-        ("conv 3->32 3x3 @32 n100", 100, 3, 32, 32, 3, 1),
-        ("conv 32->64 3x3 @32 n100", 100, 32, 64, 32, 3, 1),
-        ("conv 3->32 7x7 @32 n100", 100, 3, 32, 32, 7, 1),
-        ("conv 64->64 3x3 @32 n32", 32, 64, 64, 32, 3, 1),
-        ("conv 256->256 3x3 @8 n32", 32, 256, 256, 8, 3, 1),
-        ("conv 512->512 3x3 @4 n32", 32, 512, 512, 4, 3, 1),
-        ("conv 128->128 1x1 @16 n32", 32, 128, 128, 16, 1, 1),
-        ("conv 64->128 3x3 stride 2 @32 n32", 32, 64, 128, 32, 3, 2),
+    // (name, n, input channels, output channels, input size, kernel, stride, groups)
+    for (name, n, ci, co, size, kernel, stride, groups) in [
+        ("conv 3->32 3x3 @32 n100", 100, 3, 32, 32, 3, 1, 1),
+        ("conv 32->64 3x3 @32 n100", 100, 32, 64, 32, 3, 1, 1),
+        ("conv 3->32 7x7 @32 n100", 100, 3, 32, 32, 7, 1, 1),
+        ("conv 64->64 3x3 @32 n32", 32, 64, 64, 32, 3, 1, 1),
+        ("conv 256->256 3x3 @8 n32", 32, 256, 256, 8, 3, 1, 1),
+        ("conv 512->512 3x3 @4 n32", 32, 512, 512, 4, 3, 1, 1),
+        ("conv 128->128 1x1 @16 n32", 32, 128, 128, 16, 1, 1, 1),
+        (
+            "conv 64->128 3x3 stride 2 @32 n32",
+            32,
+            64,
+            128,
+            32,
+            3,
+            2,
+            1,
+        ),
+        ("depthwise 96 7x7 @16 n32", 32, 96, 96, 16, 7, 1, 96),
+        ("depthwise 64 3x3 @32 n32", 32, 64, 64, 32, 3, 1, 64),
     ] {
         let window = Window {
             stride: [stride; 2],
@@ -168,7 +179,7 @@ fn main() {
             oh: out,
             ow: out,
             window,
-            groups: 1,
+            groups,
         };
         let (x, w, bias) = (data(shape.input()), data(shape.weight()), data(co));
         let dy = data(shape.output());

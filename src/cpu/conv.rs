@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::depthwise;
 use super::gemm::{balanced, padded_bias, run_tile};
 use super::micro::{self, DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
 use super::scratch::{Scratch, Shared};
@@ -24,11 +25,11 @@ use super::simd::{Level, level};
 use crate::shape::Window;
 
 /// Output pixels of a task: its slab, its part of the output and a panel of weights stay in L2.
-const PIXELS: usize = 256;
+pub(super) const PIXELS: usize = 256;
 /// Output pixels of a slab of the weight gradient, less because all of it should stay in L1.
-const GRADIENT_PIXELS: usize = 128;
+pub(super) const GRADIENT_PIXELS: usize = 128;
 /// Tasks to have at least, if the shape gives them.
-const TASKS: usize = 16;
+pub(super) const TASKS: usize = 16;
 /// Terms between two visits of the output: so many rows of a panel stay in L1.
 const TERMS: usize = 9;
 /// Panels of a task of the weight gradient: its sums stay in L2.
@@ -74,6 +75,12 @@ impl ConvShape {
         self.co * self.ci / self.groups * self.taps()
     }
 
+    /// Whether each channel has its own window and no other channel's part: what
+    /// [`depthwise`](super::depthwise) does.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups == self.ci && self.groups == self.co && self.groups > 1
+    }
+
     /// Elements of the window.
     pub fn taps(&self) -> usize {
         self.window.kernel[0] * self.window.kernel[1]
@@ -82,7 +89,7 @@ impl ConvShape {
 
 /// Where a tap reads: `row` input rows from the output row's, in the plane's columns.
 #[derive(Clone, Copy)]
-struct Tap {
+pub(super) struct Tap {
     row: isize,
     plane: usize,
 }
@@ -91,20 +98,20 @@ struct Tap {
 /// out\[y, x, j\] = sum over taps and k < depth of
 /// in\[(y * row_step + tap.row) * in_row + x * pixel_step + plane + k\] * w\[tap, k, j\],
 /// where an element outside its row counts as zero.
-struct Pass {
+pub(super) struct Pass {
     in_height: usize,
     in_row: usize,
     row_step: usize,
     pixel_step: usize,
     /// Where a window's columns begin, in elements from the output pixel's place.
     planes: Vec<isize>,
-    taps: Vec<Tap>,
-    depth: usize,
+    pub(super) taps: Vec<Tap>,
+    pub(super) depth: usize,
 
     height: usize,
-    width: usize,
+    pub(super) width: usize,
     columns: usize,
-    out_start: usize,
+    pub(super) out_start: usize,
     out_pixel: usize,
     out_row: usize,
     out_image: usize,
@@ -114,7 +121,7 @@ struct Pass {
     weight_group: usize,
     weight_column: usize,
     weight_depth: Vec<usize>,
-    weight_tap: Vec<usize>,
+    pub(super) weight_tap: Vec<usize>,
 }
 
 impl Pass {
@@ -125,13 +132,25 @@ impl Pass {
     }
 
     /// The number of blocks of DEPTH channels.
-    fn blocks(&self) -> usize {
+    pub(super) fn blocks(&self) -> usize {
         self.depth.div_ceil(DEPTH)
     }
 
     /// The channels of a block.
-    fn block(&self, i: usize) -> Range<usize> {
+    pub(super) fn block(&self, i: usize) -> Range<usize> {
         i * DEPTH..((i + 1) * DEPTH).min(self.depth)
+    }
+
+    /// Where a band's pixels lie in the output.
+    pub(super) fn out_pixels(&self, band: &Band) -> Vec<usize> {
+        let mut out = Vec::with_capacity(band.pixels(self));
+        for image in band.images.clone() {
+            for row in band.rows.clone() {
+                let row = self.out_start + image * self.out_image + row * self.out_row;
+                out.extend((0..self.width).map(|x| row + x * self.out_pixel));
+            }
+        }
+        out
     }
 
     /// The panels that hold the output channels of a group.
@@ -140,8 +159,14 @@ impl Pass {
     }
 }
 
-/// The pass of a convolution itself.
-fn forward_pass(s: &ConvShape) -> Pass {
+/// Whether the window's columns and the channels are taken as one run: few channels, which lie
+/// side by side.
+fn joins(s: &ConvShape) -> bool {
+    s.ci < 16 && s.groups == 1 && s.window.dilation[1] == 1
+}
+
+/// The pass of a convolution itself, the window's columns joined with the channels or not.
+pub(super) fn forward_pass(s: &ConvShape, joined: bool) -> Pass {
     let Window {
         kernel,
         stride,
@@ -150,8 +175,6 @@ fn forward_pass(s: &ConvShape) -> Pass {
     } = s.window;
     let (depth, taps) = (s.ci / s.groups, s.taps());
     let at = |t: usize, i: usize| (t * dilation[i]) as isize - padding[i] as isize;
-    // few channels: the window's columns and the channels as one run
-    let joined = depth < 16 && s.groups == 1 && dilation[1] == 1;
     let columns = if joined { 1 } else { kernel[1] };
     let tap = |y, x| Tap {
         row: at(y, 0),
@@ -192,7 +215,7 @@ fn forward_pass(s: &ConvShape) -> Pass {
 /// The passes of the input gradient. Output row o reads input row i through tap t if
 /// o * stride = i + padding - t * dilation: the rows i of one remainder by the stride are a
 /// convolution of the output's gradient with those taps t that leave none.
-fn input_grad_passes(s: &ConvShape) -> Vec<Pass> {
+pub(super) fn input_grad_passes(s: &ConvShape) -> Vec<Pass> {
     let window = s.window;
     // the taps along an axis that reach remainder r, and where they read
     let reach = |axis: usize, r: usize| -> Vec<(usize, isize)> {
@@ -248,19 +271,19 @@ fn input_grad_passes(s: &ConvShape) -> Vec<Pass> {
 
 /// The part of one task: images, output rows.
 #[derive(Clone)]
-struct Band {
-    images: Range<usize>,
-    rows: Range<usize>,
+pub(super) struct Band {
+    pub(super) images: Range<usize>,
+    pub(super) rows: Range<usize>,
 }
 
 impl Band {
-    fn pixels(&self, pass: &Pass) -> usize {
+    pub(super) fn pixels(&self, pass: &Pass) -> usize {
         self.images.len() * self.rows.len() * pass.width
     }
 }
 
 /// All bands of about `pixels` output pixels: some rows of an image, or some images.
-fn bands(pass: &Pass, n: usize, pixels: usize) -> Vec<Band> {
+pub(super) fn bands(pass: &Pass, n: usize, pixels: usize) -> Vec<Band> {
     let image = (pass.height * pass.width).max(1);
     let cut = (image as f64 / pixels as f64).round() as usize;
     let row_parts = cut.clamp(1, pass.height.max(1));
@@ -283,7 +306,7 @@ fn bands(pass: &Pass, n: usize, pixels: usize) -> Vec<Band> {
 
 /// How a slab lies in memory: \[channel block\]\[plane\]\[image\]\[phase\]\[row\]\[pixel\]\[DEPTH\],
 /// where row j of a phase is input row (first output row + j) * row_step + phase.
-struct Slab<'a, T: 'static> {
+pub(super) struct Slab<'a, T: 'static> {
     micro: &'static Micro<T>,
     pass: &'a Pass,
     /// The row offsets of taps modulo `row_step`, from the topmost tap's on.
@@ -292,14 +315,14 @@ struct Slab<'a, T: 'static> {
     extra: usize,
     row: usize,
     phase: usize,
-    image: usize,
+    pub(super) image: usize,
     plane: usize,
-    block: usize,
+    pub(super) block: usize,
 }
 
 impl<'a, T: Kernel> Slab<'a, T> {
     /// Room for any of `bands`.
-    fn new(micro: &'static Micro<T>, pass: &'a Pass, bands: &[Band]) -> Self {
+    pub(super) fn new(micro: &'static Micro<T>, pass: &'a Pass, bands: &[Band]) -> Self {
         let images = bands.iter().map(|b| b.images.len()).max().unwrap_or(0);
         let rows = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
         let (first, last) = pass.tap_rows();
@@ -329,7 +352,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
     }
 
     /// Where a tap's first pixel lies in a channel block.
-    fn offset(&self, tap: Tap) -> usize {
+    pub(super) fn offset(&self, tap: Tap) -> usize {
         let step = self.pass.row_step as isize;
         let below = |phase: &isize| (tap.row - phase) % step == 0;
         let index = self.phases.iter().position(below).unwrap_or(0);
@@ -339,7 +362,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
 
     /// The stretches of a band's pixels that are neighbours in the slab: (how many, pixels each),
     /// one `self.image` after the other.
-    fn segments(&self, band: &Band) -> (usize, usize) {
+    pub(super) fn segments(&self, band: &Band) -> (usize, usize) {
         let pixels = band.rows.len() * self.pass.width;
         if self.image == pixels * DEPTH {
             (1, band.images.len() * pixels)
@@ -349,7 +372,14 @@ impl<'a, T: Kernel> Slab<'a, T> {
     }
 
     /// Copy `blocks` of DEPTH channels, counted from `channel`, of a band's input.
-    fn fill(&self, band: &Band, x: &[T], channel: usize, blocks: Range<usize>, to: &mut [T]) {
+    pub(super) fn fill(
+        &self,
+        band: &Band,
+        x: &[T],
+        channel: usize,
+        blocks: Range<usize>,
+        to: &mut [T],
+    ) {
         let pass = self.pass;
         for (b, block) in blocks.enumerate() {
             let run = pass.block(block);
@@ -417,6 +447,50 @@ impl<'a, T: Kernel> Slab<'a, T> {
             }
         }
     }
+
+    /// Copy `columns` channels from `channel` on, at most a panel, of a band of dy, pixel after
+    /// pixel; returns how many vectors wide. What fills up the last vector is unspecified: it
+    /// only reaches sums that nobody reads.
+    pub(super) fn copy_panel(
+        &self,
+        band: &Band,
+        channel: usize,
+        columns: usize,
+        dy: &[T],
+        to: &mut [T],
+    ) -> usize {
+        let (pass, micro) = (self.pass, self.micro);
+        let vectors = micro.vectors(columns);
+        let width = vectors * micro.lanes;
+        let pixels = band.rows.len() * pass.width;
+        for (i, image) in band.images.clone().enumerate() {
+            let from = image * pass.out_image + band.rows.start * pass.out_row;
+            let from = &dy[from + channel..];
+            let to = &mut to[i * pixels * width..][..pixels * width];
+            // the last pixels' whole vectors may end outside
+            let whole = from.len().saturating_sub(width) / pass.out_pixel + 1;
+            let whole = if from.len() < width {
+                0
+            } else {
+                whole.min(pixels)
+            };
+            let rows = micro::Copy {
+                from: from.as_ptr(),
+                from_stride: pass.out_pixel,
+                to: to.as_mut_ptr(),
+                to_stride: width,
+                vectors,
+                rows: whole,
+            };
+            // SAFETY: by the choice of `whole`; `to` was cut to the size.
+            unsafe { (micro.copy)(&rows) };
+            for p in whole..pixels {
+                let pixel = &from[p * pass.out_pixel..][..columns];
+                to[p * width..][..columns].copy_from_slice(pixel);
+            }
+        }
+        vectors
+    }
 }
 
 /// A weight copied into the order in which [`forward_packed`] or [`input_grad_packed`] reads it.
@@ -479,7 +553,12 @@ fn pack<T: Kernel>(
 
 /// The weight \[co, ci / groups, kernel\] packed for [`forward_packed`].
 pub fn pack_forward<T: Kernel>(shape: &ConvShape, weight: &[T]) -> Packed<T> {
-    Packed::new(level(), shape, vec![forward_pass(shape)], weight)
+    Packed::new(
+        level(),
+        shape,
+        vec![forward_pass(shape, joins(shape))],
+        weight,
+    )
 }
 
 /// The weight \[co, ci / groups, kernel\] packed for [`input_grad_packed`].
@@ -498,7 +577,11 @@ pub fn forward<T: Kernel>(
     bias: Option<&[T]>,
     y: &mut [T],
 ) {
-    forward_packed(&pack_forward(shape, weight), shape.n, x, bias, y);
+    if shape.is_depthwise() {
+        depthwise::forward(level(), shape, x, weight, bias, y);
+    } else {
+        forward_packed(&pack_forward(shape, weight), shape.n, x, bias, y);
+    }
 }
 
 /// [`forward`] of `n` images with a packed weight, which does not depend on `n`.
@@ -519,7 +602,11 @@ pub fn forward_packed<T: Kernel>(
 /// # Panics
 /// If a slice's length is not its shape's.
 pub fn input_grad<T: Kernel>(shape: &ConvShape, dy: &[T], weight: &[T], dx: &mut [T]) {
-    input_grad_packed(&pack_input_grad(shape, weight), shape.n, dy, dx);
+    if shape.is_depthwise() {
+        depthwise::input_grad(level(), shape, dy, weight, dx);
+    } else {
+        input_grad_packed(&pack_input_grad(shape, weight), shape.n, dy, dx);
+    }
 }
 
 /// [`input_grad`] of `n` images with a packed weight, which does not depend on `n`.
@@ -586,7 +673,7 @@ impl<T: Kernel> Task<'_, T> {
         // channel blocks at once: few taps alone would not pay for visiting the output
         let at_once = (TERMS / taps.max(1)).clamp(1, pass.blocks());
         let mut scratch = Scratch::new(at_once * slab.block);
-        let out = self.out_pixels();
+        let out = pass.out_pixels(self.band);
         let (segments, pixels) = slab.segments(self.band);
         let tiles = pixels.div_ceil(micro.rows());
         let panel_size = pass.depth * taps * micro.width();
@@ -639,26 +726,13 @@ impl<T: Kernel> Task<'_, T> {
                             };
                             // SAFETY: the slab holds the tile's pixels for all taps, the packed
                             // weight the terms, and these outputs are the task's own.
-                            unsafe { run_tile(micro, tile, columns) };
+                            unsafe { run_tile(micro, &micro.tile, tile, columns) };
                         }
                     }
                     b += terms.iter().map(|t| t.len).sum::<usize>() * width;
                 }
             }
         }
-    }
-
-    /// Where the band's pixels lie in the output.
-    fn out_pixels(&self) -> Vec<usize> {
-        let pass = self.slab.pass;
-        let mut out = Vec::with_capacity(self.band.pixels(pass));
-        for image in self.band.images.clone() {
-            for row in self.band.rows.clone() {
-                let row = pass.out_start + image * pass.out_image + row * pass.out_row;
-                out.extend((0..pass.width).map(|x| row + x * pass.out_pixel));
-            }
-        }
-        out
     }
 }
 
@@ -667,14 +741,18 @@ impl<T: Kernel> Task<'_, T> {
 /// # Panics
 /// If a slice's length is not its shape's.
 pub fn weight_grad<T: Kernel>(shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
-    weight_grad_at(level(), shape, x, dy, dw);
+    if shape.is_depthwise() {
+        depthwise::weight_grad(level(), shape, x, dy, dw);
+    } else {
+        weight_grad_at(level(), shape, x, dy, dw);
+    }
 }
 
 fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
     assert_eq!((x.len(), dy.len()), (shape.input(), shape.output()));
     assert_eq!(dw.len(), shape.weight());
     let micro = T::micro(level);
-    let pass = &forward_pass(shape);
+    let pass = &forward_pass(shape, joins(shape));
     let bands = bands(pass, shape.n, GRADIENT_PIXELS);
     let slab = Slab::new(micro, pass, &bands);
 
@@ -766,7 +844,10 @@ impl<T: Kernel> Part<'_, T> {
             slab.fill(band, x, self.group * pass.depth, blocks, &mut a);
             let (segments, pixels) = slab.segments(band);
             for (panel, sums) in self.panels.clone().zip(sums.chunks_exact_mut(size)) {
-                let vectors = self.copy_panel(band, panel, dy, &mut b);
+                let column = panel * micro.width();
+                let columns = (pass.columns - column).min(micro.width());
+                let channel = self.group * pass.columns + column;
+                let vectors = slab.copy_panel(band, channel, columns, dy, &mut b);
                 let width = vectors * micro.lanes;
                 for (t, &tap) in pass.taps.iter().enumerate() {
                     for (k, p) in balanced(channels, channels.div_ceil(micro.rows())) {
@@ -785,44 +866,6 @@ impl<T: Kernel> Part<'_, T> {
                 }
             }
         }
-    }
-
-    /// A panel of a band's dy, pixel after pixel, and how many vectors wide it is. What lies
-    /// beyond its columns is unspecified: it only reaches sums that nobody reads.
-    fn copy_panel(&self, band: &Band, panel: usize, dy: &[T], to: &mut [T]) -> usize {
-        let (pass, micro) = (self.slab.pass, self.slab.micro);
-        let column = panel * micro.width();
-        let columns = (pass.columns - column).min(micro.width());
-        let vectors = micro.vectors(columns);
-        let width = vectors * micro.lanes;
-        let pixels = band.rows.len() * pass.width;
-        for (i, image) in band.images.clone().enumerate() {
-            let from = image * pass.out_image + band.rows.start * pass.out_row;
-            let from = &dy[from + self.group * pass.columns + column..];
-            let to = &mut to[i * pixels * width..][..pixels * width];
-            // the last pixels' whole vectors may end outside
-            let whole = from.len().saturating_sub(width) / pass.out_pixel + 1;
-            let whole = if from.len() < width {
-                0
-            } else {
-                whole.min(pixels)
-            };
-            let rows = micro::Copy {
-                from: from.as_ptr(),
-                from_stride: pass.out_pixel,
-                to: to.as_mut_ptr(),
-                to_stride: width,
-                vectors,
-                rows: whole,
-            };
-            // SAFETY: by the choice of `whole`; `to` was cut to the size.
-            unsafe { (micro.copy)(&rows) };
-            for p in whole..pixels {
-                let pixel = &from[p * pass.out_pixel..][..columns];
-                to[p * width..][..columns].copy_from_slice(pixel);
-            }
-        }
-        vectors
     }
 }
 
@@ -902,6 +945,12 @@ mod tests {
             (1, [20, 33], 17, 18, [3, 3], [1, 1], [1, 1], [1, 1], 1),
             (4, [16, 16], 3, 32, [3, 3], [1, 1], [1, 1], [1, 1], 1),
             (1, [3, 40], 40, 40, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (2, [7, 6], 5, 5, [3, 3], [1, 1], [1, 1], [1, 1], 5),
+            (2, [8, 8], 33, 33, [3, 3], [2, 2], [1, 1], [1, 1], 33),
+            (1, [9, 7], 70, 70, [5, 3], [1, 3], [2, 2], [2, 1], 70),
+            (3, [4, 4], 24, 24, [7, 7], [1, 1], [3, 3], [1, 1], 24),
+            (1, [16, 24], 40, 40, [7, 7], [1, 1], [3, 3], [1, 1], 40),
+            (2, [5, 5], 8, 8, [1, 1], [2, 2], [0, 0], [1, 1], 8),
             (0, [3, 3], 2, 2, [3, 3], [1, 1], [1, 1], [1, 1], 1),
         ];
         let shape = |(n, [h, w], ci, co, kernel, stride, padding, dilation, groups): Row| {
@@ -977,7 +1026,7 @@ mod tests {
                 let run = || {
                     let nan = T::of(f64::NAN);
                     let mut y = vec![nan; s.output()];
-                    let packed = Packed::new(level, s, vec![forward_pass(s)], &weight);
+                    let packed = Packed::new(level, s, vec![forward_pass(s, joins(s))], &weight);
                     forward_packed(&packed, s.n, &x, bias, &mut y);
                     let mut dx = vec![nan; s.input()];
                     let packed = Packed::new(level, s, input_grad_passes(s), &weight);
@@ -986,14 +1035,32 @@ mod tests {
                     weight_grad_at(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]
                 };
-                let [y, dx, dw] = run();
-                let what = |name| format!("{name} at {level:?} of {s:?}");
-                assert_close(&y, &expected_y, tolerance::<T>(), &what("y"));
-                assert_close(&dx, &expected_dx, tolerance::<T>(), &what("dx"));
-                assert_close(&dw, &expected_dw, tolerance::<T>(), &what("dw"));
-                if i % 4 == 0 {
-                    let results = [y, dx, dw];
-                    assert!(on_threads(1, run) == results && on_threads(3, run) == results);
+                let depthwise = || {
+                    let nan = T::of(f64::NAN);
+                    let mut y = vec![nan; s.output()];
+                    depthwise::forward(level, s, &x, &weight, bias, &mut y);
+                    let mut dx = vec![nan; s.input()];
+                    depthwise::input_grad(level, s, &dy, &weight, &mut dx);
+                    let mut dw = vec![nan; s.weight()];
+                    depthwise::weight_grad(level, s, &x, &dy, &mut dw);
+                    [y, dx, dw]
+                };
+                let check = |run: &(dyn Fn() -> [Vec<T>; 3] + Sync), kernels: &str| {
+                    let results = run();
+                    let expected = [&expected_y, &expected_dx, &expected_dw];
+                    for ((got, expected), name) in
+                        results.iter().zip(expected).zip(["y", "dx", "dw"])
+                    {
+                        let what = format!("{kernels} {name} at {level:?} of {s:?}");
+                        assert_close(got, expected, tolerance::<T>(), &what);
+                    }
+                    if i % 4 == 0 {
+                        assert!(on_threads(1, run) == results && on_threads(3, run) == results);
+                    }
+                };
+                check(&run, "general");
+                if s.is_depthwise() {
+                    check(&depthwise, "depthwise");
                 }
             }
         }
