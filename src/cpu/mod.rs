@@ -1,5 +1,7 @@
 //! CPU code that ops share: strided loops, and the compute-heavy kernels on raw slices.
 
+pub mod conv;
+mod depthwise;
 pub mod gemm;
 mod micro;
 mod scratch;

@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod check;
+pub mod conv2d;
 pub mod layout;
 pub mod matmul;
 pub mod reduce;
@@ -16,6 +17,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         unary::MORE_CASES,
         binary::CASES,
         binary::MORE_CASES,
+        conv2d::CASES,
         layout::CASES,
         matmul::CASES,
         reduce::CASES,
