@@ -29,7 +29,7 @@ pub(super) const PIXELS: usize = 256;
 /// Output pixels of a slab of the weight gradient, less because all of it should stay in L1.
 pub(super) const GRADIENT_PIXELS: usize = 128;
 /// Tasks to have at least, if the shape gives them.
-pub(super) const TASKS: usize = 16;
+pub(super) const TASKS: usize = 8;
 /// Terms between two visits of the output: so many rows of a panel stay in L1.
 const TERMS: usize = 9;
 /// Panels of a task of the weight gradient: its sums stay in L2.
@@ -437,14 +437,15 @@ impl<'a, T: Kernel> Slab<'a, T> {
             unsafe { (self.micro.copy)(&rows) };
         }
         for pixel in (0..left).chain(right..pixels) {
-            for (k, to) in to[pixel * DEPTH..][..len].iter_mut().enumerate() {
-                let at = start(pixel) + k as isize;
-                *to = if at >= 0 && at < end {
-                    x[at as usize]
-                } else {
-                    T::ZERO
-                };
+            let (at, to) = (start(pixel), &mut to[pixel * DEPTH..][..len]);
+            let low = (-at).clamp(0, len as isize) as usize;
+            let high = (end - at).clamp(low as isize, len as isize) as usize;
+            to[..low].fill(T::ZERO);
+            if low < high {
+                let from = (at + low as isize) as usize;
+                to[low..high].copy_from_slice(&x[from..from + high - low]);
             }
+            to[high..].fill(T::ZERO);
         }
     }
 

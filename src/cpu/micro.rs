@@ -315,6 +315,7 @@ unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
 /// By perfect shuffles: interleaving rows i and i + LANES / 2 rotates the bits of (row, column)
 /// by one place; log2(LANES) times exchange row and column.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
 unsafe fn transpose<V: Simd>(c: &Copy<V::T>) {
     // SAFETY: the caller gives pointers valid for LANES rows read and c.rows rows written.
     unsafe {
