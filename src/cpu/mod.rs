@@ -2,6 +2,7 @@
 
 pub mod gemm;
 mod micro;
+pub mod rows;
 mod scratch;
 pub mod simd;
 pub mod strided;
