@@ -109,7 +109,7 @@ impl Op<3> for Normalize {
             let [scale, shift] = saved.affine::<T>()?;
             let y = Tensor::build::<T>(rows_layout(&x), x.device(), |y| {
                 if self.settings.relu {
-                    rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| (x * a + b).maximum(T::ZERO));
+                    rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| (x * a + b).nan_max(T::ZERO));
                 } else {
                     rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| x * a + b);
                 }
@@ -144,7 +144,7 @@ fn moments<T: Real>(x: &[T], c: usize) -> Moments {
     for ((mean, var), k) in mean.iter_mut().zip(&mut var).zip(shift) {
         let d = *mean / m;
         // NaN stays NaN, where max would drop it
-        *var = Real::maximum(*var / m - d * d, 0.0);
+        *var = Real::nan_max(*var / m - d * d, 0.0);
         *mean = d + k.to_f64();
     }
     Moments { mean, var }
