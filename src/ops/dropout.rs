@@ -1,0 +1,136 @@
+//! Dropout with a mask that backward makes again from the generator's state.
+
+use crate::autograd::{Op, apply};
+use crate::dtype::Real;
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::ops::unary;
+use crate::random::Generator;
+use crate::shape::Layout;
+use crate::tensor::Tensor;
+use crate::with_real;
+
+/// y = x mask / (1 - p), the mask 0 with probability p and else 1 (Srivastava et al. 2014,
+/// inverted). Element i in row-major order takes number i of the stream, whatever the memory order.
+struct Dropout {
+    p: f64,
+    /// Where the stream stood.
+    rng: Generator,
+}
+
+impl Dropout {
+    /// x times the scaled mask, in x's memory order.
+    fn apply<T: Real>(&self, x: &Tensor) -> Result<Tensor> {
+        let keep = T::of(if self.p < 1.0 {
+            1.0 / (1.0 - self.p)
+        } else {
+            0.0
+        });
+        let layout = Layout::contiguous(*x.shape());
+        let mask = Tensor::build::<T>(layout, x.device(), |mask| {
+            // a copy of the stream: forward and backward read the same numbers
+            self.rng
+                .clone()
+                .fill_uniform(mask, |u| if (u as f64) < self.p { T::ZERO } else { keep });
+        })?;
+        unary::zip::<T>(x, &mask, Self::NAME, |x, m| x * m)
+    }
+}
+
+impl Op<1> for Dropout {
+    const NAME: &'static str = "dropout";
+    type Saved = ();
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
+        Ok((
+            with_real!(Self::NAME, x.dtype(), T => self.apply::<T>(x))?,
+            (),
+        ))
+    }
+
+    fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        let dx = with_real!(Self::NAME, dy.dtype(), T => self.apply::<T>(&dy))?;
+        Ok([Some(dx)])
+    }
+}
+
+impl Tensor {
+    /// Each element 0 with probability `p`, else divided by 1 - p. Takes a block of `rng` for
+    /// every four elements. An error for `p` outside of [0, 1].
+    ///
+    /// ```
+    /// # use cotangent::{random::Generator, DType, Tensor};
+    /// let y = Tensor::ones([100], DType::F32)?.dropout(0.5, &mut Generator::new(1))?;
+    /// assert!(y.to_vec::<f32>()?.iter().all(|&y| y == 0.0 || y == 2.0));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn dropout(&self, p: f64, rng: &mut Generator) -> Result<Tensor> {
+        let op = <Dropout as Op<1>>::NAME;
+        if !(0.0..=1.0).contains(&p) {
+            return Err(Error::argument(op, format!("p is {p}, expected 0 to 1")));
+        }
+        let start = *rng;
+        rng.take(self.numel().div_ceil(4) as u64);
+        apply(Dropout { p, rng: start }, [self])
+    }
+}
+
+macro_rules! cases {
+    ($($name:literal $shape:expr, $p:literal;)*) => {
+        &[$(Case { op: "dropout", name: $name, inputs: &[Input::Normal(&$shape)],
+            run: |x| x[0].dropout($p, &mut Generator::new(7)) }),*]
+    };
+}
+
+/// Probabilities and shapes.
+pub const CASES: &[Case] = cases! {
+    "p 0.5" [5, 7], 0.5;
+    "p 0.1, images" [2, 3, 2, 5], 0.1;
+    "p 0" [3, 5], 0.0;
+    "p 1" [3, 5], 1.0;
+    "empty" [0, 5], 0.5;
+    "scalar" [], 0.3;
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn keeps_a_share_of_1_minus_p_and_the_mean() -> Result<()> {
+        let mut rng = Generator::new(3);
+        let x = Tensor::ones([100, 1000], DType::F32)?;
+        let (a, b) = (x.dropout(0.3, &mut rng)?, x.dropout(0.3, &mut rng)?);
+        let a = a.to_vec::<f32>()?;
+        let kept = a.iter().filter(|&&x| x != 0.0).count() as f64 / a.len() as f64;
+        assert!((kept - 0.7).abs() < 0.005, "{kept}");
+        assert!(a.iter().all(|&x| x == 0.0 || (x - 1.0 / 0.7).abs() < 1e-6));
+        // the stream moves on
+        assert_ne!(a, b.to_vec::<f32>()?);
+        assert_eq!(rng.offset, 2 * 25_000);
+        Ok(())
+    }
+
+    #[test]
+    fn backward_has_the_mask_of_forward() -> Result<()> {
+        let x = Tensor::ones([1001], DType::F32)?.requires_grad();
+        let y = x.dropout(0.5, &mut Generator::new(1))?;
+        let grads = y.backward_from(&y.ones_like()?)?;
+        assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, y.to_vec::<f32>()?);
+        Ok(())
+    }
+
+    #[test]
+    fn errors() -> Result<()> {
+        let x = Tensor::ones([3], DType::F32)?;
+        for p in [-0.1, 1.5, f64::NAN] {
+            let e = x
+                .dropout(p, &mut Generator::new(1))
+                .unwrap_err()
+                .to_string();
+            assert_eq!(e, format!("dropout: p is {p}, expected 0 to 1"));
+        }
+        Ok(())
+    }
+}
