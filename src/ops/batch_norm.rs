@@ -109,7 +109,7 @@ impl Op<3> for Normalize {
             let [scale, shift] = saved.affine::<T>()?;
             let y = Tensor::build::<T>(rows_layout(&x), x.device(), |y| {
                 if self.settings.relu {
-                    rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| (x * a + b).maximum(T::ZERO));
+                    rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| Real::maximum(x * a + b, T::ZERO));
                 } else {
                     rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| x * a + b);
                 }
