@@ -91,8 +91,8 @@ impl DeeperConfig {
     }
 }
 
-/// {conv - [batch norm] - ReLU - conv - [batch norm] - ReLU - 2x2 max pool}, as many as
-/// `num_filters` has pairs, then affine - [batch norm] - ReLU - [dropout] - affine. With an odd
+/// `conv - [batch norm] - ReLU - conv - [batch norm] - ReLU - 2x2 max pool`, as many as
+/// `num_filters` has pairs, then `affine - [batch norm] - ReLU - [dropout] - affine`. With an odd
 /// number of filters the last convolution stands alone and no pool follows it.
 pub struct DeeperConvNet {
     /// What it was made from.

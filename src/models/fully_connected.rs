@@ -119,7 +119,7 @@ impl FullyConnectedConfig {
     }
 }
 
-/// {affine - [norm] - ReLU - [dropout]}, once a hidden layer, then affine. The assignment's Wi and
+/// `affine - [norm] - ReLU - [dropout]`, once a hidden layer, then affine. The assignment's Wi and
 /// bi are those of `fci`, weights transposed.
 pub struct FullyConnectedNet {
     /// What it was made from.

@@ -56,7 +56,7 @@ pub enum Normalization {
     LayerNorm,
 }
 
-/// Affine - [norm] - ReLU.
+/// `affine - [norm] - ReLU`.
 fn affine(
     features: usize,
     hidden: usize,
@@ -67,7 +67,7 @@ fn affine(
         linear: Linear::new(features, hidden, rng)?,
         norm: match normalization {
             Normalization::None => None,
-            Normalization::BatchNorm => Some(Norm::Batch(BatchNorm1d::new(hidden)?)),
+            Normalization::BatchNorm => Some(Norm::Batch(Box::new(BatchNorm1d::new(hidden)?))),
             Normalization::LayerNorm => Some(Norm::Layer(LayerNorm::new(hidden, 1e-5)?)),
         },
         activation: Activation::Relu,

@@ -78,7 +78,11 @@ impl Conv2d {
                 "{in_channels} to {out_channels} channels, expected at least 1 of each"
             ));
         }
-        if groups == 0 || in_channels % groups != 0 || out_channels % groups != 0 {
+        if groups == 0
+            || ![in_channels, out_channels]
+                .iter()
+                .all(|c| c.is_multiple_of(groups))
+        {
             return fail(format!(
                 "groups {groups} does not divide {in_channels} to {out_channels} channels"
             ));

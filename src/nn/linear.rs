@@ -70,8 +70,8 @@ impl Module for Linear {
 
 /// What may follow an affine layer.
 pub enum Norm {
-    /// Over the batch.
-    Batch(BatchNorm1d),
+    /// Over the batch; boxed, for it is much the larger.
+    Batch(Box<BatchNorm1d>),
     /// Over the features.
     Layer(LayerNorm),
 }
@@ -99,7 +99,7 @@ impl Module for LinearNormAct {
     fn visit(&mut self, v: &mut Visitor<'_>) {
         v.child("linear", &mut self.linear);
         match &mut self.norm {
-            Some(Norm::Batch(norm)) => v.child("norm", norm),
+            Some(Norm::Batch(norm)) => v.child("norm", &mut **norm),
             Some(Norm::Layer(norm)) => v.child("norm", norm),
             None => {}
         }
@@ -156,7 +156,7 @@ mod tests {
         let x = Tensor::randn([6, 4], &mut rng, DType::F64)?;
         for norm in [
             None,
-            Some(Norm::Batch(BatchNorm1d::new(3)?)),
+            Some(Norm::Batch(Box::new(BatchNorm1d::new(3)?))),
             Some(Norm::Layer(LayerNorm::new(3, 1e-5)?)),
         ] {
             let mut stage = LinearNormAct {
