@@ -2,8 +2,10 @@
 //! `cargo bench --bench kernels [-- NAME]` runs those whose name contains NAME.
 use std::time::Instant;
 
+use cotangent::cpu::conv::{self, ConvShape};
 use cotangent::cpu::gemm::gemm;
 use cotangent::cpu::simd::{self, Level, Portable, Simd};
+use cotangent::shape::Window;
 use rayon::prelude::*;
 
 /// 24 chains of multiply-adds: enough to hide their latency on two ports.
@@ -137,6 +139,60 @@ fn main() {
         let (a, b, mut c) = (data(m * k), data(k * n), data(m * n));
         report.case(name, m * n * k, || {
             gemm(m, n, k, &a, a_strides, &b, b_strides, &mut c, n, None);
+        });
+    }
+
+    // (name, n, input channels, output channels, input size, kernel, stride, groups)
+    for (name, n, ci, co, size, kernel, stride, groups) in [
+        ("conv 3->32 3x3 @32 n100", 100, 3, 32, 32, 3, 1, 1),
+        ("conv 32->64 3x3 @32 n100", 100, 32, 64, 32, 3, 1, 1),
+        ("conv 3->32 7x7 @32 n100", 100, 3, 32, 32, 7, 1, 1),
+        ("conv 64->64 3x3 @32 n32", 32, 64, 64, 32, 3, 1, 1),
+        ("conv 256->256 3x3 @8 n32", 32, 256, 256, 8, 3, 1, 1),
+        ("conv 512->512 3x3 @4 n32", 32, 512, 512, 4, 3, 1, 1),
+        ("conv 128->128 1x1 @16 n32", 32, 128, 128, 16, 1, 1, 1),
+        (
+            "conv 64->128 3x3 stride 2 @32 n32",
+            32,
+            64,
+            128,
+            32,
+            3,
+            2,
+            1,
+        ),
+        ("depthwise 96 7x7 @16 n32", 32, 96, 96, 16, 7, 1, 96),
+        ("depthwise 64 3x3 @32 n32", 32, 64, 64, 32, 3, 1, 64),
+    ] {
+        let window = Window {
+            stride: [stride; 2],
+            padding: [kernel / 2; 2],
+            ..Window::new([kernel; 2])
+        };
+        let out = usize::div_ceil(size, stride);
+        let shape = ConvShape {
+            n,
+            h: size,
+            w: size,
+            ci,
+            co,
+            oh: out,
+            ow: out,
+            window,
+            groups,
+        };
+        let (x, w, bias) = (data(shape.input()), data(shape.weight()), data(co));
+        let dy = data(shape.output());
+        let (mut dx, mut dw, mut y) = (x.clone(), w.clone(), dy.clone());
+        let macs = shape.output() * shape.weight() / co;
+        report.case(&format!("{name} forward"), macs, || {
+            conv::forward(&shape, &x, &w, Some(&bias), &mut y);
+        });
+        report.case(&format!("{name} input grad"), macs, || {
+            conv::input_grad(&shape, &dy, &w, &mut dx);
+        });
+        report.case(&format!("{name} weight grad"), macs, || {
+            conv::weight_grad(&shape, &x, &dy, &mut dw);
         });
     }
 }

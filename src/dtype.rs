@@ -140,13 +140,13 @@ pub trait Real:
     /// The greater; NaN if either is NaN.
     #[inline(always)]
     #[allow(clippy::eq_op, reason = "NaN differs from itself")]
-    fn maximum(self, o: Self) -> Self {
+    fn nan_max(self, o: Self) -> Self {
         if self > o || self != self { self } else { o }
     }
     /// The lesser; NaN if either is NaN.
     #[inline(always)]
     #[allow(clippy::eq_op, reason = "NaN differs from itself")]
-    fn minimum(self, o: Self) -> Self {
+    fn nan_min(self, o: Self) -> Self {
         if self < o || self != self { self } else { o }
     }
     /// Whether it is neither NaN nor infinite.

@@ -267,7 +267,9 @@ impl Layout {
 
     /// The stretch of storage that a dense layout fills.
     pub fn dense_range(&self) -> std::ops::Range<usize> {
-        self.offset..self.offset + self.numel()
+        // a view of nothing may start behind the storage's end
+        let start = if self.numel() == 0 { 0 } else { self.offset };
+        start..start + self.numel()
     }
 
     /// Whether two layouts of one shape visit memory in the same order, so that a dense pair can

@@ -6,7 +6,7 @@
 //! so the bits are the same on any number of threads.
 use rayon::prelude::*;
 
-use super::micro::{self, DEPTH, Kernel, Micro, Start, Term, Tile};
+use super::micro::{self, DEPTH, Kernel, Micro, Start, Term, Tile, TileKernel, VECTORS};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 
@@ -180,7 +180,7 @@ impl<T: Kernel> Block<'_, T> {
                     };
                     // SAFETY: the scratch holds the tile and the panel, the rows of C are the
                     // task's own.
-                    unsafe { run_tile(micro, tile, columns) };
+                    unsafe { run_tile(micro, &micro.tile, tile, columns) };
                 }
             }
             k0 += SUM;
@@ -295,15 +295,20 @@ impl<T: Kernel> Block<'_, T> {
     }
 }
 
-/// Compute a tile of which only `columns` columns exist in C.
+/// Compute a tile of which only `columns` columns exist in C, with one of `kernels`.
 ///
 /// # Safety
 /// The pointers of `t` are valid as [`Tile`] says, those to C for `columns` columns.
-pub(super) unsafe fn run_tile<T: Kernel>(micro: &Micro<T>, t: Tile<T>, columns: usize) {
+pub(super) unsafe fn run_tile<T: Kernel>(
+    micro: &Micro<T>,
+    kernels: &[&[TileKernel<T>]; VECTORS],
+    t: Tile<T>,
+    columns: usize,
+) {
     const MOST: usize = 32;
     let vectors = micro.vectors(columns);
     let (p, width) = (t.rows.len(), vectors * micro.lanes);
-    let kernel = micro.tile[vectors - 1][p - 1];
+    let kernel = kernels[vectors - 1][p - 1];
     if columns == width {
         // SAFETY: the caller's promise.
         unsafe { kernel(&t) };

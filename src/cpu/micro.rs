@@ -63,6 +63,25 @@ pub struct Outer<T> {
     pub acc: *mut T,
 }
 
+/// acc\[t\]\[j\] += sum over segments s and pixels p of
+/// a\[offsets\[t\] + s * stride + p * DEPTH + j\] * b\[s * pixels + p\]\[j\].
+pub struct Taps<'a, T> {
+    /// The scratch, at the first pixel and channel.
+    pub a: *const T,
+    /// Where each tap begins.
+    pub offsets: &'a [usize],
+    /// Elements of `a` between segments.
+    pub stride: usize,
+    /// Number of segments.
+    pub segments: usize,
+    /// Pixels of a segment.
+    pub pixels: usize,
+    /// A row of vectors for each pixel.
+    pub b: *const T,
+    /// The sums, a row of vectors for each tap.
+    pub acc: *mut T,
+}
+
 /// `rows` rows of `vectors` whole vectors, copied.
 pub struct Copy<T> {
     /// The source.
@@ -79,14 +98,26 @@ pub struct Copy<T> {
     pub rows: usize,
 }
 
+/// A kernel of [`Tile`].
+pub type TileKernel<T> = unsafe fn(&Tile<T>);
+/// A kernel of [`Outer`].
+pub type OuterKernel<T> = unsafe fn(&Outer<T>);
+/// A kernel of [`Taps`].
+pub type TapsKernel<T> = unsafe fn(&Taps<T>);
+
 /// The kernels of one level for one element type; all need valid pointers and that level's CPU.
 pub struct Micro<T: 'static> {
     /// Elements of a vector.
     pub lanes: usize,
     /// The kernels of a tile by vectors - 1 and rows - 1.
-    pub tile: [&'static [unsafe fn(&Tile<T>)]; VECTORS],
+    pub tile: [&'static [TileKernel<T>]; VECTORS],
+    /// The same with a tile's rows multiplied lane by lane: c\[rows\[p\] + j\] (+)= sum over terms
+    /// of a\[offset + p * DEPTH + j\] * b\[term\]\[j\].
+    pub lanewise: [&'static [TileKernel<T>]; VECTORS],
     /// The kernels of an outer product by vectors - 1 and rows - 1.
-    pub outer: [&'static [unsafe fn(&Outer<T>)]; VECTORS],
+    pub outer: [&'static [OuterKernel<T>]; VECTORS],
+    /// The kernels of a lane by lane sum by vectors - 1 and taps - 1.
+    pub taps: [&'static [TapsKernel<T>]; VECTORS],
     /// Copies rows.
     pub copy: unsafe fn(&Copy<T>),
     /// Transposes a block of lanes x lanes, of which it writes `rows` rows.
@@ -110,29 +141,60 @@ impl<T: 'static> Micro<T> {
     }
 }
 
+/// The rows of a tile's result, or what it starts from.
 #[inline(always)]
-unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn start<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) -> [[V; N]; P] {
     debug_assert!(t.rows.len() >= P);
-    // SAFETY: the caller gives pointers valid for P rows, N vectors and all terms.
+    // SAFETY: the caller gives pointers valid for P rows and N vectors.
     unsafe {
         let mut acc = [[V::splat(V::T::ZERO); N]; P];
         for p in 0..P {
-            for j in 0..N {
-                let from = match t.start {
-                    Start::Bias(bias) => bias,
-                    Start::Load => t.c.add(*t.rows.get_unchecked(p)).cast_const(),
-                };
-                acc[p][j] = V::load(from.add(j * V::LANES));
-            }
+            let from = match t.start {
+                Start::Bias(bias) => bias,
+                Start::Load => t.c.add(*t.rows.get_unchecked(p)).cast_const(),
+            };
+            acc[p] = row(from);
         }
+        acc
+    }
+}
+
+/// N vectors.
+#[inline(always)]
+unsafe fn row<V: Simd, const N: usize>(from: *const V::T) -> [V; N] {
+    // SAFETY: the caller gives N readable vectors.
+    unsafe {
+        let mut row = [V::splat(V::T::ZERO); N];
+        for (j, v) in row.iter_mut().enumerate() {
+            *v = V::load(from.add(j * V::LANES));
+        }
+        row
+    }
+}
+
+/// Write a tile's rows.
+#[inline(always)]
+unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, acc: [[V; N]; P]) {
+    for (p, row) in acc.iter().enumerate() {
+        for (j, v) in row.iter().enumerate() {
+            // SAFETY: the caller gives pointers valid for P rows and N vectors.
+            unsafe { v.store(t.c.add(*t.rows.get_unchecked(p) + j * V::LANES)) };
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
+    // SAFETY: the caller gives pointers valid for P rows, N vectors and all terms.
+    unsafe {
+        let mut acc: [[V; N]; P] = start(t);
         let mut b = t.b;
         for term in t.terms {
             let a = t.a.add(term.offset);
             for k in 0..term.len {
-                let mut row = [V::splat(V::T::ZERO); N];
-                for j in 0..N {
-                    row[j] = V::load(b.add(j * V::LANES));
-                }
+                let row: [V; N] = row(b);
                 b = b.add(N * V::LANES);
                 for p in 0..P {
                     let x = V::splat(*a.add(p * DEPTH + k));
@@ -142,15 +204,78 @@ unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
                 }
             }
         }
-        for p in 0..P {
-            for j in 0..N {
-                acc[p][j].store(t.c.add(*t.rows.get_unchecked(p) + j * V::LANES));
+        finish(t, acc);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn lanewise<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
+    // SAFETY: the caller gives pointers valid for P rows, N vectors and all terms.
+    unsafe {
+        let mut acc: [[V; N]; P] = start(t);
+        let mut b = t.b;
+        for term in t.terms {
+            let a = t.a.add(term.offset);
+            let weight: [V; N] = row(b);
+            b = b.add(N * V::LANES);
+            for p in 0..P {
+                for j in 0..N {
+                    let x = V::load(a.add(p * DEPTH + j * V::LANES));
+                    acc[p][j] = x.mul_add(weight[j], acc[p][j]);
+                }
+            }
+        }
+        finish(t, acc);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn taps<V: Simd, const P: usize, const N: usize>(t: &Taps<V::T>) {
+    debug_assert!(t.offsets.len() >= P);
+    // SAFETY: the caller gives pointers valid for all pixels, P taps and N vectors.
+    unsafe {
+        let mut acc = [[V::splat(V::T::ZERO); N]; P];
+        let mut offsets = [0; P];
+        for i in 0..P {
+            offsets[i] = *t.offsets.get_unchecked(i);
+        }
+        let mut b = t.b;
+        for s in 0..t.segments {
+            let mut a = t.a.add(s * t.stride);
+            for _ in 0..t.pixels {
+                let row: [V; N] = row(b);
+                b = b.add(N * V::LANES);
+                for i in 0..P {
+                    for j in 0..N {
+                        let x = V::load(a.add(offsets[i] + j * V::LANES));
+                        acc[i][j] = x.mul_add(row[j], acc[i][j]);
+                    }
+                }
+                a = a.add(DEPTH);
+            }
+        }
+        add_to(t.acc, acc);
+    }
+}
+
+/// Add to the sums in memory.
+#[inline(always)]
+unsafe fn add_to<V: Simd, const P: usize, const N: usize>(to: *mut V::T, acc: [[V; N]; P]) {
+    for (i, row) in acc.iter().enumerate() {
+        for (j, v) in row.iter().enumerate() {
+            // SAFETY: the caller gives P rows of N vectors.
+            unsafe {
+                let sum = to.add((i * N + j) * V::LANES);
+                v.add(V::load(sum)).store(sum);
             }
         }
     }
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
 unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
     // SAFETY: the caller gives pointers valid for all pixels, P rows and N vectors.
     unsafe {
@@ -159,10 +284,7 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
         for s in 0..o.segments {
             let mut a = o.a.add(s * o.stride);
             for _ in 0..o.pixels {
-                let mut row = [V::splat(V::T::ZERO); N];
-                for j in 0..N {
-                    row[j] = V::load(b.add(j * V::LANES));
-                }
+                let row: [V; N] = row(b);
                 b = b.add(N * V::LANES);
                 for i in 0..P {
                     let x = V::splat(*a.add(i));
@@ -173,12 +295,7 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
                 a = a.add(DEPTH);
             }
         }
-        for i in 0..P {
-            for j in 0..N {
-                let sum = o.acc.add((i * N + j) * V::LANES);
-                acc[i][j].add(V::load(sum)).store(sum);
-            }
-        }
+        add_to(o.acc, acc);
     }
 }
 
@@ -198,6 +315,7 @@ unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
 /// By perfect shuffles: interleaving rows i and i + LANES / 2 rotates the bits of (row, column)
 /// by one place; log2(LANES) times exchange row and column.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
 unsafe fn transpose<V: Simd>(c: &Copy<V::T>) {
     // SAFETY: the caller gives pointers valid for LANES rows read and c.rows rows written.
     unsafe {
@@ -242,6 +360,16 @@ macro_rules! table {
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
+            unsafe fn lanewises<const P: usize, const N: usize>(t: &Tile<$t>) {
+                unsafe { lanewise::<$v, P, N>(t) }
+            }
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
+            unsafe fn all_taps<const P: usize, const N: usize>(t: &Taps<$t>) {
+                unsafe { taps::<$v, P, N>(t) }
+            }
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
             unsafe fn copies(c: &Copy<$t>) {
                 unsafe { copy::<$v>(c) }
             }
@@ -253,6 +381,8 @@ macro_rules! table {
             Micro {
                 lanes: <$v as Simd>::LANES,
                 tile: [&[$(tiles::<$p, 1>),*], &[$(tiles::<$p, 2>),*]],
+                lanewise: [&[$(lanewises::<$p, 1>),*], &[$(lanewises::<$p, 2>),*]],
+                taps: [&[$(all_taps::<$p, 1>),*], &[$(all_taps::<$p, 2>),*]],
                 outer: [&[$(outers::<$p, 1>),*], &[$(outers::<$p, 2>),*]],
                 copy: copies,
                 transpose: transposes,

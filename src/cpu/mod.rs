@@ -1,7 +1,11 @@
 //! CPU code that ops share: strided loops, and the compute-heavy kernels on raw slices.
 
+pub mod conv;
+mod depthwise;
 pub mod gemm;
 mod micro;
 mod scratch;
 pub mod simd;
 pub mod strided;
+
+pub use micro::Kernel;

@@ -249,10 +249,10 @@ pub fn sum_by<T: Real>(x: &[T], f: Fold, out: &mut [T], g: impl Fn(T) -> T + Syn
     }
     if inner == 1 {
         if outer == 1 {
-            out[0] = parallel_sum(x, &g);
+            out[0] = T::from_f64(parallel_sum(x, &g));
         } else {
             rows(out, 1, reduced, |o, i| {
-                o[0] = row_sum(&x[i * reduced..(i + 1) * reduced], &g)
+                o[0] = T::from_f64(row_sum(&x[i * reduced..(i + 1) * reduced], &g))
             });
         }
     } else if outer == 1 && x.len() >= PARALLEL {
@@ -306,29 +306,24 @@ fn add_rows<T: Real>(x: &[T], acc: &mut [T], g: &impl Fn(T) -> T) {
     }
 }
 
-/// Sum of a row: 16 running sums (they fill a vector register and shorten the rounding error's
-/// chain), in blocks that are added pairwise.
-pub fn row_sum<T: Real>(x: &[T], g: &impl Fn(T) -> T) -> T {
-    if x.len() > 4096 {
-        let half = (x.len() / 2).next_multiple_of(16);
-        return row_sum(&x[..half], g) + row_sum(&x[half..], g);
-    }
-    let mut acc = [T::ZERO; 16];
+/// Sum of a row, in f64 whatever T is: 16 running sums, which fill vector registers.
+pub fn row_sum<T: Real>(x: &[T], g: &impl Fn(T) -> T) -> f64 {
+    let mut acc = [0f64; 16];
     let chunks = x.chunks_exact(16);
-    let tail: T = chunks.remainder().iter().map(|&x| g(x)).sum();
+    let tail: f64 = chunks.remainder().iter().map(|&x| g(x).to_f64()).sum();
     for c in chunks {
         for (a, &x) in acc.iter_mut().zip(c) {
-            *a += g(x);
+            *a += g(x).to_f64();
         }
     }
-    acc.iter().copied().sum::<T>() + tail
+    acc.iter().sum::<f64>() + tail
 }
 
 /// [`row_sum`] with its blocks on all threads; the partition is fixed by the length.
-fn parallel_sum<T: Real>(x: &[T], g: &(impl Fn(T) -> T + Sync)) -> T {
+fn parallel_sum<T: Real>(x: &[T], g: &(impl Fn(T) -> T + Sync)) -> f64 {
     if x.len() < PARALLEL {
         return row_sum(x, g);
     }
-    let parts: Vec<T> = x.par_chunks(PARALLEL / 2).map(|c| row_sum(c, g)).collect();
-    row_sum(&parts, &|x| x)
+    let parts: Vec<f64> = x.par_chunks(PARALLEL / 2).map(|c| row_sum(c, g)).collect();
+    parts.iter().sum()
 }

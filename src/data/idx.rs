@@ -157,8 +157,8 @@ fn parse<const RANK: usize>(
         return Err(Error::data_at(path, end, why));
     }
     if (bytes.len() as u64) < claimed {
-        let (got, why) = (bytes.len(), "truncated");
-        let why = format!("{why}: {got} bytes of the {claimed} for {dims:?}");
+        let got = bytes.len();
+        let why = format!("truncated: {got} bytes of the {claimed} for {dims:?}");
         return Err(Error::data_at(path, end, why));
     }
     bytes.shrink_to_fit();

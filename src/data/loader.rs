@@ -4,8 +4,10 @@
 use std::any::Any;
 use std::iter::FusedIterator;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvError, TryRecvError, sync_channel};
 use std::thread::{self, JoinHandle};
+
+use rayon::Yield;
 
 use super::transform::Transform;
 use super::{Augment, Dataset, Normalize, Purpose, stream};
@@ -164,7 +166,11 @@ impl Epoch {
     fn join(&mut self) -> thread::Result<()> {
         // a worker waiting to send wakes up when the receiver is gone
         self.batches = None;
-        self.worker.take().map_or(Ok(()), JoinHandle::join)
+        let Some(worker) = self.worker.take() else {
+            return Ok(());
+        };
+        while !worker.is_finished() && lend_a_hand() {}
+        worker.join()
     }
 }
 
@@ -175,7 +181,7 @@ impl Iterator for Epoch {
         if self.left == 0 {
             return None;
         }
-        let item = match self.batches.as_ref()?.recv() {
+        let item = match receive(self.batches.as_ref()?) {
             Ok(item) => item,
             // the worker has batches left but is gone
             Err(_) => {
@@ -201,6 +207,28 @@ impl Drop for Epoch {
         // an epoch left early does not care how its worker ended
         let _ = self.join();
     }
+}
+
+/// The next item, once it is there.
+fn receive<T>(items: &Receiver<T>) -> std::result::Result<T, RecvError> {
+    loop {
+        match items.try_recv() {
+            Ok(item) => return Ok(item),
+            Err(TryRecvError::Disconnected) => return Err(RecvError),
+            Err(TryRecvError::Empty) if lend_a_hand() => {}
+            Err(TryRecvError::Empty) => return items.recv(),
+        }
+    }
+}
+
+/// On a thread of the pool, do some of the pool's work: the worker's may be among it, and would
+/// wait forever for a thread that sleeps until the worker is done. Elsewhere: false.
+fn lend_a_hand() -> bool {
+    let done = rayon::yield_now();
+    if let Some(Yield::Idle) = done {
+        thread::yield_now();
+    }
+    done.is_some()
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {
@@ -371,5 +399,15 @@ mod tests {
         let e = epoch.next().unwrap().unwrap_err().to_string();
         assert_eq!(e, "it: the loading thread stopped: batch 2 is cursed");
         assert!(epoch.next().is_none());
+    }
+
+    #[test]
+    fn every_thread_of_the_pool_may_wait_for_batches() {
+        let l = loader(200, 50, true, false, Augment::none());
+        let sums = rayon::broadcast(|_| {
+            drop(l.epoch(1));
+            l.epoch(0).map(|b| b.unwrap().labels.len()).sum::<usize>()
+        });
+        assert!(sums.into_iter().all(|n| n == 200));
     }
 }

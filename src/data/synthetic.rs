@@ -1,4 +1,4 @@
-//! The embedded data set: ten shapes and textures of random place, size, angle and colours among
+//! The embedded data set: ten shapes and textures of random place, size, tilt and colours among
 //! clutter and noise. What tells the classes apart is form alone: the two colours of an image are
 //! drawn alike, so that a class's mean image is flat and a linear model has little to go by.
 
@@ -57,10 +57,11 @@ pub fn synthetic(seed: u64, first: u64, n: usize) -> Dataset {
 
 type Color = [f32; 3];
 
-/// Something to paint: a class's form, turned and scaled about its centre.
+/// Something to paint: a class's form, tilted and scaled about its centre.
 struct Figure {
     class: usize,
     center: [f32; 2],
+    radius: f32,
     /// Cosine and sine of the angle over the radius: one step from image to figure coordinates.
     turn: [f32; 2],
     color: Color,
@@ -71,6 +72,7 @@ impl Figure {
         Figure {
             class,
             center,
+            radius,
             turn: [angle.cos() / radius, angle.sin() / radius],
             color,
         }
@@ -97,26 +99,22 @@ fn inside(class: usize, u: f32, v: f32) -> bool {
         2 => u.abs().max(v.abs()) < 0.707,
         3 => v < 0.5 && 1.732 * u.abs() - v < 1.0,
         4 => u.abs().min(v.abs()) < 0.25,
-        // five rays, straight from an inner radius of 0.38 to the tips
+        // five rays: each side runs straight from an inner corner to the tip
         5 => {
-            let fifth = std::f32::consts::TAU / 5.0;
-            let a = (v.atan2(u).rem_euclid(fifth) - fifth / 2.0).abs();
-            let (tip, inner) = (1.0, 0.38);
-            let (x, y) = (
-                r2.sqrt() * (fifth / 2.0 - a).cos(),
-                r2.sqrt() * (fifth / 2.0 - a).sin(),
-            );
-            let (ix, iy) = (inner * (fifth / 2.0).cos(), inner * (fifth / 2.0).sin());
-            (x - tip) * iy < y * (ix - tip)
+            let (inner, half) = (0.38, std::f32::consts::PI / 5.0);
+            let off_ray = half - (v.atan2(u).rem_euclid(2.0 * half) - half).abs();
+            let (x, y) = (r2.sqrt() * off_ray.cos(), r2.sqrt() * off_ray.sin());
+            let corner = (inner * half.cos(), inner * half.sin());
+            (x - 1.0) * corner.1 < y * (corner.0 - 1.0)
         }
         6 => odd(v),
         7 => odd(u),
         8 => odd(u) != odd(v),
         // six dots about a seventh
         _ => {
-            let sixth = std::f32::consts::TAU / 6.0;
-            let a = v.atan2(u).rem_euclid(sixth) - sixth / 2.0;
-            let (x, y) = (r2.sqrt() * a.cos() - 0.72, r2.sqrt() * a.sin());
+            let half = std::f32::consts::PI / 6.0;
+            let off_dot = v.atan2(u).rem_euclid(2.0 * half) - half;
+            let (x, y) = (r2.sqrt() * off_dot.cos() - 0.72, r2.sqrt() * off_dot.sin());
             x * x + y * y < 0.06 || r2 < 0.06
         }
     }
@@ -126,49 +124,48 @@ fn inside(class: usize, u: f32, v: f32) -> bool {
 fn draw(seed: u64, i: u64, out: &mut [u8]) {
     let class = (i % 10) as usize;
     let g = &mut stream(seed, Purpose::Synthetic, i);
-    let ground = color(g);
-    let ink = loop {
-        let c = color(g);
-        let distance: f32 = c.iter().zip(&ground).map(|(a, b)| (a - b).abs()).sum();
+    let (ground, ink) = loop {
+        let (a, b) = (color(g), color(g));
+        let distance: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum();
         // what a person tells apart at a glance
-        if distance > 0.8 {
-            break c;
+        if distance > 1.0 {
+            break (a, b);
         }
     };
     let side = SIDE as f32;
-    let radius = between(g, 7.0, 13.0);
-    let center = [(); 2].map(|_| between(g, radius - 2.0, side - radius + 2.0));
-    // stripes are told apart by their direction: they turn by 20 degrees at most
-    let angle = match class {
-        6 | 7 => between(g, -0.35, 0.35),
-        _ => between(g, 0.0, std::f32::consts::TAU),
-    };
-    let mut figures = Vec::with_capacity(6);
-    for _ in 0..4 {
-        figures.push(speck(g));
-    }
-    figures.push(Figure::new(class, center, radius, angle, ink));
-    figures.push(speck(g));
+    let radius = between(g, 9.0, 14.0);
+    let center = [(); 2].map(|_| between(g, radius - 1.0, side - radius + 1.0));
+    // a tilt only: stripes are told apart by their direction
+    let angle = between(g, -0.4, 0.4);
+    let figures = [
+        speck(g),
+        speck(g),
+        Figure::new(class, center, radius, angle, ink),
+        speck(g),
+    ];
     // the light falls off across the image
-    let slope = [(); 2].map(|_| between(g, -0.3, 0.3) / side);
-    let noise = between(g, 0.05, 0.2);
+    let slope = [(); 2].map(|_| between(g, -0.2, 0.2) / side);
+    let noise = between(g, 0.02, 0.1);
 
     let mut grains = Grains::new(g);
     for y in 0..SIDE {
+        // uppermost first, and only what reaches this row: most specks do not
+        let reaches = |f: &&Figure| (y as f32 + 0.5 - f.center[1]).abs() < f.radius + 0.5;
+        let near: Vec<&Figure> = figures.iter().rev().filter(reaches).collect();
         for x in 0..SIDE {
             let light = slope[0] * (x as f32 - side / 2.0) + slope[1] * (y as f32 - side / 2.0);
             let mut sum = [0.0; 3];
             // four samples a pixel, so that edges are smooth
             for (dx, dy) in [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)] {
                 let (px, py) = (x as f32 + dx, y as f32 + dy);
-                let top = figures.iter().rev().find(|f| f.covers(px, py));
+                let top = near.iter().find(|f| f.covers(px, py));
                 let c = top.map_or(&ground, |f| &f.color);
                 sum.iter_mut().zip(c).for_each(|(s, c)| *s += c / 4.0);
             }
             for (c, s) in sum.into_iter().enumerate() {
                 let value = s + light + noise * grains.next();
-                // the cast saturates
-                out[(c * SIDE + y) * SIDE + x] = (value * 255.0).round() as u8;
+                // the cast cuts off the fraction and saturates
+                out[(c * SIDE + y) * SIDE + x] = (value * 255.0 + 0.5) as u8;
             }
         }
     }
@@ -186,7 +183,7 @@ fn color(g: &mut Generator) -> Color {
 fn speck(g: &mut Generator) -> Figure {
     let class = 2 * g.below(2) as usize;
     let center = [(); 2].map(|_| between(g, 0.0, SIDE as f32));
-    let (radius, angle) = (between(g, 1.0, 2.5), between(g, 0.0, 1.5));
+    let (radius, angle) = (between(g, 1.0, 2.0), between(g, 0.0, 1.5));
     Figure::new(class, center, radius, angle, color(g))
 }
 

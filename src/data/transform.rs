@@ -207,7 +207,6 @@ impl Transform {
     /// the epoch's stream `epoch_seed`.
     pub fn gather(&self, data: &Dataset, indices: &[usize], epoch_seed: u64) -> Vec<f32> {
         let pixels = data.pixels();
-        // fresh zeroed pages, which cost less than the bytes' way through the cache
         let mut out = vec![0.0; indices.len() * pixels];
         out.par_chunks_mut(pixels)
             .zip(indices)

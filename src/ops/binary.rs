@@ -123,9 +123,9 @@ pairs! {
     /// a / b, broadcast.
     Div div true, |a, b| a / b, |_, b| T::ONE / b, |a, b| -a / (b * b);
     /// The greater; where both are equal each gets half of the gradient, as PyTorch has it.
-    Maximum maximum true, |a, b| a.maximum(b), |a, b| share(a > b, a, b), |a, b| share(b > a, a, b);
+    Maximum maximum true, |a, b| a.nan_max(b), |a, b| share(a > b, a, b), |a, b| share(b > a, a, b);
     /// The lesser; where both are equal each gets half of the gradient, as PyTorch has it.
-    Minimum minimum true, |a, b| a.minimum(b), |a, b| share(a < b, a, b), |a, b| share(b < a, a, b);
+    Minimum minimum true, |a, b| a.nan_min(b), |a, b| share(a < b, a, b), |a, b| share(b < a, a, b);
     /// a^b.
     Pow pow true, |a, b| a.powf(b),
         |a, b| if b == T::ZERO { T::ZERO } else { b * a.powf(b - T::ONE) },

@@ -2,7 +2,10 @@
 
 pub mod binary;
 pub mod check;
+pub mod conv2d;
 pub mod layout;
+pub mod matmul;
+pub mod reduce;
 pub mod unary;
 
 pub use check::{Case, gradcheck, gradcheck_at};
@@ -14,7 +17,11 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         unary::MORE_CASES,
         binary::CASES,
         binary::MORE_CASES,
+        conv2d::CASES,
         layout::CASES,
+        matmul::CASES,
+        reduce::CASES,
+        reduce::MORE_CASES,
     ]
     .into_iter()
     .flatten()

@@ -152,7 +152,7 @@ pointwise! {
     /// assert_eq!(y.to_vec::<f32>()?, [0.0, 2.0]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
-    Relu relu Y, |x| x.maximum(T::ZERO), |y| if y > T::ZERO { T::ONE } else { T::ZERO };
+    Relu relu Y, |x| x.nan_max(T::ZERO), |y| if y > T::ZERO { T::ONE } else { T::ZERO };
     /// x Phi(x), with the normal distribution's Phi (Hendrycks and Gimpel 2016).
     Gelu gelu X, |x| x * phi(x), |x| phi(x) + x * (T::of(-0.5) * x * x).exp() * T::of(0.398_942_280_401_432_7);
     /// GELU's approximation by tanh (the same paper).
@@ -195,7 +195,7 @@ fn sigmoid<T: Real>(x: T) -> T {
 
 #[inline(always)]
 fn softplus<T: Real>(x: T) -> T {
-    x.maximum(T::ZERO) + (-x.abs()).exp().ln_1p()
+    x.nan_max(T::ZERO) + (-x.abs()).exp().ln_1p()
 }
 
 #[inline(always)]
@@ -290,7 +290,7 @@ impl Pointwise for Clamp {
     const KEEP: Keep = Keep::X;
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
-        x.maximum(T::of(self.0)).minimum(T::of(self.1))
+        x.nan_max(T::of(self.0)).nan_min(T::of(self.1))
     }
     #[inline(always)]
     fn df<T: Real>(self, x: T) -> T {

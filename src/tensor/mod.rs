@@ -340,11 +340,6 @@ impl Tensor {
         self.laid_out(Layout::channels_last(*self.shape()))
     }
 
-    /// Without gaps, in the order that it has.
-    pub(crate) fn compact(&self) -> Result<Self> {
-        self.laid_out(self.layout.dense_like())
-    }
-
     /// A view through another layout of the same storage, outside of any graph.
     pub(crate) fn view_as(&self, layout: Layout) -> Self {
         Tensor {

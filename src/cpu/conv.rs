@@ -1,0 +1,1097 @@
+//! Convolution of channels-last images, its input gradient and its weight gradient.
+//!
+//! All three rest on one copy: a slab, a few rows of output pixels at a time, holds for each tap
+//! and output pixel the input channels that the tap multiplies, [`DEPTH`] channels apart, so that
+//! neighbouring output pixels are neighbours in the slab whatever the stride, dilation and
+//! padding (zeros, here). Only the columns of a window are unrolled; taps of different rows share
+//! the slab's rows. A few input channels (the first layer's three) are taken together with the
+//! columns of the window as one run of `kernel width * channels` numbers, which lie side by side
+//! in the image.
+//!
+//! Forward, the slab is multiplied with packed weights by [`gemm`](super::gemm)'s tiles. The
+//! input gradient is the same convolution with exchanged channels and mirrored taps; with stride
+//! s it falls into s x s interleaved ones, each with its own taps. The weight gradient multiplies
+//! the slab, transposed, with the output's gradient. Tasks are cut by the shape alone and sums
+//! are added in a fixed order: the same bits on any number of threads.
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::depthwise;
+use super::gemm::{balanced, padded_bias, run_tile};
+use super::micro::{self, DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
+use super::scratch::{Scratch, Shared};
+use super::simd::{Level, level};
+use crate::shape::Window;
+
+/// Output pixels of a task: its slab, its part of the output and a panel of weights stay in L2.
+pub(super) const PIXELS: usize = 256;
+/// Output pixels of a slab of the weight gradient, less because all of it should stay in L1.
+pub(super) const GRADIENT_PIXELS: usize = 128;
+/// Tasks to have at least, if the shape gives them.
+pub(super) const TASKS: usize = 8;
+/// Terms between two visits of the output: so many rows of a panel stay in L1.
+const TERMS: usize = 9;
+/// Panels of a task of the weight gradient: its sums stay in L2.
+const GRADIENT_PANELS: usize = 4;
+
+/// The sizes of a convolution: x \[n, h, w, ci\], weight \[co, ci / groups, kernel\] and
+/// y \[n, oh, ow, co\].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConvShape {
+    /// Images.
+    pub n: usize,
+    /// Input height.
+    pub h: usize,
+    /// Input width.
+    pub w: usize,
+    /// Input channels.
+    pub ci: usize,
+    /// Output channels.
+    pub co: usize,
+    /// Output height, as [`Window::output`] gives it.
+    pub oh: usize,
+    /// Output width.
+    pub ow: usize,
+    /// Kernel, stride, padding and dilation.
+    pub window: Window,
+    /// Groups, which divide `ci` and `co`.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// Elements of x.
+    pub fn input(&self) -> usize {
+        self.n * self.h * self.w * self.ci
+    }
+
+    /// Elements of y.
+    pub fn output(&self) -> usize {
+        self.n * self.oh * self.ow * self.co
+    }
+
+    /// Elements of the weight.
+    pub fn weight(&self) -> usize {
+        self.co * self.ci / self.groups * self.taps()
+    }
+
+    /// Whether each channel has its own window and no other channel's part: what
+    /// [`depthwise`](super::depthwise) does.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups == self.ci && self.groups == self.co && self.groups > 1
+    }
+
+    /// Elements of the window.
+    pub fn taps(&self) -> usize {
+        self.window.kernel[0] * self.window.kernel[1]
+    }
+}
+
+/// Where a tap reads: `row` input rows from the output row's, in the plane's columns.
+#[derive(Clone, Copy)]
+pub(super) struct Tap {
+    row: isize,
+    plane: usize,
+}
+
+/// A convolution of one stride as the core sees it:
+/// out\[y, x, j\] = sum over taps and k < depth of
+/// in\[(y * row_step + tap.row) * in_row + x * pixel_step + plane + k\] * w\[tap, k, j\],
+/// where an element outside its row counts as zero.
+pub(super) struct Pass {
+    in_height: usize,
+    in_row: usize,
+    row_step: usize,
+    pixel_step: usize,
+    /// Where a window's columns begin, in elements from the output pixel's place.
+    planes: Vec<isize>,
+    pub(super) taps: Vec<Tap>,
+    pub(super) depth: usize,
+
+    height: usize,
+    pub(super) width: usize,
+    columns: usize,
+    pub(super) out_start: usize,
+    out_pixel: usize,
+    out_row: usize,
+    out_image: usize,
+
+    /// The weight of (group, j, k, tap) is at group * weight_group + j * weight_column +
+    /// weight_depth\[k\] + weight_tap\[tap\].
+    weight_group: usize,
+    weight_column: usize,
+    weight_depth: Vec<usize>,
+    pub(super) weight_tap: Vec<usize>,
+}
+
+impl Pass {
+    /// The row offsets of the topmost and the lowest tap.
+    fn tap_rows(&self) -> (isize, isize) {
+        let rows = || self.taps.iter().map(|t| t.row);
+        (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
+    }
+
+    /// The number of blocks of DEPTH channels.
+    pub(super) fn blocks(&self) -> usize {
+        self.depth.div_ceil(DEPTH)
+    }
+
+    /// The channels of a block.
+    pub(super) fn block(&self, i: usize) -> Range<usize> {
+        i * DEPTH..((i + 1) * DEPTH).min(self.depth)
+    }
+
+    /// Where a band's pixels lie in the output.
+    pub(super) fn out_pixels(&self, band: &Band) -> Vec<usize> {
+        let mut out = Vec::with_capacity(band.pixels(self));
+        for image in band.images.clone() {
+            for row in band.rows.clone() {
+                let row = self.out_start + image * self.out_image + row * self.out_row;
+                out.extend((0..self.width).map(|x| row + x * self.out_pixel));
+            }
+        }
+        out
+    }
+
+    /// The panels that hold the output channels of a group.
+    fn panels<T: Kernel>(&self, micro: &Micro<T>) -> usize {
+        self.columns.div_ceil(micro.width())
+    }
+}
+
+/// Whether the window's columns and the channels are taken as one run: few channels, which lie
+/// side by side.
+fn joins(s: &ConvShape) -> bool {
+    s.ci < 16 && s.groups == 1 && s.window.dilation[1] == 1
+}
+
+/// The pass of a convolution itself, the window's columns joined with the channels or not.
+pub(super) fn forward_pass(s: &ConvShape, joined: bool) -> Pass {
+    let Window {
+        kernel,
+        stride,
+        padding,
+        dilation,
+    } = s.window;
+    let (depth, taps) = (s.ci / s.groups, s.taps());
+    let at = |t: usize, i: usize| (t * dilation[i]) as isize - padding[i] as isize;
+    let columns = if joined { 1 } else { kernel[1] };
+    let tap = |y, x| Tap {
+        row: at(y, 0),
+        plane: x,
+    };
+    Pass {
+        in_height: s.h,
+        in_row: s.w * s.ci,
+        row_step: stride[0],
+        pixel_step: stride[1] * s.ci,
+        planes: (0..columns).map(|x| at(x, 1) * s.ci as isize).collect(),
+        taps: (0..kernel[0])
+            .flat_map(|y| (0..columns).map(move |x| tap(y, x)))
+            .collect(),
+        depth: if joined { depth * kernel[1] } else { depth },
+        height: s.oh,
+        width: s.ow,
+        columns: s.co / s.groups,
+        out_start: 0,
+        out_pixel: s.co,
+        out_row: s.ow * s.co,
+        out_image: s.oh * s.ow * s.co,
+        weight_group: s.weight() / s.groups,
+        weight_column: depth * taps,
+        weight_depth: if joined {
+            (0..kernel[1] * depth)
+                .map(|k| k % depth * taps + k / depth)
+                .collect()
+        } else {
+            (0..depth).map(|k| k * taps).collect()
+        },
+        weight_tap: (0..kernel[0] * columns)
+            .map(|t| t / columns * kernel[1] + t % columns)
+            .collect(),
+    }
+}
+
+/// The passes of the input gradient. Output row o reads input row i through tap t if
+/// o * stride = i + padding - t * dilation: the rows i of one remainder by the stride are a
+/// convolution of the output's gradient with those taps t that leave none.
+pub(super) fn input_grad_passes(s: &ConvShape) -> Vec<Pass> {
+    let window = s.window;
+    // the taps along an axis that reach remainder r, and where they read
+    let reach = |axis: usize, r: usize| -> Vec<(usize, isize)> {
+        let [kernel, stride, padding, dilation] = [
+            window.kernel[axis],
+            window.stride[axis],
+            window.padding[axis],
+            window.dilation[axis],
+        ];
+        (0..kernel)
+            .map(|t| (t, (r + padding) as isize - (t * dilation) as isize))
+            .filter(|(_, at)| at.rem_euclid(stride as isize) == 0)
+            .map(|(t, at)| (t, at / stride as isize))
+            .collect()
+    };
+    let (depth, columns) = (s.co / s.groups, s.ci / s.groups);
+    let mut passes = Vec::new();
+    for y in 0..window.stride[0].min(s.h) {
+        for x in 0..window.stride[1].min(s.w) {
+            let (rows, cols) = (reach(0, y), reach(1, x));
+            let pairs = || {
+                rows.iter()
+                    .flat_map(|&r| cols.iter().enumerate().map(move |(i, &c)| (r, i, c)))
+            };
+            passes.push(Pass {
+                in_height: s.oh,
+                in_row: s.ow * s.co,
+                row_step: 1,
+                pixel_step: s.co,
+                planes: cols.iter().map(|&(_, at)| at * s.co as isize).collect(),
+                taps: pairs()
+                    .map(|((_, row), plane, _)| Tap { row, plane })
+                    .collect(),
+                depth,
+                height: (s.h - y).div_ceil(window.stride[0]),
+                width: (s.w - x).div_ceil(window.stride[1]),
+                columns,
+                out_start: (y * s.w + x) * s.ci,
+                out_pixel: window.stride[1] * s.ci,
+                out_row: window.stride[0] * s.w * s.ci,
+                out_image: s.h * s.w * s.ci,
+                weight_group: s.weight() / s.groups,
+                weight_column: s.taps(),
+                weight_depth: (0..depth).map(|k| k * columns * s.taps()).collect(),
+                weight_tap: pairs()
+                    .map(|((r, _), _, (c, _))| r * window.kernel[1] + c)
+                    .collect(),
+            });
+        }
+    }
+    passes
+}
+
+/// The part of one task: images, output rows.
+#[derive(Clone)]
+pub(super) struct Band {
+    pub(super) images: Range<usize>,
+    pub(super) rows: Range<usize>,
+}
+
+impl Band {
+    pub(super) fn pixels(&self, pass: &Pass) -> usize {
+        self.images.len() * self.rows.len() * pass.width
+    }
+}
+
+/// All bands of about `pixels` output pixels: some rows of an image, or some images.
+pub(super) fn bands(pass: &Pass, n: usize, pixels: usize) -> Vec<Band> {
+    let image = (pass.height * pass.width).max(1);
+    let cut = (image as f64 / pixels as f64).round() as usize;
+    let row_parts = cut.clamp(1, pass.height.max(1));
+    let images = if row_parts > 1 {
+        1
+    } else {
+        (pixels / image).max(1)
+    };
+    let mut bands = Vec::new();
+    for (i, images) in balanced(n, n.div_ceil(images)) {
+        for (r, rows) in balanced(pass.height, row_parts) {
+            bands.push(Band {
+                images: i..i + images,
+                rows: r..r + rows,
+            });
+        }
+    }
+    bands
+}
+
+/// How a slab lies in memory: \[channel block\]\[plane\]\[image\]\[phase\]\[row\]\[pixel\]\[DEPTH\],
+/// where row j of a phase is input row (first output row + j) * row_step + phase.
+pub(super) struct Slab<'a, T: 'static> {
+    micro: &'static Micro<T>,
+    pass: &'a Pass,
+    /// The row offsets of taps modulo `row_step`, from the topmost tap's on.
+    phases: Vec<isize>,
+    /// Rows of a phase beyond the output rows of the band.
+    extra: usize,
+    row: usize,
+    phase: usize,
+    pub(super) image: usize,
+    plane: usize,
+    pub(super) block: usize,
+}
+
+impl<'a, T: Kernel> Slab<'a, T> {
+    /// Room for any of `bands`.
+    pub(super) fn new(micro: &'static Micro<T>, pass: &'a Pass, bands: &[Band]) -> Self {
+        let images = bands.iter().map(|b| b.images.len()).max().unwrap_or(0);
+        let rows = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
+        let (first, last) = pass.tap_rows();
+        let mut phases: Vec<isize> = Vec::new();
+        for tap in &pass.taps {
+            let phase = first + (tap.row - first) % pass.row_step as isize;
+            if !phases.contains(&phase) {
+                phases.push(phase);
+            }
+        }
+        let extra = (last - first) as usize / pass.row_step;
+        let row = pass.width * DEPTH;
+        let phase = (rows + extra) * row;
+        let image = phases.len() * phase;
+        let plane = images * image;
+        Slab {
+            micro,
+            pass,
+            block: pass.planes.len() * plane,
+            phases,
+            extra,
+            row,
+            phase,
+            image,
+            plane,
+        }
+    }
+
+    /// Where a tap's first pixel lies in a channel block.
+    pub(super) fn offset(&self, tap: Tap) -> usize {
+        let step = self.pass.row_step as isize;
+        let below = |phase: &isize| (tap.row - phase) % step == 0;
+        let index = self.phases.iter().position(below).unwrap_or(0);
+        let shift = ((tap.row - self.phases[index]) / step) as usize;
+        tap.plane * self.plane + index * self.phase + shift * self.row
+    }
+
+    /// The stretches of a band's pixels that are neighbours in the slab: (how many, pixels each),
+    /// one `self.image` after the other.
+    pub(super) fn segments(&self, band: &Band) -> (usize, usize) {
+        let pixels = band.rows.len() * self.pass.width;
+        if self.image == pixels * DEPTH {
+            (1, band.images.len() * pixels)
+        } else {
+            (band.images.len(), pixels)
+        }
+    }
+
+    /// Copy `blocks` of DEPTH channels, counted from `channel`, of a band's input.
+    pub(super) fn fill(
+        &self,
+        band: &Band,
+        x: &[T],
+        channel: usize,
+        blocks: Range<usize>,
+        to: &mut [T],
+    ) {
+        let pass = self.pass;
+        for (b, block) in blocks.enumerate() {
+            let run = pass.block(block);
+            for (p, plane) in pass.planes.iter().enumerate() {
+                let first = plane + (channel + run.start) as isize;
+                for (i, image) in band.images.clone().enumerate() {
+                    for (f, phase) in self.phases.iter().enumerate() {
+                        for j in 0..band.rows.len() + self.extra {
+                            let start = b * self.block
+                                + p * self.plane
+                                + i * self.image
+                                + f * self.phase
+                                + j * self.row;
+                            let to = &mut to[start..][..self.row];
+                            let row = ((band.rows.start + j) * pass.row_step) as isize + phase;
+                            if row < 0 || row >= pass.in_height as isize {
+                                to.fill(T::ZERO);
+                                continue;
+                            }
+                            let row = (image * pass.in_height + row as usize) * pass.in_row;
+                            self.fill_row(&x[row..], first, run.len(), to);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One row of the slab: `len` elements for each output pixel, the first pixel's from `first`
+    /// on of the input row that `x` begins with; zeros where they lie outside of the row.
+    fn fill_row(&self, x: &[T], first: isize, len: usize, to: &mut [T]) {
+        let (step, end) = (self.pass.pixel_step, self.pass.in_row as isize);
+        let (pixels, vectors) = (self.pass.width, len.div_ceil(self.micro.lanes));
+        let start = |pixel: usize| first + (pixel * step) as isize;
+        // the pixels whose run lies inside of the row and whose whole vectors inside of `x`
+        let limit = end.min((x.len() + len) as isize - (vectors * self.micro.lanes) as isize);
+        let room = limit - len as isize - first;
+        let right = if room < 0 {
+            0
+        } else {
+            (room as usize / step + 1).min(pixels)
+        };
+        let left = ((-first).max(0) as usize).div_ceil(step).min(right);
+        if left < right {
+            let rows = micro::Copy {
+                from: x[start(left) as usize..].as_ptr(),
+                from_stride: step,
+                to: to[left * DEPTH..].as_mut_ptr(),
+                to_stride: DEPTH,
+                vectors,
+                rows: right - left,
+            };
+            // SAFETY: by the choice of left and right; a pixel of `to` has DEPTH elements, which
+            // is a multiple of the lanes.
+            unsafe { (self.micro.copy)(&rows) };
+        }
+        for pixel in (0..left).chain(right..pixels) {
+            let (at, to) = (start(pixel), &mut to[pixel * DEPTH..][..len]);
+            let low = (-at).clamp(0, len as isize) as usize;
+            let high = (end - at).clamp(low as isize, len as isize) as usize;
+            to[..low].fill(T::ZERO);
+            if low < high {
+                let from = (at + low as isize) as usize;
+                to[low..high].copy_from_slice(&x[from..from + high - low]);
+            }
+            to[high..].fill(T::ZERO);
+        }
+    }
+
+    /// Copy `columns` channels from `channel` on, at most a panel, of a band of dy, pixel after
+    /// pixel; returns how many vectors wide. What fills up the last vector is unspecified: it
+    /// only reaches sums that nobody reads.
+    pub(super) fn copy_panel(
+        &self,
+        band: &Band,
+        channel: usize,
+        columns: usize,
+        dy: &[T],
+        to: &mut [T],
+    ) -> usize {
+        let (pass, micro) = (self.pass, self.micro);
+        let vectors = micro.vectors(columns);
+        let width = vectors * micro.lanes;
+        let pixels = band.rows.len() * pass.width;
+        for (i, image) in band.images.clone().enumerate() {
+            let from = image * pass.out_image + band.rows.start * pass.out_row;
+            let from = &dy[from + channel..];
+            let to = &mut to[i * pixels * width..][..pixels * width];
+            // the last pixels' whole vectors may end outside
+            let whole = from.len().saturating_sub(width) / pass.out_pixel + 1;
+            let whole = if from.len() < width {
+                0
+            } else {
+                whole.min(pixels)
+            };
+            let rows = micro::Copy {
+                from: from.as_ptr(),
+                from_stride: pass.out_pixel,
+                to: to.as_mut_ptr(),
+                to_stride: width,
+                vectors,
+                rows: whole,
+            };
+            // SAFETY: by the choice of `whole`; `to` was cut to the size.
+            unsafe { (micro.copy)(&rows) };
+            for p in whole..pixels {
+                let pixel = &from[p * pass.out_pixel..][..columns];
+                to[p * width..][..columns].copy_from_slice(pixel);
+            }
+        }
+        vectors
+    }
+}
+
+/// A weight copied into the order in which [`forward_packed`] or [`input_grad_packed`] reads it.
+pub struct Packed<T: 'static> {
+    shape: ConvShape,
+    micro: &'static Micro<T>,
+    /// With each pass its panels, \[group\]\[panel\]\[channel block\]\[tap\]\[channel\]\[panel width\].
+    passes: Vec<(Pass, Scratch<T>)>,
+}
+
+impl<T: Kernel> Packed<T> {
+    fn new(level: Level, shape: &ConvShape, passes: Vec<Pass>, weight: &[T]) -> Self {
+        assert_eq!(weight.len(), shape.weight());
+        let micro = T::micro(level);
+        let pack = |pass: Pass| {
+            let panels = pack(micro, &pass, shape.groups, weight);
+            (pass, panels)
+        };
+        Packed {
+            shape: *shape,
+            micro,
+            passes: passes.into_iter().map(pack).collect(),
+        }
+    }
+}
+
+/// The panels of one pass.
+fn pack<T: Kernel>(
+    micro: &'static Micro<T>,
+    pass: &Pass,
+    groups: usize,
+    weight: &[T],
+) -> Scratch<T> {
+    let panels = pass.panels(micro);
+    let size = pass.depth * pass.taps.len() * micro.width();
+    let mut packed = Scratch::new(groups * panels * size);
+    if size == 0 {
+        return packed; // no tap reaches this pass's pixels
+    }
+    packed.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
+        let column = i % panels * micro.width();
+        let columns = (pass.columns - column).min(micro.width());
+        let from = &weight[i / panels * pass.weight_group + column * pass.weight_column..];
+        let mut rows = to.chunks_exact_mut(micro.vectors(columns) * micro.lanes);
+        for block in 0..pass.blocks() {
+            for tap in &pass.weight_tap {
+                for depth in &pass.weight_depth[pass.block(block)] {
+                    if let Some(row) = rows.next() {
+                        for (j, x) in row[..columns].iter_mut().enumerate() {
+                            *x = from[j * pass.weight_column + depth + tap];
+                        }
+                        row[columns..].fill(T::ZERO);
+                    }
+                }
+            }
+        }
+    });
+    packed
+}
+
+/// The weight \[co, ci / groups, kernel\] packed for [`forward_packed`].
+pub fn pack_forward<T: Kernel>(shape: &ConvShape, weight: &[T]) -> Packed<T> {
+    Packed::new(
+        level(),
+        shape,
+        vec![forward_pass(shape, joins(shape))],
+        weight,
+    )
+}
+
+/// The weight \[co, ci / groups, kernel\] packed for [`input_grad_packed`].
+pub fn pack_input_grad<T: Kernel>(shape: &ConvShape, weight: &[T]) -> Packed<T> {
+    Packed::new(level(), shape, input_grad_passes(shape), weight)
+}
+
+/// y = x * weight + bias, x \[n, h, w, ci\], bias \[co\], y \[n, oh, ow, co\], overwritten.
+///
+/// # Panics
+/// If a slice's length is not its shape's.
+pub fn forward<T: Kernel>(
+    shape: &ConvShape,
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    y: &mut [T],
+) {
+    if shape.is_depthwise() {
+        depthwise::forward(level(), shape, x, weight, bias, y);
+    } else {
+        forward_packed(&pack_forward(shape, weight), shape.n, x, bias, y);
+    }
+}
+
+/// [`forward`] of `n` images with a packed weight, which does not depend on `n`.
+pub fn forward_packed<T: Kernel>(
+    weight: &Packed<T>,
+    n: usize,
+    x: &[T],
+    bias: Option<&[T]>,
+    y: &mut [T],
+) {
+    let shape = ConvShape { n, ..weight.shape };
+    assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
+    run(weight, n, x, bias, y);
+}
+
+/// dx \[n, h, w, ci\] of dy \[n, oh, ow, co\]: all of it written, zeros where no window reaches.
+///
+/// # Panics
+/// If a slice's length is not its shape's.
+pub fn input_grad<T: Kernel>(shape: &ConvShape, dy: &[T], weight: &[T], dx: &mut [T]) {
+    if shape.is_depthwise() {
+        depthwise::input_grad(level(), shape, dy, weight, dx);
+    } else {
+        input_grad_packed(&pack_input_grad(shape, weight), shape.n, dy, dx);
+    }
+}
+
+/// [`input_grad`] of `n` images with a packed weight, which does not depend on `n`.
+pub fn input_grad_packed<T: Kernel>(weight: &Packed<T>, n: usize, dy: &[T], dx: &mut [T]) {
+    let shape = ConvShape { n, ..weight.shape };
+    assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
+    run(weight, n, dy, None, dx);
+}
+
+/// All passes of a convolution.
+fn run<T: Kernel>(weight: &Packed<T>, n: usize, x: &[T], bias: Option<&[T]>, y: &mut [T]) {
+    let (micro, groups) = (weight.micro, weight.shape.groups);
+    let y = Shared::new(y);
+    for (pass, packed) in &weight.passes {
+        // each group's bias begins at a panel's width
+        let bias: Vec<Scratch<T>> = (0..groups)
+            .map(|g| {
+                let own = bias.map(|b| &b[g * pass.columns..][..pass.columns]);
+                padded_bias(own, pass.columns, micro)
+            })
+            .collect();
+        let bands = bands(pass, n, PIXELS);
+        let slab = Slab::new(micro, pass, &bands);
+        let panels = pass.panels(micro);
+        let mut splits = 1;
+        while bands.len() * groups * splits < TASKS && panels / splits >= 4 {
+            splits *= 2;
+        }
+        let splits: Vec<(usize, usize)> = balanced(panels, splits).collect();
+        let task = |i: usize| {
+            let (start, len) = splits[i % splits.len()];
+            let group = i / splits.len() % groups;
+            let task = Task {
+                slab: &slab,
+                packed,
+                bias: &bias[group],
+                band: &bands[i / splits.len() / groups],
+                group,
+                panels: start..start + len,
+            };
+            task.run(x, y);
+        };
+        (0..bands.len() * groups * splits.len())
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(task);
+    }
+}
+
+/// The output of a band in some panels of a group.
+struct Task<'a, T: 'static> {
+    slab: &'a Slab<'a, T>,
+    packed: &'a [T],
+    bias: &'a [T],
+    band: &'a Band,
+    group: usize,
+    panels: Range<usize>,
+}
+
+impl<T: Kernel> Task<'_, T> {
+    fn run(&self, x: &[T], y: Shared<T>) {
+        let (slab, pass, micro) = (self.slab, self.slab.pass, self.slab.micro);
+        let taps = pass.taps.len();
+        // channel blocks at once: few taps alone would not pay for visiting the output
+        let at_once = (TERMS / taps.max(1)).clamp(1, pass.blocks());
+        let mut scratch = Scratch::new(at_once * slab.block);
+        let out = pass.out_pixels(self.band);
+        let (segments, pixels) = slab.segments(self.band);
+        let tiles = pixels.div_ceil(micro.rows());
+        let panel_size = pass.depth * taps * micro.width();
+
+        for first in (0..pass.blocks()).step_by(at_once) {
+            let blocks = first..(first + at_once).min(pass.blocks());
+            slab.fill(
+                self.band,
+                x,
+                self.group * pass.depth,
+                blocks.clone(),
+                &mut scratch,
+            );
+            let terms: Vec<Term> = blocks
+                .enumerate()
+                .flat_map(|(i, block)| {
+                    pass.taps.iter().map(move |&tap| Term {
+                        offset: i * slab.block + slab.offset(tap),
+                        len: pass.block(block).len(),
+                    })
+                })
+                .collect();
+            for panel in self.panels.clone() {
+                let column = panel * micro.width();
+                let columns = (pass.columns - column).min(micro.width());
+                let width = micro.vectors(columns) * micro.lanes;
+                let panel = (self.group * pass.panels(micro) + panel) * panel_size;
+                let mut b = panel + first * DEPTH * taps * width;
+                // at least one part: where no tap reaches, the result is the bias
+                let parts = terms.len().div_ceil(TERMS).max(1);
+                for (part, (start, len)) in balanced(terms.len(), parts).enumerate() {
+                    let terms = &terms[start..start + len];
+                    for segment in 0..segments {
+                        for (pixel, p) in balanced(pixels, tiles) {
+                            let tile = Tile {
+                                // without taps the slab is empty and unread
+                                a: scratch
+                                    .as_ptr()
+                                    .wrapping_add(segment * slab.image + pixel * DEPTH),
+                                terms,
+                                b: self.packed[b..].as_ptr(),
+                                start: if first == 0 && part == 0 {
+                                    Start::Bias(self.bias[column..].as_ptr())
+                                } else {
+                                    Start::Load
+                                },
+                                // SAFETY: the channel is one of a pixel's.
+                                c: unsafe { y.ptr().add(self.group * pass.columns + column) },
+                                rows: &out[segment * pixels + pixel..][..p],
+                            };
+                            // SAFETY: the slab holds the tile's pixels for all taps, the packed
+                            // weight the terms, and these outputs are the task's own.
+                            unsafe { run_tile(micro, &micro.tile, tile, columns) };
+                        }
+                    }
+                    b += terms.iter().map(|t| t.len).sum::<usize>() * width;
+                }
+            }
+        }
+    }
+}
+
+/// dw \[co, ci / groups, kernel\] of x \[n, h, w, ci\] and dy \[n, oh, ow, co\], overwritten.
+///
+/// # Panics
+/// If a slice's length is not its shape's.
+pub fn weight_grad<T: Kernel>(shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
+    if shape.is_depthwise() {
+        depthwise::weight_grad(level(), shape, x, dy, dw);
+    } else {
+        weight_grad_at(level(), shape, x, dy, dw);
+    }
+}
+
+fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
+    assert_eq!((x.len(), dy.len()), (shape.input(), shape.output()));
+    assert_eq!(dw.len(), shape.weight());
+    let micro = T::micro(level);
+    let pass = &forward_pass(shape, joins(shape));
+    let bands = bands(pass, shape.n, GRADIENT_PIXELS);
+    let slab = Slab::new(micro, pass, &bands);
+
+    // a part of the sums: some panels, one block of channels, one group; bands in chunks, as many
+    // as make enough tasks, each with its own sums
+    let panels = pass.panels(micro);
+    let splits: Vec<(usize, usize)> = balanced(panels, panels.div_ceil(GRADIENT_PANELS)).collect();
+    let parts = splits.len() * pass.blocks() * shape.groups;
+    let chunks = TASKS.div_ceil(parts).min(bands.len()).max(1);
+    let size = pass.taps.len() * pass.depth.min(DEPTH) * micro.width();
+    let total = shape.groups * pass.blocks() * panels * size;
+    let mut sums = Scratch::new(chunks * total);
+    let shared = Shared::new(&mut sums);
+    let chunk_bands: Vec<(usize, usize)> = balanced(bands.len(), chunks).collect();
+    (0..chunks * parts)
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|i| {
+            let (start, len) = splits[i % splits.len()];
+            let block = i / splits.len() % pass.blocks();
+            let group = i / splits.len() / pass.blocks() % shape.groups;
+            let (chunk, chunk_len) = chunk_bands[i / parts];
+            let first = (group * pass.blocks() + block) * panels + start;
+            // SAFETY: each (chunk, group, block, split) is one task's.
+            let sums = unsafe { shared.slice(i / parts * total + first * size, len * size) };
+            let part = Part {
+                slab: &slab,
+                group,
+                block,
+                panels: start..start + len,
+            };
+            part.run(&bands[chunk..chunk + chunk_len], x, dy, sums);
+        });
+
+    // chunks in their order, then into the weight's own order
+    let (first, others) = sums.split_at_mut(total);
+    first.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
+        for other in others.chunks_exact(total) {
+            for (to, x) in to.iter_mut().zip(&other[i * size..]) {
+                *to += *x;
+            }
+        }
+    });
+    let dw = Shared::new(dw);
+    (0..shape.groups * panels).into_par_iter().for_each(|i| {
+        let (group, panel) = (i / panels, i % panels);
+        let column = panel * micro.width();
+        let columns = (pass.columns - column).min(micro.width());
+        let width = micro.vectors(columns) * micro.lanes;
+        let start = group * pass.weight_group + column * pass.weight_column;
+        // SAFETY: the weights of these output channels are this task's alone.
+        let dw = unsafe { dw.slice(start, columns * pass.weight_column) };
+        for block in 0..pass.blocks() {
+            let depths = &pass.weight_depth[pass.block(block)];
+            let sums = &first[((group * pass.blocks() + block) * panels + panel) * size..];
+            for j in 0..columns {
+                for (t, tap) in pass.weight_tap.iter().enumerate() {
+                    for (k, depth) in depths.iter().enumerate() {
+                        dw[j * pass.weight_column + depth + tap] =
+                            sums[(t * depths.len() + k) * width + j];
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A part of the weight gradient: a block of a group's input channels times some panels of its
+/// output channels.
+struct Part<'a, T: 'static> {
+    slab: &'a Slab<'a, T>,
+    group: usize,
+    block: usize,
+    panels: Range<usize>,
+}
+
+impl<T: Kernel> Part<'_, T> {
+    /// Sum over `bands` into \[panel\]\[tap\]\[channel\]\[panel width\], which is overwritten.
+    fn run(&self, bands: &[Band], x: &[T], dy: &[T], sums: &mut [T]) {
+        let (slab, pass, micro) = (self.slab, self.slab.pass, self.slab.micro);
+        sums.fill(T::ZERO);
+        let size = sums.len() / self.panels.len();
+        let channels = pass.block(self.block).len();
+        let most = bands.iter().map(|b| b.pixels(pass)).max().unwrap_or(0);
+        let mut a = Scratch::new(slab.block);
+        let mut b = Scratch::new(most * micro.width());
+        for band in bands {
+            let blocks = self.block..self.block + 1;
+            slab.fill(band, x, self.group * pass.depth, blocks, &mut a);
+            let (segments, pixels) = slab.segments(band);
+            for (panel, sums) in self.panels.clone().zip(sums.chunks_exact_mut(size)) {
+                let column = panel * micro.width();
+                let columns = (pass.columns - column).min(micro.width());
+                let channel = self.group * pass.columns + column;
+                let vectors = slab.copy_panel(band, channel, columns, dy, &mut b);
+                let width = vectors * micro.lanes;
+                for (t, &tap) in pass.taps.iter().enumerate() {
+                    for (k, p) in balanced(channels, channels.div_ceil(micro.rows())) {
+                        let outer = Outer {
+                            a: a[slab.offset(tap) + k..].as_ptr(),
+                            stride: slab.image,
+                            segments,
+                            pixels,
+                            b: b.as_ptr(),
+                            acc: sums[(t * channels + k) * width..][..p * width].as_mut_ptr(),
+                        };
+                        // SAFETY: the slab holds the band's pixels for each tap, `b` as many
+                        // rows, and `acc` was cut to the size.
+                        unsafe { micro.outer[vectors - 1][p - 1](&outer) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The sum over the rows of dy \[pixels, co\], co = `db.len()`, in a fixed order.
+///
+/// # Panics
+/// If `dy` is not whole rows.
+pub fn bias_grad<T: Kernel>(dy: &[T], db: &mut [T]) {
+    const ROWS: usize = 512;
+    let co = db.len();
+    db.fill(T::ZERO);
+    if co == 0 {
+        return;
+    }
+    assert_eq!(dy.len() % co, 0);
+    let add = |to: &mut [T], row: &[T]| {
+        for (to, x) in to.iter_mut().zip(row) {
+            *to += *x;
+        }
+    };
+    let parts = dy.len().div_ceil(ROWS * co);
+    let mut sums = Scratch::<T>::zeros(parts * co);
+    let pairs = sums.par_chunks_mut(co).zip(dy.par_chunks(ROWS * co));
+    pairs.for_each(|(sum, rows)| rows.chunks_exact(co).for_each(|row| add(sum, row)));
+    sums.chunks_exact(co).for_each(|sum| add(db, sum));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gemm::tests::{assert_close, numbers, on_threads, tolerance};
+    use super::*;
+
+    /// A shape from (n, [h, w], ci, co, kernel, stride, padding, dilation, groups).
+    type Row = (
+        usize,
+        [usize; 2],
+        usize,
+        usize,
+        [usize; 2],
+        [usize; 2],
+        [usize; 2],
+        [usize; 2],
+        usize,
+    );
+
+    fn shapes() -> Vec<ConvShape> {
+        let table: Vec<Row> = vec![
+            (1, [1, 1], 1, 1, [1, 1], [1, 1], [0, 0], [1, 1], 1),
+            (2, [1, 1], 5, 17, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (3, [5, 5], 3, 5, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (2, [8, 8], 3, 33, [7, 7], [1, 1], [3, 3], [1, 1], 1),
+            (2, [9, 7], 3, 32, [3, 3], [2, 2], [1, 1], [1, 1], 1),
+            (1, [6, 6], 1, 3, [2, 2], [1, 1], [0, 0], [1, 1], 1),
+            (2, [6, 5], 17, 33, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (1, [4, 4], 64, 70, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (5, [4, 4], 33, 64, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (2, [4, 4], 70, 64, [1, 1], [1, 1], [0, 0], [1, 1], 1),
+            (3, [5, 6], 64, 17, [1, 1], [2, 2], [0, 0], [1, 1], 1),
+            (2, [8, 8], 16, 16, [3, 3], [2, 2], [1, 1], [1, 1], 1),
+            (2, [7, 9], 17, 5, [3, 3], [3, 3], [1, 1], [1, 1], 1),
+            (1, [9, 9], 5, 5, [3, 3], [1, 1], [2, 2], [2, 2], 1),
+            (1, [9, 10], 33, 17, [3, 2], [2, 1], [2, 1], [2, 3], 1),
+            (1, [11, 11], 3, 5, [3, 3], [2, 2], [2, 2], [2, 2], 1),
+            (2, [6, 6], 6, 4, [3, 3], [1, 1], [1, 1], [1, 1], 2),
+            (2, [6, 6], 66, 34, [3, 3], [2, 2], [1, 1], [1, 1], 2),
+            (1, [5, 5], 9, 15, [3, 3], [1, 1], [1, 1], [1, 1], 3),
+            (1, [5, 5], 6, 6, [3, 3], [1, 1], [1, 1], [1, 1], 6),
+            (2, [5, 5], 4, 12, [2, 3], [2, 1], [1, 0], [1, 1], 4),
+            (1, [3, 3], 5, 3, [3, 3], [1, 1], [4, 4], [1, 1], 1),
+            (1, [2, 3], 17, 3, [1, 1], [1, 1], [2, 3], [1, 1], 1),
+            (1, [7, 12], 5, 17, [1, 7], [1, 1], [0, 3], [1, 1], 1),
+            (1, [12, 7], 17, 5, [7, 1], [1, 2], [3, 0], [1, 1], 1),
+            (1, [8, 8], 20, 7, [5, 5], [1, 1], [2, 2], [1, 1], 1),
+            (1, [8, 9], 20, 7, [6, 4], [3, 2], [2, 1], [1, 1], 1),
+            (1, [10, 10], 3, 8, [4, 4], [4, 4], [0, 0], [1, 1], 1),
+            (1, [9, 9], 18, 8, [1, 1], [4, 3], [0, 0], [1, 1], 1),
+            (1, [20, 33], 17, 18, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (4, [16, 16], 3, 32, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (1, [3, 40], 40, 40, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            (2, [7, 6], 5, 5, [3, 3], [1, 1], [1, 1], [1, 1], 5),
+            (2, [8, 8], 33, 33, [3, 3], [2, 2], [1, 1], [1, 1], 33),
+            (1, [9, 7], 70, 70, [5, 3], [1, 3], [2, 2], [2, 1], 70),
+            (3, [4, 4], 24, 24, [7, 7], [1, 1], [3, 3], [1, 1], 24),
+            (1, [16, 24], 40, 40, [7, 7], [1, 1], [3, 3], [1, 1], 40),
+            (2, [5, 5], 8, 8, [1, 1], [2, 2], [0, 0], [1, 1], 8),
+            (0, [3, 3], 2, 2, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+        ];
+        let shape = |(n, [h, w], ci, co, kernel, stride, padding, dilation, groups): Row| {
+            let window = Window {
+                kernel,
+                stride,
+                padding,
+                dilation,
+            };
+            let [oh, ow] = window.output("conv2d", [h, w]).unwrap();
+            ConvShape {
+                n,
+                h,
+                w,
+                ci,
+                co,
+                oh,
+                ow,
+                window,
+                groups,
+            }
+        };
+        table.into_iter().map(shape).collect()
+    }
+
+    /// Calls `f(x, y, w)` with the places of the factors of every product in the convolution.
+    fn products(s: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
+        let (cig, cog) = (s.ci / s.groups, s.co / s.groups);
+        let [kh, kw] = s.window.kernel;
+        let inside = |o: usize, t: usize, axis: usize, size: usize| {
+            let at = o * s.window.stride[axis] + t * s.window.dilation[axis];
+            at.checked_sub(s.window.padding[axis]).filter(|&i| i < size)
+        };
+        for n in 0..s.n {
+            for (oy, ox) in (0..s.oh).flat_map(|y| (0..s.ow).map(move |x| (y, x))) {
+                for (ty, tx) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
+                    let (Some(iy), Some(ix)) = (inside(oy, ty, 0, s.h), inside(ox, tx, 1, s.w))
+                    else {
+                        continue;
+                    };
+                    for c in 0..s.co {
+                        for k in 0..cig {
+                            f(
+                                ((n * s.h + iy) * s.w + ix) * s.ci + c / cog * cig + k,
+                                ((n * s.oh + oy) * s.ow + ox) * s.co + c,
+                                ((c * cig + k) * kh + ty) * kw + tx,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn check<T: Kernel>() {
+        for (i, s) in shapes().iter().enumerate() {
+            let x = numbers::<T>(s.input(), i as u64 + 1);
+            let dy = numbers::<T>(s.output(), i as u64 + 2);
+            let weight = numbers::<T>(s.weight(), i as u64 + 3);
+            let bias = numbers::<T>(s.co, i as u64 + 4);
+            let bias = (i % 2 == 0).then_some(&bias[..]);
+            let (xs, dys, ws) = (to_f64(&x), to_f64(&dy), to_f64(&weight));
+            let start = |j: usize| bias.map_or(0.0, |b| b[j % s.co].to_f64());
+            let mut expected_y: Vec<f64> = (0..s.output()).map(start).collect();
+            let mut expected_dx = vec![0.0; s.input()];
+            let mut expected_dw = vec![0.0; s.weight()];
+            products(s, |i, o, k| {
+                expected_y[o] += xs[i] * ws[k];
+                expected_dx[i] += dys[o] * ws[k];
+                expected_dw[k] += dys[o] * xs[i];
+            });
+            for level in Level::available() {
+                let run = || {
+                    let nan = T::of(f64::NAN);
+                    let mut y = vec![nan; s.output()];
+                    let packed = Packed::new(level, s, vec![forward_pass(s, joins(s))], &weight);
+                    forward_packed(&packed, s.n, &x, bias, &mut y);
+                    let mut dx = vec![nan; s.input()];
+                    let packed = Packed::new(level, s, input_grad_passes(s), &weight);
+                    input_grad_packed(&packed, s.n, &dy, &mut dx);
+                    let mut dw = vec![nan; s.weight()];
+                    weight_grad_at(level, s, &x, &dy, &mut dw);
+                    [y, dx, dw]
+                };
+                let depthwise = || {
+                    let nan = T::of(f64::NAN);
+                    let mut y = vec![nan; s.output()];
+                    depthwise::forward(level, s, &x, &weight, bias, &mut y);
+                    let mut dx = vec![nan; s.input()];
+                    depthwise::input_grad(level, s, &dy, &weight, &mut dx);
+                    let mut dw = vec![nan; s.weight()];
+                    depthwise::weight_grad(level, s, &x, &dy, &mut dw);
+                    [y, dx, dw]
+                };
+                let check = |run: &(dyn Fn() -> [Vec<T>; 3] + Sync), kernels: &str| {
+                    let results = run();
+                    let expected = [&expected_y, &expected_dx, &expected_dw];
+                    for ((got, expected), name) in
+                        results.iter().zip(expected).zip(["y", "dx", "dw"])
+                    {
+                        let what = format!("{kernels} {name} at {level:?} of {s:?}");
+                        assert_close(got, expected, tolerance::<T>(), &what);
+                    }
+                    if i % 4 == 0 {
+                        assert!(on_threads(1, run) == results && on_threads(3, run) == results);
+                    }
+                };
+                check(&run, "general");
+                if s.is_depthwise() {
+                    check(&depthwise, "depthwise");
+                }
+            }
+        }
+    }
+
+    fn to_f64<T: Kernel>(x: &[T]) -> Vec<f64> {
+        x.iter().map(|x| x.to_f64()).collect()
+    }
+
+    #[test]
+    fn all_three_are_the_definition_f32() {
+        check::<f32>();
+    }
+
+    #[test]
+    fn all_three_are_the_definition_f64() {
+        check::<f64>();
+    }
+
+    #[test]
+    fn bias_gradient_is_the_column_sum() {
+        for (pixels, co) in [(0, 3), (1, 1), (5, 17), (1300, 6)] {
+            let dy = numbers::<f64>(pixels * co, 1);
+            let mut expected = vec![0.0; co];
+            for (i, x) in dy.iter().enumerate() {
+                expected[i % co] += x;
+            }
+            let mut db = vec![f64::NAN; co];
+            bias_grad(&dy, &mut db);
+            assert_close(&db, &expected, 1e-12, "db");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Two-dimensional convolution, with bias, stride, padding, dilation and groups.
+
+use crate::autograd::{Op, apply};
+use crate::cpu::conv::{self, ConvShape};
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::shape::{Layout, Shape, Window};
+use crate::tensor::Tensor;
+use crate::with_real;
+
+/// y\[n, o, i, j\] = b\[o\] + sum over c, u, v of
+/// x\[n, c, i s + u d - p, j s + v d - p\] w\[o, c, u, v\] (cross-correlation, as PyTorch has it),
+/// zero outside of x. With dy: dx is the same sum over the windows that reach an element, dw the
+/// sum over images and places, db the sum of each channel.
+///
+/// Images lie in memory as N, H, W, C here; `w` is (out, in / groups, kernel height, width).
+struct Conv2d {
+    window: Window,
+    groups: usize,
+}
+
+impl Conv2d {
+    fn shape(&self, x: &Shape, w: &Shape) -> Result<ConvShape> {
+        let ([n, ci, h, width], [co, per_group]) = ([x[0], x[1], x[2], x[3]], [w[0], w[1]]);
+        if self.groups == 0 || co % self.groups != 0 || per_group * self.groups != ci {
+            return Err(Error::shape(
+                "conv2d",
+                &[*w, *x],
+                format!(
+                    "weight {w:?} wants {} input channels (groups {}) but input {x:?} has {ci}{}",
+                    per_group * self.groups,
+                    self.groups,
+                    if self.groups == 0 || co % self.groups != 0 {
+                        ", and groups must divide the output channels"
+                    } else {
+                        ""
+                    }
+                ),
+            ));
+        }
+        let [oh, ow] = self.window.output("conv2d", [h, width])?;
+        Ok(ConvShape {
+            n,
+            h,
+            w: width,
+            ci,
+            co,
+            oh,
+            ow,
+            window: self.window,
+            groups: self.groups,
+        })
+    }
+}
+
+impl<const N: usize> Op<N> for Conv2d {
+    const NAME: &'static str = "conv2d";
+    type Saved = [Tensor; 2];
+
+    fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
+        let (x, w) = (inputs[0].channels_last()?, inputs[1].packed()?);
+        let s = self.shape(x.shape(), w.shape())?;
+        let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
+        let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
+        let y = with_real!("conv2d", x.dtype(), T => {
+            let (xs, ws) = (x.dense_slice::<T>("conv2d")?, w.dense_slice::<T>("conv2d")?);
+            let bias = bias.as_ref().map(|b| b.dense_slice::<T>("conv2d")).transpose()?;
+            Tensor::build::<T>(out, x.device(), |y| conv::forward(&s, xs, ws, bias, y))
+        })?;
+        Ok((y, [x, w]))
+    }
+
+    fn backward(
+        &self,
+        [x, w]: [Tensor; 2],
+        dy: Tensor,
+        needs: [bool; N],
+    ) -> Result<[Option<Tensor>; N]> {
+        let s = self.shape(x.shape(), w.shape())?;
+        let dy = dy.channels_last()?;
+        let mut grads = [const { None }; N];
+        with_real!("conv2d", dy.dtype(), T => {
+            let dys = dy.dense_slice::<T>("conv2d")?;
+            if needs[0] {
+                let ws = w.dense_slice::<T>("conv2d")?;
+                grads[0] = Some(Tensor::build::<T>(*x.layout(), x.device(), |dx| conv::input_grad(&s, dys, ws, dx))?);
+            }
+            if needs[1] {
+                let xs = x.dense_slice::<T>("conv2d")?;
+                grads[1] = Some(Tensor::build::<T>(*w.layout(), w.device(), |dw| conv::weight_grad(&s, xs, dys, dw))?);
+            }
+            if N > 2 && needs[2] {
+                let layout = Layout::contiguous(Shape::new(&[s.co])?);
+                grads[2] = Some(Tensor::build::<T>(layout, dy.device(), |db| conv::bias_grad(dys, db))?);
+            }
+            Ok(grads)
+        })
+    }
+}
+
+impl Tensor {
+    /// The convolution of images (N, C, H, W) with `weight` (out, C / groups, kernel height,
+    /// width) and `bias` (out): (N, out, H', W'). The window's kernel must be the weight's.
+    ///
+    /// ```
+    /// # use cotangent::{shape::Window, DType, Tensor};
+    /// let x = Tensor::ones([1, 1, 3, 3], DType::F32)?;
+    /// let w = Tensor::ones([1, 1, 3, 3], DType::F32)?;
+    /// let same = Window { padding: [1, 1], ..Window::new([3, 3]) };
+    /// let y = x.conv2d(&w, None, same, 1)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [4., 6., 4., 6., 9., 6., 4., 6., 4.]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn conv2d(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        window: Window,
+        groups: usize,
+    ) -> Result<Tensor> {
+        let [_, ..] = self.dims::<4>("conv2d", "an input (N, C, H, W)")?;
+        let [co, _, kh, kw] = weight.dims(
+            "conv2d",
+            "a weight (out, in / groups, kernel height, width)",
+        )?;
+        if window.kernel != [kh, kw] {
+            return Err(Error::argument(
+                "conv2d",
+                format!(
+                    "window {:?} is not the weight's {:?}",
+                    window.kernel,
+                    [kh, kw]
+                ),
+            ));
+        }
+        let op = Conv2d { window, groups };
+        match bias {
+            Some(b) if b.shape()[..] != [co] => Err(Error::shape(
+                "conv2d",
+                &[*weight.shape(), *b.shape()],
+                format!(
+                    "weight {:?} wants a bias [{co}] but got {:?}",
+                    weight.shape(),
+                    b.shape()
+                ),
+            )),
+            Some(b) => apply(op, [self, weight, b]),
+            None => apply(op, [self, weight]),
+        }
+    }
+}
+
+const fn window(
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+) -> Window {
+    Window {
+        kernel,
+        stride,
+        padding,
+        dilation,
+    }
+}
+
+macro_rules! cases {
+    ($($name:literal $x:expr, $w:expr, [$($b:expr)?], $window:expr, $groups:expr;)*) => {&[$(
+        Case {
+            op: "conv2d",
+            name: $name,
+            inputs: &[Input::Normal(&$x), Input::Normal(&$w) $(, Input::Normal(&$b))?],
+            run: |x| x[0].conv2d(&x[1], x.get(2), $window, $groups),
+        },
+    )*]};
+}
+
+/// Every setting, and sizes ragged against the kernels' tiles.
+pub const CASES: &[Case] = cases! {
+    "3x3, padding 1, bias" [2, 3, 5, 4], [4, 3, 3, 3], [[4]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+    "no bias, no padding" [1, 2, 4, 5], [3, 2, 2, 3], [], window([2, 3], [1, 1], [0, 0], [1, 1]), 1;
+    "stride 2" [2, 3, 7, 6], [4, 3, 3, 3], [[4]], window([3, 3], [2, 2], [1, 1], [1, 1]), 1;
+    "stride (3, 2), kernel (2, 3)" [1, 2, 8, 7], [3, 2, 2, 3], [[3]], window([2, 3], [3, 2], [0, 2], [1, 1]), 1;
+    "dilation 2" [1, 2, 7, 8], [2, 2, 3, 3], [[2]], window([3, 3], [1, 1], [2, 1], [2, 2]), 1;
+    "two groups" [2, 4, 4, 4], [6, 2, 3, 3], [[6]], window([3, 3], [1, 1], [1, 1], [1, 1]), 2;
+    "depthwise 3x3" [2, 5, 5, 4], [5, 1, 3, 3], [[5]], window([3, 3], [1, 1], [1, 1], [1, 1]), 5;
+    "depthwise, stride 2" [1, 3, 6, 5], [3, 1, 3, 2], [[3]], window([3, 2], [2, 2], [1, 1], [1, 1]), 3;
+    "depthwise, two outputs a channel" [1, 3, 5, 5], [6, 1, 3, 3], [[6]], window([3, 3], [1, 1], [1, 1], [1, 1]), 3;
+    "1x1" [2, 5, 3, 3], [7, 5, 1, 1], [[7]], window([1, 1], [1, 1], [0, 0], [1, 1]), 1;
+    "1x1, stride 2" [2, 3, 5, 5], [4, 3, 1, 1], [], window([1, 1], [2, 2], [0, 0], [1, 1]), 1;
+    "1x1 image" [2, 3, 1, 1], [4, 3, 3, 3], [[4]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+    "padding over the kernel" [1, 2, 3, 3], [2, 2, 2, 2], [[2]], window([2, 2], [1, 1], [3, 3], [1, 1]), 1;
+    "one image, ragged channels" [1, 33, 3, 4], [17, 33, 3, 3], [[17]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+    "7x7" [1, 3, 8, 8], [4, 3, 7, 7], [[4]], window([7, 7], [1, 1], [3, 3], [1, 1]), 1;
+    "no images" [0, 2, 4, 4], [3, 2, 3, 3], [[3]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn errors_name_what_was_expected() -> Result<()> {
+        let z = |d: &[usize]| Tensor::zeros(d, DType::F32);
+        let w3 = Window::new([3, 3]);
+        let e = z(&[8, 3, 32, 32])?
+            .conv2d(&z(&[16, 4, 3, 3])?, None, w3, 1)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            e,
+            "conv2d: weight [16, 4, 3, 3] wants 4 input channels (groups 1) but input [8, 3, 32, 32] has 3"
+        );
+        let e = z(&[8, 3, 32])?
+            .conv2d(&z(&[16, 3, 3, 3])?, None, w3, 1)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            e,
+            "conv2d: expected an input (N, C, H, W) but got [8, 3, 32]"
+        );
+        let x = z(&[1, 4, 5, 5])?;
+        assert!(x.conv2d(&z(&[3, 2, 3, 3])?, None, w3, 2).is_err());
+        assert!(x.conv2d(&z(&[4, 4, 3, 3])?, None, w3, 0).is_err());
+        assert!(
+            x.conv2d(&z(&[4, 4, 3, 3])?, Some(&z(&[3])?), w3, 1)
+                .is_err()
+        );
+        assert!(
+            x.conv2d(&z(&[4, 4, 7, 7])?, None, Window::new([7, 7]), 1)
+                .is_err()
+        );
+        assert!(
+            x.conv2d(
+                &z(&[4, 4, 3, 3])?,
+                None,
+                Window {
+                    stride: [0, 1],
+                    ..w3
+                },
+                1
+            )
+            .is_err()
+        );
+        assert!(matches!(
+            x.conv2d(&Tensor::zeros([4, 4, 3, 3], DType::F64)?, None, w3, 1),
+            Err(Error::DType { .. })
+        ));
+        Ok(())
+    }
+
+    #[test]
+    fn images_stay_channels_last() -> Result<()> {
+        let x = Tensor::ones([2, 3, 4, 5], DType::F32)?;
+        let y = x.conv2d(
+            &Tensor::ones([4, 3, 1, 1], DType::F32)?,
+            None,
+            Window::new([1, 1]),
+            1,
+        )?;
+        assert!(y.layout().is_channels_last() && y.relu()?.layout().is_channels_last());
+        Ok(())
+    }
+}

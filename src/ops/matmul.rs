@@ -1,0 +1,392 @@
+//! Matrix products: matmul (batched, broadcast, vectors) and linear (with bias).
+
+use rayon::prelude::*;
+
+use crate::autograd::{Op, apply};
+use crate::cpu::gemm::gemm;
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::shape::{self, Layout, Shape};
+use crate::tensor::Tensor;
+use crate::with_real;
+
+/// Y\[.., m, n\] = A\[.., m, k\] B\[.., k, n\], leading axes broadcast;
+/// dA = dY Bᵀ, dB = Aᵀ dY.
+struct MatMul;
+impl Op<2> for MatMul {
+    const NAME: &'static str = "matmul";
+    type Saved = [Tensor; 2];
+
+    fn forward(&self, [a, b]: [&Tensor; 2]) -> Result<(Tensor, [Tensor; 2])> {
+        Ok((product(a, b)?, [a.clone(), b.clone()]))
+    }
+
+    fn backward(
+        &self,
+        [a, b]: [Tensor; 2],
+        dy: Tensor,
+        needs: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
+        // the engine sums the batch axes that were broadcast
+        Ok([
+            if needs[0] {
+                Some(product(&dy, &b.t()?)?)
+            } else {
+                None
+            },
+            if needs[1] {
+                Some(product(&a.t()?, &dy)?)
+            } else {
+                None
+            },
+        ])
+    }
+}
+
+/// The product of two tensors of at least two axes.
+fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let op = MatMul::NAME;
+    let (ra, rb) = (a.rank(), b.rank());
+    let ([m, k], [k2, n]) = (
+        [a.shape()[ra - 2], a.shape()[ra - 1]],
+        [b.shape()[rb - 2], b.shape()[rb - 1]],
+    );
+    let batch = shape::broadcast(
+        op,
+        &Shape::new(&a.shape()[..ra - 2])?,
+        &Shape::new(&b.shape()[..rb - 2])?,
+    );
+    let (true, Ok(batch)) = (k == k2, batch) else {
+        return Err(Error::shape(
+            op,
+            &[*a.shape(), *b.shape()],
+            format!(
+                "{:?} and {:?} cannot be multiplied: expected (.., m, k) and (.., k, n) with leading axes that broadcast",
+                a.shape(),
+                b.shape()
+            ),
+        ));
+    };
+    let whole = |m: usize, n: usize| {
+        let mut dims = batch.to_vec();
+        dims.extend([m, n]);
+        Shape::new(&dims)
+    };
+    let (la, lb, out) = (
+        a.layout().expand(whole(m, k)?),
+        b.layout().expand(whole(k, n)?),
+        whole(m, n)?,
+    );
+    with_real!(op, a.dtype(), T => {
+        let (x, y) = (a.storage_slice::<T>(op)?, b.storage_slice::<T>(op)?);
+        Tensor::build::<T>(Layout::contiguous(out), a.device(), |out| {
+            let one = |i: usize, c: &mut [T]| {
+                let (oa, sa) = matrix(&la, i);
+                let (ob, sb) = matrix(&lb, i);
+                gemm(m, n, k, &x[oa.min(x.len())..], sa, &y[ob.min(y.len())..], sb, c, n, None);
+            };
+            match out.len() / (m * n).max(1) {
+                1 => one(0, out),
+                _ if m * n > 0 => out.par_chunks_mut(m * n).enumerate().for_each(|(i, c)| one(i, c)),
+                _ => {}
+            }
+        })
+    })
+}
+
+/// Where matrix `i` of a stack starts, and its row and column strides.
+fn matrix(l: &Layout, i: usize) -> (usize, (usize, usize)) {
+    let r = l.shape().len();
+    let (mut at, mut rest) = (l.offset(), i);
+    for d in (0..r - 2).rev() {
+        at += rest % l.shape()[d] * l.strides()[d];
+        rest /= l.shape()[d];
+    }
+    (at, (l.strides()[r - 2], l.strides()[r - 1]))
+}
+
+/// Y\[m, out\] = X\[m, in\] Wᵀ + b with W\[out, in\], as PyTorch stores it;
+/// dX = dY W, dW = dYᵀ X, db = sum of dY's rows.
+struct Linear;
+impl<const N: usize> Op<N> for Linear {
+    const NAME: &'static str = "linear";
+    type Saved = [Tensor; 2];
+
+    fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
+        let (x, w) = (inputs[0], inputs[1]);
+        let (m, k, n) = (x.shape()[0], x.shape()[1], w.shape()[0]);
+        let y = with_real!("linear", x.dtype(), T => {
+            let (xs, ws) = (x.storage_slice::<T>("linear")?, w.storage_slice::<T>("linear")?);
+            let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
+            let bias = bias.as_ref().map(|b| b.dense_slice::<T>("linear")).transpose()?;
+            let ((ox, sx), (ow, sw)) = (matrix(x.layout(), 0), matrix(w.layout(), 0));
+            let out = Layout::contiguous(Shape::new(&[m, n])?);
+            Tensor::build::<T>(out, x.device(), |y| {
+                gemm(m, n, k, &xs[ox.min(xs.len())..], sx, &ws[ow.min(ws.len())..], (sw.1, sw.0), y, n, bias);
+            })
+        })?;
+        Ok((y, [x.clone(), w.clone()]))
+    }
+
+    fn backward(
+        &self,
+        [x, w]: [Tensor; 2],
+        dy: Tensor,
+        needs: [bool; N],
+    ) -> Result<[Option<Tensor>; N]> {
+        let mut grads = [const { None }; N];
+        if needs[0] {
+            grads[0] = Some(product(&dy, &w)?);
+        }
+        if needs[1] {
+            grads[1] = Some(product(&dy.t()?, &x)?);
+        }
+        if N > 2 && needs[2] {
+            grads[2] = Some(dy.sum(&[0], false)?);
+        }
+        Ok(grads)
+    }
+}
+
+impl Tensor {
+    /// The matrix product, by PyTorch's rules: a vector is a row on the left and a column on the
+    /// right, leading axes broadcast.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let a = Tensor::ones([5, 2, 3], DType::F32)?;
+    /// let b = Tensor::ones([3, 4], DType::F32)?;
+    /// assert_eq!(a.matmul(&b)?.shape()[..], [5, 2, 4]);
+    /// assert!(b.matmul(&b).is_err());
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn matmul(&self, other: &Tensor) -> Result<Tensor> {
+        match (self.rank(), other.rank()) {
+            (0, _) | (_, 0) => Err(Error::shape(
+                "matmul",
+                &[*self.shape(), *other.shape()],
+                format!(
+                    "{:?} and {:?}: a scalar is no matrix; use mul",
+                    self.shape(),
+                    other.shape()
+                ),
+            )),
+            (1, _) => self
+                .unsqueeze(0)?
+                .matmul(other)?
+                .squeeze(if other.rank() == 1 { 0 } else { -2 }),
+            (_, 1) => self.matmul(&other.unsqueeze(1)?)?.squeeze(-1),
+            // one large product instead of many small ones
+            (3.., 2)
+                if self.is_contiguous()
+                    && self.shape()[self.rank() - 1] == other.shape()[0]
+                    && self.numel() > 0 =>
+            {
+                let dims = self.shape().with(self.rank() - 1, other.shape()[1]);
+                let rows = self.numel() / other.shape()[0];
+                apply(MatMul, [&self.reshape([rows, other.shape()[0]])?, other])?.reshape(dims)
+            }
+            _ => apply(MatMul, [self, other]),
+        }
+    }
+
+    /// x Wᵀ + b: x (.., in), `weight` (out, in), `bias` (out).
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let (x, w) = (Tensor::ones([2, 3], DType::F32)?, Tensor::ones([4, 3], DType::F32)?);
+    /// assert_eq!(x.linear(&w, None)?.to_vec::<f32>()?, [3.0; 8]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let fits = weight.rank() == 2
+            && self.rank() > 0
+            && self.shape()[self.rank() - 1] == weight.shape()[1];
+        if !fits {
+            return Err(Error::shape(
+                "linear",
+                &[*weight.shape(), *self.shape()],
+                format!(
+                    "weight {:?} wants an input (.., in) for its (out, in) but input is {:?}",
+                    weight.shape(),
+                    self.shape()
+                ),
+            ));
+        }
+        let out = weight.shape()[0];
+        if let Some(b) = bias.filter(|b| b.shape()[..] != [out]) {
+            return Err(Error::shape(
+                "linear",
+                &[*weight.shape(), *b.shape()],
+                format!(
+                    "weight {:?} wants a bias [{out}] but got {:?}",
+                    weight.shape(),
+                    b.shape()
+                ),
+            ));
+        }
+        let last = self.rank() - 1;
+        let rows = self.shape()[..last].iter().product::<usize>();
+        let x = if self.rank() == 2 {
+            self.clone()
+        } else {
+            self.reshape([rows, weight.shape()[1]])?
+        };
+        let y = match bias {
+            Some(bias) => apply(Linear, [&x, weight, bias])?,
+            None => apply(Linear, [&x, weight])?,
+        };
+        if self.rank() == 2 {
+            Ok(y)
+        } else {
+            y.reshape(self.shape().with(last, out))
+        }
+    }
+}
+
+/// Products of every rank, ragged against the kernels' tiles.
+pub const CASES: &[Case] = &[
+    Case {
+        op: "matmul",
+        name: "matrices",
+        inputs: &[Input::Normal(&[4, 5]), Input::Normal(&[5, 3])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "ragged tiles",
+        inputs: &[Input::Normal(&[13, 35]), Input::Normal(&[35, 37])],
+        run: |x| x[0].matmul(&x[1])?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "batch",
+        inputs: &[Input::Normal(&[2, 4, 5]), Input::Normal(&[2, 5, 3])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "batch and matrix",
+        inputs: &[Input::Normal(&[2, 3, 4, 5]), Input::Normal(&[5, 6])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "broadcast batch",
+        inputs: &[Input::Normal(&[2, 1, 4, 5]), Input::Normal(&[3, 5, 2])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "row and column",
+        inputs: &[Input::Normal(&[1, 7]), Input::Normal(&[7, 1])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "vector, matrix",
+        inputs: &[Input::Normal(&[5]), Input::Normal(&[5, 3])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "matrix, vector",
+        inputs: &[Input::Normal(&[4, 5]), Input::Normal(&[5])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "vectors",
+        inputs: &[Input::Normal(&[5]), Input::Normal(&[5])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "with its own transpose",
+        inputs: &[Input::Normal(&[4, 5])],
+        run: |x| x[0].matmul(&x[0].t()?),
+    },
+    Case {
+        op: "matmul",
+        name: "over nothing",
+        inputs: &[Input::Normal(&[2, 0]), Input::Normal(&[0, 3])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "matmul",
+        name: "empty batch",
+        inputs: &[Input::Normal(&[0, 2, 3]), Input::Normal(&[3, 2])],
+        run: |x| x[0].matmul(&x[1]),
+    },
+    Case {
+        op: "linear",
+        name: "with bias",
+        inputs: &[
+            Input::Normal(&[4, 5]),
+            Input::Normal(&[3, 5]),
+            Input::Normal(&[3]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2])),
+    },
+    Case {
+        op: "linear",
+        name: "no bias, three axes",
+        inputs: &[Input::Normal(&[2, 2, 5]), Input::Normal(&[3, 5])],
+        run: |x| x[0].linear(&x[1], None),
+    },
+    Case {
+        op: "linear",
+        name: "one row",
+        inputs: &[
+            Input::Normal(&[1, 5]),
+            Input::Normal(&[40, 5]),
+            Input::Normal(&[40]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2])),
+    },
+    Case {
+        op: "linear",
+        name: "no rows",
+        inputs: &[
+            Input::Normal(&[0, 5]),
+            Input::Normal(&[3, 5]),
+            Input::Normal(&[3]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2])),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn errors_name_both_shapes() -> Result<()> {
+        let z = |d: &[usize]| Tensor::zeros(d, DType::F32);
+        let e = z(&[2, 3])?.matmul(&z(&[4, 5])?).unwrap_err().to_string();
+        assert_eq!(
+            e,
+            "matmul: [2, 3] and [4, 5] cannot be multiplied: expected (.., m, k) and (.., k, n) with leading axes that broadcast"
+        );
+        assert!(z(&[2, 2, 3])?.matmul(&z(&[3, 3, 4])?).is_err());
+        let e = z(&[2, 3])?
+            .linear(&z(&[5, 4])?, None)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            e,
+            "linear: weight [5, 4] wants an input (.., in) for its (out, in) but input is [2, 3]"
+        );
+        let e = z(&[2, 4])?
+            .linear(&z(&[5, 4])?, Some(&z(&[4])?))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(e, "linear: weight [5, 4] wants a bias [5] but got [4]");
+        assert!(matches!(
+            z(&[2, 3])?.matmul(&Tensor::zeros([3, 2], DType::F64)?),
+            Err(Error::DType { .. })
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,399 @@
+//! Reductions over axes: sum, mean, var, amax, argmax, logsumexp.
+
+use crate::autograd::{Op, apply, folded, sum_axes};
+use crate::cpu::strided::{self, Fold};
+use crate::dtype::{Element, Real};
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::ops::unary;
+use crate::shape::{Layout, Shape};
+use crate::tensor::Tensor;
+use crate::{with_element, with_real};
+
+/// Which axes, from a user's list (empty: all), each at most once.
+fn marks(op: &'static str, x: &Tensor, axes: &[isize]) -> Result<Vec<bool>> {
+    let mut reduce = vec![axes.is_empty(); x.rank()];
+    for &axis in axes {
+        let a = x.shape().axis(op, axis)?;
+        if x.rank() == 0 {
+            continue;
+        }
+        if std::mem::replace(&mut reduce[a], true) {
+            return Err(Error::argument(
+                op,
+                format!("axis {axis} is named twice in {axes:?}"),
+            ));
+        }
+    }
+    Ok(reduce)
+}
+
+/// How many elements each result is made of.
+fn count(x: &Tensor, reduce: &[bool]) -> usize {
+    x.shape()
+        .iter()
+        .zip(reduce)
+        .filter(|r| *r.1)
+        .map(|r| r.0)
+        .product()
+}
+
+/// Without the reduced axes (all of size 1 now), unless they are to be kept.
+fn finish(y: Tensor, reduce: &[bool], keepdim: bool) -> Result<Tensor> {
+    if keepdim {
+        return Ok(y);
+    }
+    let dims: Vec<usize> = y
+        .shape()
+        .iter()
+        .zip(reduce)
+        .filter(|r| !*r.1)
+        .map(|r| *r.0)
+        .collect();
+    y.reshape(dims)
+}
+
+struct Sum {
+    reduce: Vec<bool>,
+}
+impl Op<1> for Sum {
+    const NAME: &'static str = "sum";
+    type Saved = Shape;
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Shape)> {
+        Ok((sum_axes(x, &self.reduce)?, *x.shape()))
+    }
+
+    fn backward(&self, shape: Shape, dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(dy.expand(shape)?)])
+    }
+}
+
+/// var = sum (x - mean)^2 / (n - correction); dx = 2 (x - mean) / (n - correction) dy.
+struct Var {
+    reduce: Vec<bool>,
+    correction: usize,
+}
+impl Op<1> for Var {
+    const NAME: &'static str = "var";
+    type Saved = (Tensor, f64);
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, (Tensor, f64))> {
+        let n = count(x, &self.reduce) as f64;
+        let scale = 1.0 / (n - self.correction as f64).max(0.0);
+        let mean = sum_axes(x, &self.reduce)?.mul_scalar(1.0 / n)?;
+        let centred = x.sub(&mean)?;
+        let y = sum_axes(&centred.square()?, &self.reduce)?.mul_scalar(scale)?;
+        Ok((y, (centred, scale)))
+    }
+
+    fn backward(
+        &self,
+        (centred, scale): (Tensor, f64),
+        dy: Tensor,
+        _: [bool; 1],
+    ) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(centred.mul(&dy.mul_scalar(2.0 * scale)?)?)])
+    }
+}
+
+/// The greatest element; where several are, each gets an equal share of the gradient, as PyTorch
+/// has it.
+struct Amax {
+    reduce: Vec<bool>,
+}
+impl Op<1> for Amax {
+    const NAME: &'static str = "amax";
+    type Saved = (Tensor, Tensor);
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, (Tensor, Tensor))> {
+        let y = amax_axes(x, &self.reduce)?;
+        Ok((y.clone(), (x.clone(), y)))
+    }
+
+    fn backward(
+        &self,
+        (x, y): (Tensor, Tensor),
+        dy: Tensor,
+        _: [bool; 1],
+    ) -> Result<[Option<Tensor>; 1]> {
+        let winners = x.eq(&y)?.cast(x.dtype())?;
+        let share = dy.div(&sum_axes(&winners, &self.reduce)?)?;
+        Ok([Some(winners.mul(&share)?)])
+    }
+}
+
+/// y = m + ln sum e^(x - m) with m = max x; dx = e^(x - y) dy.
+struct LogSumExp {
+    reduce: Vec<bool>,
+}
+impl Op<1> for LogSumExp {
+    const NAME: &'static str = "logsumexp";
+    type Saved = (Tensor, Tensor);
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, (Tensor, Tensor))> {
+        // an infinite maximum would make inf - inf
+        let m = with_real!(Self::NAME, x.dtype(), T => unary::map::<T>(&amax_axes(x, &self.reduce)?, Self::NAME, |m| if m.is_finite() { m } else { T::ZERO }))?;
+        let y = sum_axes(&x.sub(&m)?.exp()?, &self.reduce)?.log()?.add(&m)?;
+        Ok((y.clone(), (x.clone(), y)))
+    }
+
+    fn backward(
+        &self,
+        (x, y): (Tensor, Tensor),
+        dy: Tensor,
+        _: [bool; 1],
+    ) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(x.sub(&y)?.exp()?.mul(&dy)?)])
+    }
+}
+
+/// The maximum over the marked axes, keeping them with size 1.
+fn amax_axes(x: &Tensor, reduce: &[bool]) -> Result<Tensor> {
+    if count(x, reduce) == 0 {
+        return Err(Error::shape(
+            "amax",
+            &[*x.shape()],
+            format!("{:?} has no elements to take the greatest of", x.shape()),
+        ));
+    }
+    let (x, Fold { reduced, inner, .. }, layout) = folded(x, reduce)?;
+    with_real!("amax", x.dtype(), T => {
+        let v = x.dense_slice::<T>("amax")?;
+        Tensor::build::<T>(layout, x.device(), |out| {
+            strided::rows(out, inner, reduced * inner, |o, i| {
+                let rows = &v[i * reduced * inner..(i + 1) * reduced * inner];
+                o.copy_from_slice(&rows[..inner]);
+                for row in rows.chunks_exact(inner).skip(1) {
+                    o.iter_mut().zip(row).for_each(|(o, &x)| *o = o.nan_max(x));
+                }
+            })
+        })
+    })
+}
+
+impl Tensor {
+    /// The sum over `axes` (negative count from the end; none named: all). `keepdim` keeps them
+    /// with size 1.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let x = Tensor::ones([2, 3], DType::F32)?;
+    /// assert_eq!(x.sum(&[1], false)?.to_vec::<f32>()?, [3.0, 3.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn sum(&self, axes: &[isize], keepdim: bool) -> Result<Tensor> {
+        let reduce = marks("sum", self, axes)?;
+        finish(
+            apply(
+                Sum {
+                    reduce: reduce.clone(),
+                },
+                [self],
+            )?,
+            &reduce,
+            keepdim,
+        )
+    }
+
+    /// The sum of all elements, a scalar.
+    pub fn sum_all(&self) -> Result<Tensor> {
+        self.sum(&[], false)
+    }
+
+    /// The mean over `axes`, as [`Tensor::sum`] takes them; NaN of nothing.
+    pub fn mean(&self, axes: &[isize], keepdim: bool) -> Result<Tensor> {
+        let n = count(self, &marks("mean", self, axes)?);
+        self.sum(axes, keepdim)?.mul_scalar(1.0 / n as f64)
+    }
+
+    /// The mean of all elements, a scalar.
+    pub fn mean_all(&self) -> Result<Tensor> {
+        self.mean(&[], false)
+    }
+
+    /// The variance over `axes`: squared deviations summed, over n - `correction` (1: unbiased,
+    /// 0: biased).
+    pub fn var(&self, axes: &[isize], correction: usize, keepdim: bool) -> Result<Tensor> {
+        let reduce = marks("var", self, axes)?;
+        finish(
+            apply(
+                Var {
+                    reduce: reduce.clone(),
+                    correction,
+                },
+                [self],
+            )?,
+            &reduce,
+            keepdim,
+        )
+    }
+
+    /// The greatest element over `axes`.
+    pub fn amax(&self, axes: &[isize], keepdim: bool) -> Result<Tensor> {
+        let reduce = marks("amax", self, axes)?;
+        finish(
+            apply(
+                Amax {
+                    reduce: reduce.clone(),
+                },
+                [self],
+            )?,
+            &reduce,
+            keepdim,
+        )
+    }
+
+    /// ln sum e^x over `axes`, without overflow.
+    pub fn logsumexp(&self, axes: &[isize], keepdim: bool) -> Result<Tensor> {
+        let reduce = marks("logsumexp", self, axes)?;
+        finish(
+            apply(
+                LogSumExp {
+                    reduce: reduce.clone(),
+                },
+                [self],
+            )?,
+            &reduce,
+            keepdim,
+        )
+    }
+
+    /// The I64 index of the greatest element of an axis, the first where several are; NaN counts
+    /// as the greatest.
+    ///
+    /// ```
+    /// # use cotangent::Tensor;
+    /// let x = Tensor::from_vec(vec![1f32, 5.0, 2.0, 7.0, 7.0, 0.0], [2, 3])?;
+    /// assert_eq!(x.argmax(1, false)?.to_vec::<i64>()?, [1, 0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn argmax(&self, axis: isize, keepdim: bool) -> Result<Tensor> {
+        let a = self.shape().axis("argmax", axis)?;
+        if self.rank() == 0 {
+            return Tensor::scalar(0i64);
+        }
+        let n = self.shape()[a];
+        if n == 0 {
+            return Err(Error::shape(
+                "argmax",
+                &[*self.shape()],
+                format!("axis {axis} of {:?} has no elements", self.shape()),
+            ));
+        }
+        // the axis last, then row by row
+        let mut order: Vec<usize> = (0..self.rank()).filter(|&i| i != a).collect();
+        order.push(a);
+        let rows = self.detach().permute(&order)?.packed()?;
+        let index = with_element!(self.dtype(), T => {
+            let v = rows.dense_slice::<T>("argmax")?;
+            let shape = self.shape().without(a);
+            Tensor::build::<i64>(Layout::contiguous(shape), self.device(), |out| {
+                out.iter_mut().zip(v.chunks_exact(n)).for_each(|(o, row)| *o = first_greatest(row) as i64);
+            })
+        })?;
+        if keepdim {
+            index.unsqueeze(a)
+        } else {
+            Ok(index)
+        }
+    }
+}
+
+/// The place of the first greatest element, or of the first NaN.
+fn first_greatest<T: Element>(row: &[T]) -> usize {
+    let nan = |x: T| x.partial_cmp(&x).is_none();
+    let mut best = 0;
+    for (i, &x) in row.iter().enumerate() {
+        if !nan(row[best]) && (x > row[best] || nan(x)) {
+            best = i;
+        }
+    }
+    best
+}
+
+macro_rules! cases {
+    ($($op:literal $input:ident $call:expr;)*) => {&[$(
+        Case { op: $op, name: "last axis", inputs: &[Input::$input(&[3, 4, 5])], run: |x| { let f: fn(&Tensor, &[isize], bool) -> Result<Tensor> = $call; f(&x[0], &[-1], false) } },
+        Case { op: $op, name: "first axis kept", inputs: &[Input::$input(&[3, 4, 5])], run: |x| { let f: fn(&Tensor, &[isize], bool) -> Result<Tensor> = $call; f(&x[0], &[0], true) } },
+        Case { op: $op, name: "outer axes", inputs: &[Input::$input(&[3, 4, 5])], run: |x| { let f: fn(&Tensor, &[isize], bool) -> Result<Tensor> = $call; f(&x[0], &[0, 2], false) } },
+        Case { op: $op, name: "all", inputs: &[Input::$input(&[3, 4])], run: |x| { let f: fn(&Tensor, &[isize], bool) -> Result<Tensor> = $call; f(&x[0], &[], false) } },
+        Case { op: $op, name: "images, a value a channel", inputs: &[Input::$input(&[2, 3, 2, 2])], run: |x| { let f: fn(&Tensor, &[isize], bool) -> Result<Tensor> = $call; f(&x[0], &[0, 2, 3], false) } },
+        Case { op: $op, name: "scalar", inputs: &[Input::$input(&[])], run: |x| { let f: fn(&Tensor, &[isize], bool) -> Result<Tensor> = $call; f(&x[0], &[], false) } },
+    )*]};
+}
+
+/// Every reduction over every kind of axes.
+pub const CASES: &[Case] = cases! {
+    "sum" Normal |x, a, k| x.sum(a, k);
+    "mean" Normal |x, a, k| x.mean(a, k);
+    "var" Normal |x, a, k| x.var(a, 0, k);
+    "amax" Distinct |x, a, k| x.amax(a, k);
+    "logsumexp" Normal |x, a, k| x.logsumexp(a, k);
+};
+
+/// Long and empty axes.
+pub const MORE_CASES: &[Case] = &[
+    Case {
+        op: "var",
+        name: "unbiased",
+        inputs: &[Input::Normal(&[4, 5])],
+        run: |x| x[0].var(&[1], 1, false),
+    },
+    Case {
+        op: "sum",
+        name: "over nothing",
+        inputs: &[Input::Normal(&[0, 3])],
+        run: |x| x[0].sum(&[0], false),
+    },
+    Case {
+        op: "sum",
+        name: "a row longer than a block",
+        inputs: &[Input::Normal(&[2, 5003])],
+        run: |x| x[0].sum(&[1], false)?.mul_scalar(0.1),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn large_sums_are_exact_enough_and_steady() -> Result<()> {
+        // 3 million times 0.1 in f32: a naive sum is off by percents
+        let x = Tensor::full([1000, 3000], 0.1, DType::F32)?;
+        assert!((x.sum_all()?.item()? / 300_000.0 - 1.0).abs() < 1e-6);
+        let columns = x.sum(&[0], false)?.to_vec::<f32>()?;
+        assert!(columns.iter().all(|c| (c / 100.0 - 1.0).abs() < 1e-5));
+        Ok(())
+    }
+
+    #[test]
+    fn edge_values() -> Result<()> {
+        let x = Tensor::from_vec(
+            vec![f32::NEG_INFINITY, f32::NEG_INFINITY, 1000.0, 1000.0],
+            [2, 2],
+        )?;
+        let y = x.logsumexp(&[1], false)?.to_vec::<f32>()?;
+        assert_eq!(y[0], f32::NEG_INFINITY);
+        assert!((y[1] - 1000.693).abs() < 1e-3);
+        let n = Tensor::from_vec(vec![1f32, f32::NAN, 3.0], [3])?;
+        assert_eq!(n.argmax(0, false)?.item()?, 1.0);
+        assert!(n.amax(&[], false)?.item()?.is_nan());
+        assert!(
+            Tensor::zeros([2, 0], DType::F32)?
+                .mean_all()?
+                .item()?
+                .is_nan()
+        );
+        assert!(
+            Tensor::zeros([2, 0], DType::F32)?
+                .amax(&[1], false)
+                .is_err()
+        );
+        assert!(Tensor::zeros([2, 0], DType::F32)?.argmax(1, false).is_err());
+        assert!(x.sum(&[0, -2], false).is_err() && x.sum(&[2], false).is_err());
+        Ok(())
+    }
+}
