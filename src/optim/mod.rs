@@ -170,7 +170,9 @@ impl<R: Rule> Optimizer for Elementwise<R> {
                 saved.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
             };
             // a parameter that never had a gradient has no state
-            let Some(steps) = find(STEP) else { continue };
+            if find(STEP).is_none() {
+                continue;
+            }
             let whole = |kind: &str, dtype: DType, shape: &Shape| {
                 let name = format!("{kind}.{parameter}");
                 match find(kind) {
