@@ -1,78 +1,13 @@
 //! The speed of the CPU's kernels on all threads, beside the multiply-add peak of the same run.
 //! `cargo bench --bench kernels [-- NAME]` runs those whose name contains NAME.
-use std::time::Instant;
+mod common;
 
+use common::{best, peak};
 use cotangent::cpu::conv::{self, ConvShape};
 use cotangent::cpu::gemm::gemm;
-use cotangent::cpu::simd::{self, Level, Portable, Simd};
+use cotangent::cpu::simd;
 use cotangent::shape::Window;
 use rayon::prelude::*;
-
-/// 24 chains of multiply-adds: enough to hide their latency on two ports.
-#[inline(always)]
-unsafe fn chains<V: Simd<T = f32>>(steps: usize) -> f32 {
-    // SAFETY: the caller's CPU has the vector.
-    unsafe {
-        let (a, b) = (V::splat(0.999_999), V::splat(1e-9));
-        let mut x = [V::splat(1.0); 24];
-        for _ in 0..steps {
-            for x in &mut x {
-                *x = x.mul_add(a, b);
-            }
-        }
-        let mut sum = x[0];
-        for x in &x[1..] {
-            sum = sum.add(*x);
-        }
-        let mut lanes = [0.0; 16];
-        sum.store(lanes.as_mut_ptr());
-        lanes[0]
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn chains_avx512(steps: usize) -> f32 {
-    // SAFETY: this function's own requirement.
-    unsafe { chains::<simd::F32x16>(steps) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn chains_avx2(steps: usize) -> f32 {
-    // SAFETY: this function's own requirement.
-    unsafe { chains::<simd::F32x8>(steps) }
-}
-
-/// GFLOP/s of all threads doing nothing but multiply-adds.
-fn peak() -> f64 {
-    let steps = 4_000_000;
-    let (lanes, run): (usize, unsafe fn(usize) -> f32) = match simd::level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (16, chains_avx512),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => (8, chains_avx2),
-        _ => (4, chains::<Portable<f32>>),
-    };
-    let threads = rayon::current_num_threads();
-    let seconds = best(0.3, || {
-        // SAFETY: the level is available.
-        rayon::broadcast(|_| std::hint::black_box(unsafe { run(steps) }));
-    });
-    (threads * steps * 24 * 2 * lanes) as f64 / seconds / 1e9
-}
-
-/// The shortest of the runs of `f` within a time.
-fn best(seconds: f64, mut f: impl FnMut()) -> f64 {
-    f();
-    let (start, mut best) = (Instant::now(), f64::INFINITY);
-    while start.elapsed().as_secs_f64() < seconds {
-        let one = Instant::now();
-        f();
-        best = best.min(one.elapsed().as_secs_f64());
-    }
-    best
-}
 
 fn data(n: usize) -> Vec<f32> {
     (0..n)

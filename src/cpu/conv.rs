@@ -1,7 +1,7 @@
 //! Convolution of channels-last images, its input gradient and its weight gradient.
 //!
 //! All three rest on one copy: a slab, a few rows of output pixels at a time, holds for each tap
-//! and output pixel the input channels that the tap multiplies, [`DEPTH`] channels apart, so that
+//! and output pixel the input channels that the tap multiplies, 32 channels apart, so that
 //! neighbouring output pixels are neighbours in the slab whatever the stride, dilation and
 //! padding (zeros, here). Only the columns of a window are unrolled; taps of different rows share
 //! the slab's rows. A few input channels (the first layer's three) are taken together with the
@@ -36,7 +36,7 @@ const TERMS: usize = 9;
 const GRADIENT_PANELS: usize = 4;
 
 /// The sizes of a convolution: x \[n, h, w, ci\], weight \[co, ci / groups, kernel\] and
-/// y \[n, oh, ow, co\].
+/// y \[n, oh, ow, co\]. No size but `n` is 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConvShape {
     /// Images.

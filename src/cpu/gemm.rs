@@ -1,6 +1,6 @@
 //! Matrix product, blocked for the caches, for matrices of any strides.
 //!
-//! C is cut into blocks, a task each. A task walks the summation in pieces of [`SUM`]: it copies
+//! C is cut into blocks, a task each. A task walks the summation in pieces: it copies
 //! its rows of A into tiles and its columns of B into panels, then multiplies all pairs of a tile
 //! and a panel. The cut depends on the sizes alone and each element of C is summed in one order,
 //! so the bits are the same on any number of threads.

@@ -4,6 +4,7 @@ pub mod conv;
 mod depthwise;
 pub mod gemm;
 mod micro;
+pub mod rows;
 mod scratch;
 pub mod simd;
 pub mod strided;

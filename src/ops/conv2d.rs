@@ -133,6 +133,10 @@ impl Tensor {
                 ),
             ));
         }
+        if weight.numel() == 0 {
+            let why = format!("weight {:?} has no channels", weight.shape());
+            return Err(Error::shape("conv2d", &[*weight.shape(), *self.shape()], why));
+        }
         let op = Conv2d { window, groups };
         match bias {
             Some(b) if b.shape()[..] != [co] => Err(Error::shape(

@@ -1,5 +1,6 @@
 //! The ops: one file a family, each with formula, shape rule, forward, backward and cases.
 
+pub mod batch_norm;
 pub mod binary;
 pub mod check;
 pub mod conv2d;
@@ -13,8 +14,7 @@ pub use check::{Case, gradcheck, gradcheck_at};
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {
     [
-        unary::CASES,
-        unary::MORE_CASES,
+        batch_norm::CASES,
         binary::CASES,
         binary::MORE_CASES,
         conv2d::CASES,
@@ -22,6 +22,8 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         matmul::CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        unary::CASES,
+        unary::MORE_CASES,
     ]
     .into_iter()
     .flatten()

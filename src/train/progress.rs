@@ -120,8 +120,9 @@ impl Progress {
 }
 
 fn bar(steps: usize) -> ProgressBar {
+    // the template is a constant that parses; were it not, the default bar would do
     let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {pos}/{len} {msg}")
-        .expect("the template is a constant");
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(steps as u64).with_style(style.progress_chars("=> "))
 }
 

@@ -1,0 +1,153 @@
+//! Walks over a matrix of rows: two outputs a row, maps with constants for each column, and sums
+//! down the columns.
+
+use std::array::from_fn;
+
+use rayon::prelude::*;
+
+use super::strided::{self, PARALLEL};
+use crate::dtype::Real;
+
+/// Call `f(row of a, row of b, index)` for each row, `a` and `b` having rows of these lengths; in
+/// parallel if `work` a row makes it worth it.
+pub fn rows2<A: Send, B: Send>(
+    (a, la): (&mut [A], usize),
+    (b, lb): (&mut [B], usize),
+    work: usize,
+    f: impl Fn(&mut [A], &mut [B], usize) + Sync,
+) {
+    if a.is_empty() || b.is_empty() {
+        return;
+    }
+    a.par_chunks_mut(la)
+        .zip(b.par_chunks_mut(lb))
+        .enumerate()
+        .with_min_len((PARALLEL / 4).div_ceil(work.max(1)))
+        .for_each(|(i, (a, b))| f(a, b, i));
+}
+
+/// `out[r][c] = f(x[r][c], y[r][c], constants of c)`.
+pub fn map<T: Real, const K: usize>(
+    [x, y]: [&[T]; 2],
+    columns: [&[T]; K],
+    width: usize,
+    out: &mut [T],
+    f: impl Fn(T, T, [T; K]) -> T + Sync,
+) {
+    strided::rows(out, width, width, |out, r| {
+        let here = r * width..(r + 1) * width;
+        let (x, y) = (&x[here.clone()], &y[here]);
+        // all of one length, known here: no bounds checks in the loop
+        let (out, k) = (&mut out[..width], columns.map(|k| &k[..width]));
+        for c in 0..width {
+            out[c] = f(x[c], y[c], from_fn(|j| k[j][c]));
+        }
+    });
+}
+
+/// Rows that are summed in T before the sum goes on in f64.
+const SHORT: usize = 32;
+/// Columns whose running sums stay in registers.
+const LANES: usize = 16;
+
+/// For each column c the two sums over rows r of `f(r, x[r][c], y[r][c], constants of c)`: short
+/// sums in T, their sums in f64, over blocks that depend on the shape alone.
+pub fn column_sums<T: Real, const K: usize>(
+    [x, y]: [&[T]; 2],
+    columns: [&[T]; K],
+    width: usize,
+    f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
+) -> [Vec<f64>; 2] {
+    let mut total = [vec![0f64; width], vec![0f64; width]];
+    if x.is_empty() {
+        return total;
+    }
+    let block = (x.len() / width)
+        .div_ceil(64)
+        .max(PARALLEL / 4 / width)
+        .next_multiple_of(SHORT);
+    let partial: Vec<_> = x
+        .par_chunks(block * width)
+        .zip(y.par_chunks(block * width))
+        .enumerate()
+        .map(|(b, (x, y))| {
+            let mut sums = [vec![0f64; width], vec![0f64; width]];
+            let short = x.chunks(SHORT * width).zip(y.chunks(SHORT * width));
+            for (s, xy) in short.enumerate() {
+                let first = b * block + s * SHORT;
+                let whole = width / LANES * LANES;
+                for c in (0..whole).step_by(LANES) {
+                    add_lanes::<T, K, LANES>(xy, columns, width, first, c, &mut sums, &f);
+                }
+                for c in whole..width {
+                    add_lanes::<T, K, 1>(xy, columns, width, first, c, &mut sums, &f);
+                }
+            }
+            sums
+        })
+        .collect();
+    for p in partial {
+        for (total, p) in total.iter_mut().zip(p) {
+            total.iter_mut().zip(p).for_each(|(t, p)| *t += p);
+        }
+    }
+    total
+}
+
+/// Add columns c to c + L of a few rows, of which `first` is the first.
+#[inline(always)]
+fn add_lanes<T: Real, const K: usize, const L: usize>(
+    (x, y): (&[T], &[T]),
+    columns: [&[T]; K],
+    width: usize,
+    first: usize,
+    c: usize,
+    sums: &mut [Vec<f64>; 2],
+    f: &impl Fn(usize, T, T, [T; K]) -> [T; 2],
+) {
+    let k: [[T; L]; K] = columns.map(|k| from_fn(|l| k[c + l]));
+    let (mut s, mut t) = ([T::ZERO; L], [T::ZERO; L]);
+    let rows = x.chunks_exact(width).zip(y.chunks_exact(width));
+    for (r, (x, y)) in rows.enumerate() {
+        let (x, y) = (&x[c..c + L], &y[c..c + L]);
+        for l in 0..L {
+            let [a, b] = f(first + r, x[l], y[l], from_fn(|j| k[j][l]));
+            s[l] += a;
+            t[l] += b;
+        }
+    }
+    for l in 0..L {
+        sums[0][c + l] += s[l].to_f64();
+        sums[1][c + l] += t[l].to_f64();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn column_sums_agree_with_a_plain_loop() {
+        for (rows, width) in [(1, 1), (3, 5), (70, 16), (2100, 19), (40_000, 2)] {
+            let x: Vec<f64> = (0..rows * width).map(|i| (i % 13) as f64).collect();
+            let k: Vec<f64> = (0..width).map(|c| c as f64).collect();
+            let [s, t] = column_sums([&x, &x], [&k], width, |r, x, y, [k]| {
+                [x + k, y * (r % 3) as f64]
+            });
+            for c in 0..width {
+                let column = || x.iter().skip(c).step_by(width).enumerate();
+                let plain: f64 = column().map(|(_, x)| x + k[c]).sum();
+                let by_row: f64 = column().map(|(r, x)| x * (r % 3) as f64).sum();
+                assert_eq!(
+                    (s[c], t[c]),
+                    (plain, by_row),
+                    "{rows} x {width}, column {c}"
+                );
+            }
+        }
+        assert_eq!(
+            column_sums::<f64, 0>([&[], &[]], [], 2, |_, x, y, _| [x, y]),
+            [[0.0; 2], [0.0; 2]]
+        );
+    }
+}
