@@ -265,6 +265,11 @@ impl Layout {
         self.same_places(&self.dense_like())
     }
 
+    /// The same from the start of a storage of its own.
+    pub fn at_start(&self) -> Self {
+        Layout { offset: 0, ..*self }
+    }
+
     /// The stretch of storage that a dense layout fills.
     pub fn dense_range(&self) -> std::ops::Range<usize> {
         // a view of nothing may start behind the storage's end

@@ -30,11 +30,19 @@ const SAME_FLOOR: &[(&str, &str, &str)] = &[
     ("error", "shape", "errors hold shapes"),
     ("error", "dtype", "errors hold dtypes"),
     ("shape", "error", "a shape that does not fit is an error"),
-    ("dtype", "error", "a dtype that an op does not take is an error"),
+    (
+        "dtype",
+        "error",
+        "a dtype that an op does not take is an error",
+    ),
     ("device", "cuda", "a device is made by asking the driver"),
     ("storage", "device", "storage lies on a device"),
     ("tensor", "autograd", "a tensor has a place in the graph"),
-    ("autograd", "tensor", "the engine sends tensors through the graph"),
+    (
+        "autograd",
+        "tensor",
+        "the engine sends tensors through the graph",
+    ),
     ("optim", "nn", "an optimizer walks a module's parameters"),
 ];
 
@@ -79,7 +87,15 @@ fn none(found: Vec<String>, rule: &str) {
 
 fn module(path: &Path) -> String {
     let inside = path.strip_prefix(root().join("src")).unwrap();
-    inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_string()
+    inside
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_str()
+        .unwrap()
+        .trim_end_matches(".rs")
+        .to_string()
 }
 
 #[test]
@@ -107,14 +123,25 @@ fn arrows_run_down() {
             continue;
         };
         for (line, text) in code(&path) {
-            for (_, rest) in text.match_indices("crate::").map(|(i, s)| text.split_at(i + s.len())) {
-                let to: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                let Some(&target) = floors.get(to.as_str()) else { continue };
+            for (_, rest) in text
+                .match_indices("crate::")
+                .map(|(i, s)| text.split_at(i + s.len()))
+            {
+                let to: String = rest
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
+                let Some(&target) = floors.get(to.as_str()) else {
+                    continue;
+                };
                 let allowed = target < floor
                     || to == from
                     || SAME_FLOOR.iter().any(|&(a, b, _)| (a, b) == (&from, &to));
                 if !allowed {
-                    found.push(format!("{}:{line}: {from} (floor {floor}) imports {to} (floor {target})", path.display()));
+                    found.push(format!(
+                        "{}:{line}: {from} (floor {floor}) imports {to} (floor {target})",
+                        path.display()
+                    ));
                 }
             }
         }
@@ -124,7 +151,13 @@ fn arrows_run_down() {
 
 #[test]
 fn nothing_panics_where_input_can_reach() {
-    let banned = [".unwrap()", ".expect(", "todo!(", "unimplemented!(", "dbg!("];
+    let banned = [
+        ".unwrap()",
+        ".expect(",
+        "todo!(",
+        "unimplemented!(",
+        "dbg!(",
+    ];
     let mut found = Vec::new();
     for path in files("src", "rs") {
         for (line, text) in code(&path) {
@@ -143,7 +176,9 @@ fn every_op_is_in_the_case_table() {
     let mut found = Vec::new();
     for path in files("src/ops", "rs") {
         let stem = path.file_stem().unwrap().to_str().unwrap();
-        let implements = code(&path).iter().any(|(_, l)| l.contains("Op<") && l.contains("impl"));
+        let implements = code(&path)
+            .iter()
+            .any(|(_, l)| l.contains("Op<") && l.contains("impl"));
         if !implements {
             continue;
         }
@@ -159,12 +194,23 @@ fn every_op_is_in_the_case_table() {
 #[test]
 fn every_dependency_has_its_reason() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
-    let section = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let section = manifest
+        .split("[dependencies]")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
     let lines: Vec<&str> = section.lines().collect();
     let found = lines
         .iter()
         .enumerate()
-        .filter(|(i, l)| l.contains('=') && !l.trim_start().starts_with('#') && !l.contains('#') && !(*i > 0 && lines[i - 1].trim_start().starts_with('#')))
+        .filter(|(i, l)| {
+            l.contains('=')
+                && !l.trim_start().starts_with('#')
+                && !l.contains('#')
+                && !(*i > 0 && lines[i - 1].trim_start().starts_with('#'))
+        })
         .map(|(_, l)| l.to_string())
         .collect();
     none(found, "a dependency carries its reason");

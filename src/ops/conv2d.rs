@@ -135,7 +135,11 @@ impl Tensor {
         }
         if weight.numel() == 0 {
             let why = format!("weight {:?} has no channels", weight.shape());
-            return Err(Error::shape("conv2d", &[*weight.shape(), *self.shape()], why));
+            return Err(Error::shape(
+                "conv2d",
+                &[*weight.shape(), *self.shape()],
+                why,
+            ));
         }
         let op = Conv2d { window, groups };
         match bias {

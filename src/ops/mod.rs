@@ -4,9 +4,12 @@ pub mod batch_norm;
 pub mod binary;
 pub mod check;
 pub mod conv2d;
+pub mod dropout;
 pub mod layout;
+pub mod loss;
 pub mod matmul;
 pub mod reduce;
+pub mod softmax;
 pub mod unary;
 
 pub use check::{Case, gradcheck, gradcheck_at};
@@ -18,10 +21,13 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         binary::CASES,
         binary::MORE_CASES,
         conv2d::CASES,
+        dropout::CASES,
         layout::CASES,
+        loss::CASES,
         matmul::CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        softmax::CASES,
         unary::CASES,
         unary::MORE_CASES,
     ]

@@ -59,14 +59,14 @@ impl From<(DType, Device)> for Options {
 
 /// Creation.
 impl Tensor {
-    /// Allocate a tensor of this layout (dense, offset 0) and let `fill` write its elements in
-    /// memory order. What every op's forward ends with.
+    /// Allocate a tensor of this layout (dense; its offset is dropped) and let `fill` write its
+    /// elements in memory order. What every op's forward ends with.
     pub(crate) fn build<T: Element>(
         layout: Layout,
         device: Device,
         fill: impl FnOnce(&mut [T]),
     ) -> Result<Self> {
-        let n = layout.numel();
+        let (n, layout) = (layout.numel(), layout.at_start());
         let mut storage = Storage::new(T::DTYPE, n, device)?;
         fill(&mut storage.slice_mut("build")?[..n]);
         Ok(Tensor {
