@@ -1,20 +1,399 @@
-//! Optimizers: from gradients to new parameters.
+//! Optimizers: from gradients to new parameters. What all update rules share lives here; a rule
+//! itself is a configuration and a loop over elements.
+
+mod adam;
+mod rmsprop;
+pub mod schedule;
+mod sgd;
+
+use std::collections::BTreeMap;
 
 use crate::autograd::Gradients;
-use crate::error::Result;
-use crate::nn::Module;
+use crate::dtype::{DType, Real};
+use crate::error::{Error, Result};
+use crate::nn::{self, Module, Slot};
+use crate::shape::Shape;
 use crate::tensor::Tensor;
+use crate::with_real;
+
+pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
+pub use rmsprop::{RmsProp, RmsPropConfig};
+pub use schedule::{Position, Schedule, ScheduleState};
+pub use sgd::{Sgd, SgdConfig};
 
 /// An update rule with its state, one set of tensors a parameter, by the parameter's name.
 pub trait Optimizer: Send {
-    /// Update every parameter of `model` that has a gradient.
+    /// Update every parameter of `model` that has a gradient, in place where nobody else holds
+    /// its storage.
     fn step(&mut self, model: &mut dyn Module, grads: &Gradients) -> Result<()>;
     /// The learning rate of the next step.
     fn learning_rate(&self) -> f64;
     /// Set the learning rate of the next step.
     fn set_learning_rate(&mut self, lr: f64);
-    /// The state by name (`exp_avg.conv1.weight`, ..., and `step`), to be saved.
-    fn state(&self) -> Vec<(String, Tensor)>;
-    /// Go on from a saved state.
-    fn load_state(&mut self, state: &[(String, Tensor)]) -> Result<()>;
+    /// The state by name, to be saved: `exp_avg.conv1.weight`, ..., and the number of the
+    /// parameter's steps, `step.conv1.weight`.
+    fn state(&self) -> Result<Vec<(String, Tensor)>>;
+    /// Go on from a saved state of the same rule for `model`. An entry that is missing, unknown
+    /// or of another shape is an [`Error::Checkpoint`], and nothing is changed.
+    fn load_state(&mut self, model: &mut dyn Module, state: &[(String, Tensor)]) -> Result<()>;
+}
+
+/// The elementwise part of an optimizer; its configuration is the rule.
+pub trait Rule: Send + Sync {
+    /// The state tensors that this configuration keeps, by PyTorch's names.
+    fn state_names(&self) -> &'static [&'static str];
+    /// The learning rate.
+    fn learning_rate(&self) -> f64;
+    /// Set the learning rate.
+    fn set_learning_rate(&mut self, lr: f64);
+    /// An [`Error::Config`] where a setting makes no sense.
+    fn validate(&self) -> Result<()>;
+    /// Update one stretch of a parameter's elements `p` from the gradient's `g` and the states',
+    /// which come in the order of [`state_names`](Self::state_names) and begin as zeros. `step`
+    /// counts from 1.
+    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]);
+}
+
+/// An optimizer whose rule works element by element: one pass over parameter, gradient and state.
+#[derive(Debug)]
+pub struct Elementwise<R> {
+    rule: R,
+    states: BTreeMap<String, State>,
+}
+
+/// One parameter's state.
+#[derive(Debug)]
+struct State {
+    steps: u64,
+    /// In the order of the rule's names, each of the parameter's shape.
+    tensors: Vec<Tensor>,
+}
+
+impl<R: Rule> Elementwise<R> {
+    /// An optimizer that has not made a step; an [`Error::Config`] where a setting makes no
+    /// sense.
+    pub fn new(config: R) -> Result<Self> {
+        config.validate()?;
+        Ok(Elementwise {
+            rule: config,
+            states: BTreeMap::new(),
+        })
+    }
+
+    fn update(&mut self, name: &str, parameter: &mut Tensor, grad: &Tensor) -> Result<()> {
+        with_real!("optimizer step", parameter.dtype(), T => {
+            parameter.make_mut::<T>()?;
+            // all in the parameter's memory order, so that the loop is a plain zip
+            let layout = *parameter.layout();
+            let grad = grad.laid_out(layout)?;
+            if !self.states.contains_key(name) {
+                let zeros = || Tensor::build::<T>(layout, parameter.device(), |out| out.fill(T::ZERO));
+                let tensors = self.rule.state_names().iter().map(|_| zeros()).collect::<Result<_>>()?;
+                self.states.insert(name.into(), State { steps: 0, tensors });
+            }
+            let Some(state) = self.states.get_mut(name) else { return Ok(()) };
+            for s in state.tensors.iter_mut().filter(|s| !s.layout().same_order(&layout)) {
+                *s = s.laid_out(layout)?;
+            }
+            let tensors = state.tensors.iter_mut().map(Tensor::make_mut::<T>).collect::<Result<_>>()?;
+            state.steps += 1;
+            let (rule, step) = (&self.rule, state.steps);
+            let each = |p: &mut [T], g: &[T], s: &mut [&mut [T]]| rule.update(step, p, g, s);
+            in_parallel(parameter.make_mut()?, grad.dense_slice("optimizer step")?, tensors, &each);
+            Ok(())
+        })
+    }
+}
+
+/// Elements that one thread updates at a time.
+const STRETCH: usize = 1 << 14;
+
+fn in_parallel<T: Real>(
+    p: &mut [T],
+    g: &[T],
+    mut state: Vec<&mut [T]>,
+    each: &(impl Fn(&mut [T], &[T], &mut [&mut [T]]) + Sync),
+) {
+    if p.len() <= STRETCH {
+        return each(p, g, &mut state);
+    }
+    let middle = p.len() / 2;
+    let (p0, p1) = p.split_at_mut(middle);
+    let (g0, g1) = g.split_at(middle);
+    let (s0, s1) = state.into_iter().map(|s| s.split_at_mut(middle)).unzip();
+    rayon::join(
+        || in_parallel(p0, g0, s0, each),
+        || in_parallel(p1, g1, s1, each),
+    );
+}
+
+impl<R: Rule> Optimizer for Elementwise<R> {
+    fn step(&mut self, model: &mut dyn Module, grads: &Gradients) -> Result<()> {
+        let mut result = Ok(());
+        nn::visit(model, |name, slot| {
+            if let Slot::Parameter(p) = slot
+                && let Some(g) = grads.get(p)
+                && result.is_ok()
+            {
+                result = self.update(name, p, g);
+            }
+        });
+        result
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.rule.learning_rate()
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.rule.set_learning_rate(lr);
+    }
+
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut all = Vec::new();
+        for (parameter, state) in &self.states {
+            for (kind, tensor) in self.rule.state_names().iter().zip(&state.tensors) {
+                all.push((format!("{kind}.{parameter}"), tensor.clone()));
+            }
+            let steps = Tensor::scalar(state.steps as i64)?;
+            all.push((format!("{STEP}.{parameter}"), steps));
+        }
+        Ok(all)
+    }
+
+    fn load_state(&mut self, model: &mut dyn Module, saved: &[(String, Tensor)]) -> Result<()> {
+        let mut states = BTreeMap::new();
+        let mut used = 0;
+        for (parameter, p) in nn::named_parameters(model) {
+            let find = |kind: &str| {
+                let name = format!("{kind}.{parameter}");
+                saved.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
+            };
+            // a parameter that never had a gradient has no state
+            if find(STEP).is_none() {
+                continue;
+            }
+            let whole = |kind: &str, dtype: DType, shape: &Shape| {
+                let name = format!("{kind}.{parameter}");
+                match find(kind) {
+                    None => Err(refuse(&name, "missing".into())),
+                    Some(t) if t.shape() != shape || t.dtype() != dtype => {
+                        let (got, of) = (t.shape(), t.dtype());
+                        let why = format!("is {got:?} of {of}; expected {shape:?} of {dtype}");
+                        Err(refuse(&name, why))
+                    }
+                    Some(t) => Ok(t.detach()),
+                }
+            };
+            let steps = whole(STEP, DType::I64, &Shape::new(&[])?)?.item()? as u64;
+            let kinds = self.rule.state_names();
+            let tensors = kinds
+                .iter()
+                .map(|kind| whole(kind, p.dtype(), p.shape()))
+                .collect::<Result<Vec<_>>>()?;
+            used += 1 + tensors.len();
+            states.insert(parameter, State { steps, tensors });
+        }
+        if used != saved.len() {
+            let known = |name: &str| {
+                name.split_once('.').is_some_and(|(kind, parameter)| {
+                    let kinds = self.rule.state_names();
+                    states.contains_key(parameter) && (kind == STEP || kinds.contains(&kind))
+                })
+            };
+            let (name, _) = saved.iter().find(|(n, _)| !known(n)).unwrap_or(&saved[0]);
+            let why = "does not belong to this rule and model".into();
+            return Err(refuse(name, why));
+        }
+        self.states = states;
+        Ok(())
+    }
+}
+
+const STEP: &str = "step";
+
+fn refuse(name: &str, why: String) -> Error {
+    Error::Checkpoint {
+        path: "optimizer state".into(),
+        name: name.into(),
+        why,
+    }
+}
+
+/// An [`Error::Config`] unless `ok`.
+fn check(key: &'static str, value: f64, ok: bool, expected: &str) -> Result<()> {
+    match ok {
+        true => Ok(()),
+        false => Err(Error::config(key, format!("{value}; expected {expected}"))),
+    }
+}
+
+fn check_not_negative(key: &'static str, value: f64) -> Result<()> {
+    let ok = value >= 0.0 && value.is_finite();
+    check(key, value, ok, "a number of at least 0")
+}
+
+fn check_fraction(key: &'static str, value: f64) -> Result<()> {
+    let ok = (0.0..1.0).contains(&value);
+    check(key, value, ok, "at least 0 and below 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Mode, Visitor};
+    use crate::shape::Layout;
+
+    /// Parameters and nothing else.
+    struct Bag(Vec<Tensor>);
+
+    impl Module for Bag {
+        fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+            Ok(x.clone())
+        }
+        fn visit(&mut self, v: &mut Visitor<'_>) {
+            for (i, t) in self.0.iter_mut().enumerate() {
+                v.parameter(&i.to_string(), t);
+            }
+        }
+        fn describe(&self) -> String {
+            "Bag".into()
+        }
+    }
+
+    fn grads(bag: &Bag, value: f64) -> Gradients {
+        let mut g = Gradients::default();
+        for t in &bag.0 {
+            g.insert(t, Tensor::full(t.shape(), value, t.dtype()).unwrap());
+        }
+        g
+    }
+
+    #[test]
+    fn updates_are_in_place_and_leave_clones_alone() -> Result<()> {
+        let mut bag = Bag(vec![Tensor::ones([3], DType::F32)?.requires_grad()]);
+        let mut sgd = Sgd::new(SgdConfig {
+            lr: 0.5,
+            ..SgdConfig::default()
+        })?;
+        let place = bag.0[0].make_mut::<f32>()?.as_ptr();
+        sgd.step(&mut bag, &grads(&bag, 1.0))?;
+        assert_eq!(bag.0[0].make_mut::<f32>()?.as_ptr(), place);
+        let kept = bag.0[0].clone();
+        sgd.step(&mut bag, &grads(&bag, 1.0))?;
+        assert_eq!(kept.to_vec::<f32>()?, [0.5; 3]);
+        assert_eq!(bag.0[0].to_vec::<f32>()?, [0.0; 3]);
+        assert!(bag.0[0].is_tracked());
+        Ok(())
+    }
+
+    #[test]
+    fn big_and_channels_last_parameters_agree_with_small_ones() -> Result<()> {
+        // over several stretches, in two memory orders and element by element
+        let shape = [3, 50, 20, 20];
+        let mut rng = crate::random::Generator::new(3);
+        let p = Tensor::randn(shape, &mut rng, DType::F64)?;
+        let g = Tensor::randn(shape, &mut rng, DType::F64)?;
+        let turned = p.laid_out(Layout::channels_last(*p.shape()))?;
+        let mut bag = Bag(vec![p.requires_grad(), turned.requires_grad()]);
+        let mut adam = Adam::new(AdamConfig::default())?;
+        for _ in 0..2 {
+            let mut all = Gradients::default();
+            all.insert(&bag.0[0], g.clone());
+            all.insert(&bag.0[1], g.clone());
+            adam.step(&mut bag, &all)?;
+        }
+        assert!(bag.0[1].layout().is_channels_last());
+        let (a, b) = (bag.0[0].to_vec::<f64>()?, bag.0[1].to_vec::<f64>()?);
+        assert_eq!(a, b);
+        let (p, g) = (p.to_vec::<f64>()?, g.to_vec::<f64>()?);
+        for i in [0, 16_383, 16_384, 59_999] {
+            // with a constant gradient both corrected means are exact
+            let step = 1e-3 * g[i] / (g[i].abs() + 1e-8);
+            assert!((a[i] - (p[i] - 2.0 * step)).abs() < 1e-12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_saved_state_goes_on_and_a_wrong_one_changes_nothing() -> Result<()> {
+        let new = || Adam::new(AdamConfig::default());
+        let bag = || -> Result<Bag> {
+            let a = Tensor::ones([2, 2], DType::F32)?.requires_grad();
+            Ok(Bag(vec![
+                a,
+                Tensor::zeros([3], DType::F32)?.requires_grad(),
+            ]))
+        };
+        let (mut straight, mut whole) = (new()?, bag()?);
+        for value in [1.0, -2.0, 0.25] {
+            straight.step(&mut whole, &grads(&whole, value))?;
+        }
+        let (mut first, mut parts) = (new()?, bag()?);
+        first.step(&mut parts, &grads(&parts, 1.0))?;
+        let saved = first.state()?;
+        let names: Vec<&str> = saved.iter().map(|(n, _)| n.as_str()).collect();
+        assert_eq!(names[..3], ["exp_avg.0", "exp_avg_sq.0", "step.0"]);
+        let mut second = new()?;
+        second.load_state(&mut parts, &saved)?;
+        for value in [-2.0, 0.25] {
+            second.step(&mut parts, &grads(&parts, value))?;
+        }
+        for (a, b) in whole.0.iter().zip(&parts.0) {
+            assert_eq!(a.to_vec::<f32>()?, b.to_vec::<f32>()?);
+        }
+
+        let mut missing = saved.clone();
+        missing.remove(1);
+        let mut unknown = saved.clone();
+        unknown.push(("exp_avg.7".into(), Tensor::zeros([2], DType::F32)?));
+        let mut shape = saved.clone();
+        shape[0].1 = Tensor::zeros([4], DType::F32)?;
+        let mut dtype = saved;
+        dtype[0].1 = Tensor::zeros([2, 2], DType::F64)?;
+        for (wrong, name) in [
+            (missing, "exp_avg_sq.0"),
+            (unknown, "exp_avg.7"),
+            (shape, "exp_avg.0"),
+            (dtype, "exp_avg.0"),
+        ] {
+            let e = second.load_state(&mut parts, &wrong).unwrap_err();
+            assert!(
+                matches!(&e, Error::Checkpoint { name: n, .. } if n == name),
+                "{e}"
+            );
+        }
+        assert_eq!(second.state()?[2].1.item()?, 3.0);
+        Ok(())
+    }
+
+    #[test]
+    fn settings_without_sense_are_refused() {
+        let sgd = |change: fn(&mut SgdConfig)| {
+            let mut c = SgdConfig::default();
+            change(&mut c);
+            Sgd::new(c).unwrap_err().to_string()
+        };
+        assert_eq!(
+            sgd(|c| c.momentum = -0.5),
+            "configuration: momentum: -0.5; expected a number of at least 0"
+        );
+        assert!(sgd(|c| c.lr = f64::NAN).contains("learning_rate"));
+        assert!(sgd(|c| c.nesterov = true).contains("nesterov"));
+        let betas = AdamConfig {
+            betas: [0.9, 1.0],
+            ..AdamConfig::default()
+        };
+        assert!(Adam::new(betas).unwrap_err().to_string().contains("beta2"));
+        let eps = RmsPropConfig {
+            eps: -1.0,
+            ..RmsPropConfig::default()
+        };
+        assert!(
+            RmsProp::new(eps)
+                .unwrap_err()
+                .to_string()
+                .contains("epsilon")
+        );
+    }
 }

@@ -405,8 +405,8 @@ impl Tensor {
         })
     }
 
-    /// Copy another tensor's elements into this one, which keeps its dtype, device and place in
-    /// the graph. The shapes must be equal.
+    /// Copy another tensor's elements into this one, which keeps its dtype, device, memory order
+    /// and place in the graph. The shapes must be equal.
     pub fn copy_(&mut self, source: &Tensor) -> Result<()> {
         if self.shape() != source.shape() {
             return Err(Error::shape(
@@ -419,7 +419,9 @@ impl Tensor {
                 ),
             ));
         }
-        let fresh = source.cast(self.dtype())?.packed()?;
+        let fresh = source
+            .cast(self.dtype())?
+            .laid_out(self.layout.dense_like())?;
         self.storage = fresh.storage;
         self.layout = fresh.layout;
         Ok(())

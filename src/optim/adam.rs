@@ -1,0 +1,147 @@
+//! Adam and AdamW: momentum and RMSprop together, both without bias at the start.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Elementwise, Rule, check_fraction, check_not_negative};
+use crate::dtype::Real;
+use crate::error::Result;
+
+/// PyTorch's `Adam` (Kingma and Ba 2015); with d = g + weight_decay p, at step t from 1:
+///
+/// `m = b1 m + (1 - b1) d; v = b2 v + (1 - b2) d^2`,
+/// `p -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. CS231n's `adam` is the same.
+pub type Adam = Elementwise<AdamConfig>;
+
+/// PyTorch's `AdamW` (Loshchilov and Hutter 2019): Adam on the bare gradient, after
+/// `p -= lr weight_decay p`.
+pub type AdamW = Elementwise<AdamWConfig>;
+
+/// Settings of [`Adam`], by PyTorch's names and defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamConfig {
+    /// The learning rate.
+    pub lr: f64,
+    /// How much of the running means of gradients and of squares stays.
+    pub betas: [f64; 2],
+    /// Added to the root, against division by 0.
+    pub eps: f64,
+    /// L2 penalty, added to the gradient.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamConfig {
+    fn default() -> Self {
+        AdamConfig {
+            lr: 1e-3,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// Settings of [`AdamW`], by PyTorch's names and defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// The learning rate.
+    pub lr: f64,
+    /// How much of the running means of gradients and of squares stays.
+    pub betas: [f64; 2],
+    /// Added to the root, against division by 0.
+    pub eps: f64,
+    /// How fast the parameters shrink, times the learning rate.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        AdamWConfig {
+            lr: 1e-3,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 1e-2,
+        }
+    }
+}
+
+impl AdamWConfig {
+    /// The rule without its decay.
+    fn adam(&self) -> AdamConfig {
+        AdamConfig {
+            lr: self.lr,
+            betas: self.betas,
+            eps: self.eps,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+impl Rule for AdamConfig {
+    fn state_names(&self) -> &'static [&'static str] {
+        &["exp_avg", "exp_avg_sq"]
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.lr = lr;
+    }
+
+    fn validate(&self) -> Result<()> {
+        check_not_negative("learning_rate", self.lr)?;
+        check_fraction("beta1", self.betas[0])?;
+        check_fraction("beta2", self.betas[1])?;
+        check_not_negative("epsilon", self.eps)?;
+        check_not_negative("weight_decay", self.weight_decay)
+    }
+
+    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        adam(self, T::ONE, step, p, g, state);
+    }
+}
+
+impl Rule for AdamWConfig {
+    fn state_names(&self) -> &'static [&'static str] {
+        self.adam().state_names()
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.lr = lr;
+    }
+
+    fn validate(&self) -> Result<()> {
+        check_not_negative("weight_decay", self.weight_decay)?;
+        self.adam().validate()
+    }
+
+    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        let keep = T::of(1.0 - self.lr * self.weight_decay);
+        adam(&self.adam(), keep, step, p, g, state);
+    }
+}
+
+/// Adam's step on parameters of which `keep` is kept first.
+fn adam<T: Real>(c: &AdamConfig, keep: T, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+    let [mean, square] = state else { return };
+    let [b1, b2] = c.betas;
+    // the corrections are folded into constants of the step: lr m / (1 - b1^t) = rate m
+    let rate = T::of(c.lr / (1.0 - b1.powf(step as f64)));
+    let root = T::of(1.0 / (1.0 - b2.powf(step as f64)).sqrt());
+    let (eps, decay) = (T::of(c.eps), T::of(c.weight_decay));
+    let (in1, b2, in2) = (T::of(1.0 - b1), T::of(b2), T::of(1.0 - b2));
+    let moments = mean.iter_mut().zip(square.iter_mut());
+    for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
+        let d = g + decay * *p;
+        *m += in1 * (d - *m);
+        *v = b2 * *v + in2 * d * d;
+        *p = keep * *p - rate * *m / (v.sqrt() * root + eps);
+    }
+}

@@ -1,0 +1,107 @@
+//! RMSprop: steps divided by the root of a running mean of squared gradients.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Elementwise, Rule, check_fraction, check_not_negative};
+use crate::dtype::Real;
+use crate::error::Result;
+
+/// PyTorch's `RMSprop` (Tieleman and Hinton 2012, lecture 6e of "Neural networks for machine
+/// learning"); with d = g + weight_decay p:
+///
+/// `s = alpha s + (1 - alpha) d^2; p -= lr d / (sqrt(s) + eps)`.
+///
+/// Centered, the root is of s - a^2 with the running mean a of d; with momentum,
+/// `v = momentum v + d / (root + eps); p -= lr v`. CS231n's `rmsprop` is the same with
+/// `decay_rate` for alpha.
+pub type RmsProp = Elementwise<RmsPropConfig>;
+
+/// Settings of [`RmsProp`], by PyTorch's names and defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RmsPropConfig {
+    /// The learning rate.
+    pub lr: f64,
+    /// How much of the running mean of squares stays.
+    pub alpha: f64,
+    /// Added to the root, against division by 0.
+    pub eps: f64,
+    /// L2 penalty, added to the gradient.
+    pub weight_decay: f64,
+    /// How much of the velocity stays; 0 keeps none.
+    pub momentum: f64,
+    /// Divide by the deviation about the running mean.
+    pub centered: bool,
+}
+
+impl Default for RmsPropConfig {
+    fn default() -> Self {
+        RmsPropConfig {
+            lr: 1e-2,
+            alpha: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            momentum: 0.0,
+            centered: false,
+        }
+    }
+}
+
+impl Rule for RmsPropConfig {
+    fn state_names(&self) -> &'static [&'static str] {
+        match (self.centered, self.momentum != 0.0) {
+            (false, false) => &["square_avg"],
+            (false, true) => &["square_avg", "momentum_buffer"],
+            (true, false) => &["square_avg", "grad_avg"],
+            (true, true) => &["square_avg", "grad_avg", "momentum_buffer"],
+        }
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.lr = lr;
+    }
+
+    fn validate(&self) -> Result<()> {
+        check_not_negative("learning_rate", self.lr)?;
+        check_fraction("alpha", self.alpha)?;
+        check_not_negative("epsilon", self.eps)?;
+        check_not_negative("weight_decay", self.weight_decay)?;
+        check_not_negative("momentum", self.momentum)
+    }
+
+    fn update<T: Real>(&self, _step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        let (lr, alpha, eps) = (T::of(self.lr), T::of(self.alpha), T::of(self.eps));
+        let (decay, momentum) = (T::of(self.weight_decay), T::of(self.momentum));
+        let rest = T::of(1.0 - self.alpha);
+        let Some((square, more)) = state.split_first_mut() else {
+            return;
+        };
+        let (mut mean, mut velocity) = match more {
+            [m, v] => (Some(m), Some(v)),
+            [m] if self.centered => (Some(m), None),
+            [v] => (None, Some(v)),
+            _ => (None, None),
+        };
+        for (i, ((p, &g), s)) in p.iter_mut().zip(g).zip(square.iter_mut()).enumerate() {
+            let d = g + decay * *p;
+            *s = alpha * *s + rest * d * d;
+            let variance = match &mut mean {
+                Some(m) => {
+                    m[i] += rest * (d - m[i]);
+                    *s - m[i] * m[i]
+                }
+                None => *s,
+            };
+            let mut direction = d / (variance.sqrt() + eps);
+            if let Some(v) = &mut velocity {
+                v[i] = momentum * v[i] + direction;
+                direction = v[i];
+            }
+            *p = *p - lr * direction;
+        }
+    }
+}

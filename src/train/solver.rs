@@ -1,0 +1,677 @@
+//! The Solver: CS231n's, with best parameters, early stopping, schedules and checkpoints that
+//! resume bit for bit.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::autograd::{Gradients, no_grad};
+use crate::data::{Augment, Batch, Dataset, Loader, Normalize};
+use crate::dtype::{DType, Element, Real};
+use crate::error::{Error, Result};
+use crate::nn::{self, Mode, Module, Slot};
+use crate::optim::{
+    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
+    ScheduleState, Sgd, SgdConfig,
+};
+use crate::random::Generator;
+use crate::tensor::Tensor;
+use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::{History, Progress, files, save_state_dict};
+use crate::with_real;
+
+/// The loss of scores (N, C) and labels (N) of I64: a scalar.
+pub type LossFn = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send>;
+
+/// CS231n's names of the update rules, and AdamW.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateRule {
+    /// Plain gradient descent, learning rate 1e-2.
+    #[default]
+    Sgd,
+    /// With momentum 0.9, learning rate 1e-2.
+    SgdMomentum,
+    /// RMSprop with decay rate 0.99, learning rate 1e-2.
+    #[serde(rename = "rmsprop")]
+    RmsProp,
+    /// Adam, learning rate 1e-3.
+    Adam,
+    /// AdamW, learning rate 1e-3, weight decay 1e-2.
+    #[serde(rename = "adamw")]
+    AdamW,
+}
+
+impl FromStr for UpdateRule {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Ok(match s {
+            "sgd" => UpdateRule::Sgd,
+            "sgd_momentum" => UpdateRule::SgdMomentum,
+            "rmsprop" => UpdateRule::RmsProp,
+            "adam" => UpdateRule::Adam,
+            "adamw" => UpdateRule::AdamW,
+            _ => {
+                let why = format!("{s:?}; expected sgd, sgd_momentum, rmsprop, adam or adamw");
+                return Err(Error::config("update_rule", why));
+            }
+        })
+    }
+}
+
+/// Settings of an update rule, by CS231n's names. What is left out has the rule's default; what
+/// the rule does not use is ignored.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimConfig {
+    /// The learning rate.
+    pub learning_rate: Option<f64>,
+    /// Of `sgd_momentum` and `rmsprop`.
+    pub momentum: Option<f64>,
+    /// Nesterov's look ahead, of `sgd_momentum`.
+    pub nesterov: bool,
+    /// Of `rmsprop`.
+    pub decay_rate: Option<f64>,
+    /// Of `adam` and `adamw`.
+    pub beta1: Option<f64>,
+    /// Of `adam` and `adamw`.
+    pub beta2: Option<f64>,
+    /// Of `rmsprop`, `adam` and `adamw`.
+    pub epsilon: Option<f64>,
+    /// An L2 penalty inside the rule, on every parameter; of `adamw`, the decoupled one.
+    pub weight_decay: Option<f64>,
+}
+
+impl OptimConfig {
+    /// The optimizer; an [`Error::Config`] where a setting makes no sense.
+    pub fn build(&self, rule: UpdateRule) -> Result<Box<dyn Optimizer>> {
+        let lr = |default| self.learning_rate.unwrap_or(default);
+        let betas = |[b1, b2]: [f64; 2]| [self.beta1.unwrap_or(b1), self.beta2.unwrap_or(b2)];
+        let or = |value: Option<f64>, default| value.unwrap_or(default);
+        Ok(match rule {
+            UpdateRule::Sgd | UpdateRule::SgdMomentum => {
+                let with = rule == UpdateRule::SgdMomentum;
+                Box::new(Sgd::new(SgdConfig {
+                    lr: lr(1e-2),
+                    momentum: if with { or(self.momentum, 0.9) } else { 0.0 },
+                    nesterov: with && self.nesterov,
+                    weight_decay: or(self.weight_decay, 0.0),
+                    ..SgdConfig::default()
+                })?)
+            }
+            UpdateRule::RmsProp => {
+                let d = RmsPropConfig::default();
+                Box::new(RmsProp::new(RmsPropConfig {
+                    lr: lr(1e-2),
+                    alpha: or(self.decay_rate, d.alpha),
+                    eps: or(self.epsilon, d.eps),
+                    momentum: or(self.momentum, d.momentum),
+                    weight_decay: or(self.weight_decay, d.weight_decay),
+                    ..d
+                })?)
+            }
+            UpdateRule::Adam => {
+                let d = AdamConfig::default();
+                Box::new(Adam::new(AdamConfig {
+                    lr: lr(1e-3),
+                    betas: betas(d.betas),
+                    eps: or(self.epsilon, d.eps),
+                    weight_decay: or(self.weight_decay, d.weight_decay),
+                })?)
+            }
+            UpdateRule::AdamW => {
+                let d = AdamWConfig::default();
+                Box::new(AdamW::new(AdamWConfig {
+                    lr: lr(1e-3),
+                    betas: betas(d.betas),
+                    eps: or(self.epsilon, d.eps),
+                    weight_decay: or(self.weight_decay, d.weight_decay),
+                })?)
+            }
+        })
+    }
+}
+
+/// Settings of a [`Solver`], by CS231n's names and defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SolverConfig {
+    /// How gradients become steps.
+    pub update_rule: UpdateRule,
+    /// The update rule's settings.
+    pub optim_config: OptimConfig,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// The learning rate is multiplied by it after each epoch, on top of the schedule.
+    pub lr_decay: f64,
+    /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss.
+    pub reg: f64,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Times through the training images.
+    pub num_epochs: usize,
+    /// Training images for the accuracy after an epoch; `None` for all.
+    pub num_train_samples: Option<usize>,
+    /// Validation images for the accuracy after an epoch; `None` for all.
+    pub num_val_samples: Option<usize>,
+    /// Steps between printed losses.
+    pub print_every: usize,
+    /// Stop after so many epochs without a better validation accuracy.
+    pub patience: Option<usize>,
+    /// The folder that gets `checkpoint.safetensors`, `best.safetensors`, `history.json` and
+    /// `history.csv` after every epoch.
+    pub checkpoint_dir: Option<PathBuf>,
+    /// Whether to print.
+    pub verbose: bool,
+    /// Of the order of the images, of their augmentation and of the samples.
+    pub seed: u64,
+}
+
+impl Default for SolverConfig {
+    fn default() -> Self {
+        SolverConfig {
+            update_rule: UpdateRule::Sgd,
+            optim_config: OptimConfig::default(),
+            schedule: Schedule::Constant,
+            lr_decay: 1.0,
+            reg: 0.0,
+            batch_size: 100,
+            num_epochs: 10,
+            num_train_samples: Some(1000),
+            num_val_samples: None,
+            print_every: 10,
+            patience: None,
+            checkpoint_dir: None,
+            verbose: true,
+            seed: 0,
+        }
+    }
+}
+
+impl SolverConfig {
+    /// An [`Error::Config`] where a setting makes no sense, whatever the data.
+    pub fn validate(&self) -> Result<()> {
+        self.optim_config.build(self.update_rule)?;
+        self.schedule.validate()?;
+        if !(self.lr_decay > 0.0 && self.lr_decay.is_finite()) {
+            let why = format!("{}; expected a number above 0", self.lr_decay);
+            return Err(Error::config("lr_decay", why));
+        }
+        if !(self.reg >= 0.0 && self.reg.is_finite()) {
+            let why = format!("{}; expected a number of at least 0", self.reg);
+            return Err(Error::config("reg", why));
+        }
+        for (key, n) in [
+            ("batch_size", Some(self.batch_size)),
+            ("num_epochs", Some(self.num_epochs)),
+            ("num_train_samples", self.num_train_samples),
+            ("num_val_samples", self.num_val_samples),
+            ("patience", self.patience),
+        ] {
+            if n == Some(0) {
+                return Err(Error::config(key, "0; expected at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings that a resumed run must share with the run it goes on from.
+    fn fixed(&self) -> serde_json::Value {
+        let free = Self::default();
+        let fixed = SolverConfig {
+            num_epochs: free.num_epochs,
+            print_every: free.print_every,
+            patience: None,
+            checkpoint_dir: None,
+            verbose: free.verbose,
+            ..self.clone()
+        };
+        serde_json::json!(fixed)
+    }
+}
+
+/// The images that a [`Solver`] learns from and chooses by.
+#[derive(Clone, Debug)]
+pub struct SolverData {
+    /// To learn from.
+    pub train: Dataset,
+    /// To find the best epoch by.
+    pub val: Dataset,
+    /// How bytes become numbers.
+    pub normalize: Normalize,
+    /// Random changes of the training images.
+    pub augment: Augment,
+}
+
+/// How a training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done.
+    Finished,
+    /// The validation accuracy stood still for `patience` epochs.
+    StoppedEarly,
+    /// The stop flag was set; the checkpoint, where there is a folder for one, goes on from here.
+    Interrupted,
+}
+
+/// Trains a model.
+///
+/// `Solver::new(&mut model, data, loss, config)?.train()?` trains, keeps the parameters of the
+/// epoch with the best validation accuracy, and puts them into the model at the end. With
+/// `checkpoint_dir` set, [`resume`](Self::resume) goes on from the checkpoint of an earlier run
+/// and gives the very bits of a run that was never interrupted.
+pub struct Solver<'m> {
+    model: &'m mut dyn Module,
+    data: SolverData,
+    loss: LossFn,
+    config: SolverConfig,
+    loader: Loader,
+    optimizer: Box<dyn Optimizer>,
+    base_lr: f64,
+    schedule: ScheduleState,
+    best: Named,
+    /// Of the epoch that is under way: batches done, images right, seconds spent.
+    batch: usize,
+    correct: usize,
+    seconds: f64,
+    history: History,
+    stop: Arc<AtomicBool>,
+}
+
+impl<'m> Solver<'m> {
+    /// A run that has not begun. Settings that make no sense, by themselves or for these images,
+    /// are an [`Error::Config`].
+    pub fn new(
+        model: &'m mut dyn Module,
+        data: SolverData,
+        loss: LossFn,
+        config: SolverConfig,
+    ) -> Result<Self> {
+        config.validate()?;
+        if data.val.is_empty() {
+            return Err(Error::config("val", "no validation images"));
+        }
+        let loader = Loader::new(
+            data.train.clone(),
+            &data.normalize,
+            data.augment,
+            config.batch_size,
+            config.seed,
+            true,
+            true,
+        )?;
+        let optimizer = config.optim_config.build(config.update_rule)?;
+        let history = History::new(serde_json::json!(config), "cpu");
+        Ok(Solver {
+            model,
+            data,
+            loss,
+            base_lr: optimizer.learning_rate(),
+            loader,
+            optimizer,
+            schedule: ScheduleState::default(),
+            best: Named::new(),
+            batch: 0,
+            correct: 0,
+            seconds: 0.0,
+            history,
+            stop: Arc::default(),
+            config,
+        })
+    }
+
+    /// Watch `flag` before each step: once it is set, [`train`](Self::train) writes a checkpoint
+    /// and returns [`Outcome::Interrupted`].
+    pub fn with_stop(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.stop = flag;
+        self
+    }
+
+    /// Losses, accuracies and the rest of the record.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The best epoch's parameters and buffers; none before the first epoch ended.
+    pub fn best_params(&self) -> &[(String, Tensor)] {
+        &self.best
+    }
+
+    /// The model.
+    pub fn model(&mut self) -> &mut dyn Module {
+        self.model
+    }
+
+    /// Train until the epochs are done, patience ends or the stop flag is set. Unless
+    /// interrupted, the model then has the best parameters.
+    ///
+    /// A loss that is not finite is an [`Error::NonFinite`]: the history is saved, the
+    /// checkpoint stays the last epoch's.
+    pub fn train(&mut self) -> Result<Outcome> {
+        if let Some(dir) = &self.config.checkpoint_dir {
+            files::create_dir(dir)?;
+        }
+        let mut progress = Progress::new(
+            self.config.num_epochs,
+            self.loader.batches(),
+            self.config.print_every,
+            self.config.verbose,
+        );
+        let outcome = self.epochs(&mut progress);
+        progress.finish();
+        if let (Err(Error::NonFinite { .. }), Some(dir)) = (&outcome, &self.config.checkpoint_dir) {
+            self.history.save(dir)?;
+        }
+        outcome
+    }
+
+    fn epochs(&mut self, progress: &mut Progress) -> Result<Outcome> {
+        let outcome = loop {
+            let idle = self.history.epochs - self.history.best_epoch;
+            if self.config.patience.is_some_and(|p| idle >= p) {
+                break Outcome::StoppedEarly;
+            }
+            if self.history.epochs >= self.config.num_epochs {
+                break Outcome::Finished;
+            }
+            if !self.epoch(progress)? {
+                return Ok(Outcome::Interrupted);
+            }
+        };
+        nn::load_state_dict(self.model, &self.best)?;
+        Ok(outcome)
+    }
+
+    /// One epoch, from the batch where it stands; false where the stop flag was set.
+    fn epoch(&mut self, progress: &mut Progress) -> Result<bool> {
+        let (epoch, before) = (self.history.epochs, self.seconds);
+        let start = Instant::now();
+        progress.epoch(epoch + 1);
+        for batch in self.loader.epoch_from(epoch as u64, self.batch) {
+            if self.stop.load(Ordering::Relaxed) {
+                self.save_checkpoint()?;
+                return Ok(false);
+            }
+            let loss = self.step(batch?)?;
+            self.seconds = before + start.elapsed().as_secs_f64();
+            let size = self.config.batch_size;
+            let accuracy = self.correct as f64 / (self.batch * size) as f64;
+            progress.step(self.history.loss_history.len(), loss, accuracy, size);
+        }
+        let (train, val) = (self.data.train.clone(), self.data.val.clone());
+        let train_acc = self.check_accuracy(&train, self.config.num_train_samples)?;
+        let val_acc = self.check_accuracy(&val, self.config.num_val_samples)?;
+        let seconds = before + start.elapsed().as_secs_f64();
+        let lr = self.optimizer.learning_rate();
+        let best = self.history.end_epoch(train_acc, val_acc, lr, seconds);
+        self.config.schedule.end_epoch(&mut self.schedule, val_acc);
+        (self.batch, self.correct, self.seconds) = (0, 0, 0.0);
+        if best {
+            // shared with the model's own until the next step writes to those
+            self.best = nn::state_dict(self.model);
+        }
+        progress.line(&format!(
+            "(Epoch {} / {}) train acc: {train_acc:.3}; val_acc: {val_acc:.3}",
+            epoch + 1,
+            self.config.num_epochs
+        ));
+        self.save_checkpoint()?;
+        if let (true, Some(dir)) = (best, &self.config.checkpoint_dir) {
+            save_state_dict(dir.join("best.safetensors"), self.model)?;
+        }
+        Ok(true)
+    }
+
+    /// One step; its loss.
+    fn step(&mut self, batch: Batch) -> Result<f64> {
+        let position = Position {
+            epoch: self.history.epochs,
+            step: self.history.loss_history.len(),
+            total_steps: self.config.num_epochs * self.loader.batches(),
+        };
+        let schedule = &self.config.schedule;
+        let decay = self.config.lr_decay.powi(position.epoch as i32);
+        let lr = decay * schedule.learning_rate(self.base_lr, position, &self.schedule);
+        self.optimizer.set_learning_rate(lr);
+
+        let images = Tensor::from_vec(batch.images, batch.shape)?;
+        let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()])?;
+        let scores = self.model.forward(&images, Mode::Train)?;
+        let loss = (self.loss)(&scores, &labels)?;
+        let value = loss.item()? + l2_loss(self.model, self.config.reg)?;
+        self.history.loss_history.push(value);
+        if !value.is_finite() {
+            let step = position.step as u64;
+            return Err(Error::NonFinite { step, loss: value });
+        }
+        self.correct += correct(&scores, &batch.labels)?;
+        let mut grads = loss.backward()?;
+        // the graph shares storage with parameters, which are to be written in place
+        drop((images, scores, loss));
+        add_l2_gradients(self.model, self.config.reg, &mut grads)?;
+        self.optimizer.step(self.model, &grads)?;
+        self.batch += 1;
+        Ok(value)
+    }
+
+    /// The fraction of `num_samples` images (drawn by the seed; `None` for all) that the model
+    /// classifies right, in evaluation mode.
+    pub fn check_accuracy(&mut self, data: &Dataset, num_samples: Option<usize>) -> Result<f64> {
+        let sampled = match num_samples {
+            Some(n) if n < data.len() => {
+                let order = Generator::new(self.config.seed).permutation(data.len());
+                data.subset(&order[..n])?
+            }
+            _ => data.clone(),
+        };
+        let batch_size = self.config.batch_size;
+        check_accuracy(self.model, &sampled, &self.data.normalize, batch_size)
+    }
+
+    /// The accuracies of the model as it is over all training, validation and test images, into
+    /// the history, which is saved where there is a folder.
+    pub fn report(&mut self, test: Option<&Dataset>) -> Result<()> {
+        let (train, val) = (self.data.train.clone(), self.data.val.clone());
+        self.history.train_acc = Some(self.check_accuracy(&train, None)?);
+        self.history.val_acc = Some(self.check_accuracy(&val, None)?);
+        self.history.test_acc = test.map(|t| self.check_accuracy(t, None)).transpose()?;
+        match &self.config.checkpoint_dir {
+            Some(dir) => self.history.save(dir),
+            None => Ok(()),
+        }
+    }
+
+    fn save_checkpoint(&mut self) -> Result<()> {
+        let Some(dir) = self.config.checkpoint_dir.clone() else {
+            return Ok(());
+        };
+        let checkpoint = Checkpoint {
+            model: nn::state_dict(self.model),
+            optimizer: self.optimizer.state()?,
+            best: self.best.clone(),
+            run: Run {
+                model: self.model.describe(),
+                data: self.describe_data(),
+                settings: self.config.fixed(),
+                batch: self.batch,
+                correct: self.correct,
+                seconds: self.seconds,
+                schedule: self.schedule.clone(),
+                generators: checkpoint::generators(self.model),
+                history: self.history.clone(),
+            },
+        };
+        checkpoint.save(dir.join("checkpoint.safetensors"))?;
+        self.history.save(&dir)
+    }
+
+    fn describe_data(&self) -> String {
+        let SolverData { train, augment, .. } = &self.data;
+        format!("{} images of {}, {augment:?}", train.len(), train.name())
+    }
+
+    /// Go on from a checkpoint, within an epoch or between two. Epochs, patience, printing and
+    /// the folder may differ from the run that wrote it; a file that is damaged, of another
+    /// model, other images or other settings is an [`Error::Checkpoint`], and nothing is changed.
+    pub fn resume(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let saved = Checkpoint::load(path)?;
+        let run = saved.run;
+        let differs = |what: &str, theirs: &str, ours: &str| {
+            let why = format!("is of {theirs}; this run is of {ours}");
+            Err(refuse(path, what, why))
+        };
+        if run.model != self.model.describe() {
+            return differs("model", &run.model, &self.model.describe());
+        }
+        if run.data != self.describe_data() {
+            return differs("data", &run.data, &self.describe_data());
+        }
+        let settings = self.config.fixed();
+        if let Some(keys) = settings.as_object() {
+            for (key, ours) in keys {
+                let theirs = &run.settings[key];
+                if theirs != ours {
+                    return differs(key, &theirs.to_string(), &ours.to_string());
+                }
+            }
+        }
+        let own = nn::state_dict(self.model);
+        checkpoint::verify(path, "model", &own, &saved.model)?;
+        if run.history.best_epoch > 0 {
+            checkpoint::verify(path, "best", &own, &saved.best)?;
+        }
+        drop(own);
+        let streams = checkpoint::generators(self.model);
+        if !streams.keys().eq(run.generators.keys()) {
+            let names = |g: Vec<&String>| format!("random streams {g:?}");
+            let theirs = names(run.generators.keys().collect());
+            return differs("generators", &theirs, &names(streams.keys().collect()));
+        }
+        if run.batch > self.loader.batches() {
+            let why = format!("{} of {}", run.batch, self.loader.batches());
+            return Err(refuse(path, "batch", why));
+        }
+        self.optimizer
+            .load_state(self.model, &saved.optimizer)
+            .map_err(checkpoint::in_file(path))?;
+        // all is verified: from here on nothing fails half way
+        nn::load_state_dict(self.model, &saved.model)?;
+        checkpoint::set_generators(self.model, &run.generators);
+        self.best = saved.best;
+        self.schedule = run.schedule;
+        (self.batch, self.correct, self.seconds) = (run.batch, run.correct, run.seconds);
+        self.history = History {
+            config: serde_json::json!(self.config),
+            ..run.history
+        };
+        Ok(())
+    }
+}
+
+/// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
+/// outside of any graph, `batch_size` images at a time.
+pub fn check_accuracy(
+    model: &mut (impl Module + ?Sized),
+    data: &Dataset,
+    normalize: &Normalize,
+    batch_size: usize,
+) -> Result<f64> {
+    let _quiet = no_grad();
+    let size = batch_size.min(data.len());
+    let none = Augment::none();
+    let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
+    let mut right = 0;
+    for batch in loader.epoch(0) {
+        let batch = batch?;
+        let images = Tensor::from_vec(batch.images, batch.shape)?;
+        right += correct(&model.forward(&images, Mode::Eval)?, &batch.labels)?;
+    }
+    Ok(right as f64 / data.len() as f64)
+}
+
+/// How many rows of the scores (N, C) are greatest at their label; the first of equal scores
+/// counts as the greatest.
+fn correct(scores: &Tensor, labels: &[i64]) -> Result<usize> {
+    let [n, classes] = scores.dims("accuracy", "scores (N, C)")?;
+    if n != labels.len() || classes == 0 {
+        let why = format!("scores {:?} for {} labels", scores.shape(), labels.len());
+        return Err(Error::shape("accuracy", &[*scores.shape()], why));
+    }
+    let scores = scores.cast(DType::F64)?.to_vec::<f64>()?;
+    let rows = scores.chunks(classes).zip(labels);
+    let right = rows.filter(|(row, label)| {
+        let best = (1..classes).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        best as i64 == **label
+    });
+    Ok(right.count())
+}
+
+/// Elements that one thread sums at a time, whatever the number of threads.
+const STRETCH: usize = 1 << 14;
+
+/// CS231n's L2 loss, 0.5 reg sum(W^2) over the parameters of two axes or more; biases and the
+/// like are free.
+pub fn l2_loss(model: &mut (impl Module + ?Sized), reg: f64) -> Result<f64> {
+    if reg == 0.0 {
+        return Ok(0.0);
+    }
+    let mut sum = 0.0;
+    for (_, w) in weights(model) {
+        let w = w.laid_out(w.layout().dense_like())?;
+        sum += with_real!("l2_loss", w.dtype(), T => {
+            let squares = |x: &[T]| x.iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>();
+            let parts: Vec<f64> = w.dense_slice::<T>("l2_loss")?.par_chunks(STRETCH).map(squares).collect();
+            Ok(parts.iter().sum::<f64>())
+        })?;
+    }
+    Ok(0.5 * reg * sum)
+}
+
+/// The gradient of [`l2_loss`], reg W, added to those of the data.
+pub fn add_l2_gradients(
+    model: &mut (impl Module + ?Sized),
+    reg: f64,
+    grads: &mut Gradients,
+) -> Result<()> {
+    if reg == 0.0 {
+        return Ok(());
+    }
+    for (_, w) in weights(model) {
+        let values = w.laid_out(w.layout().dense_like())?;
+        if grads.get(&w).is_none() {
+            grads.insert(&w, w.zeros_like()?);
+        }
+        let Some(grad) = grads.get_mut(&w) else {
+            continue;
+        };
+        if !grad.layout().same_order(values.layout()) {
+            *grad = grad.laid_out(values.layout().dense_like())?;
+        }
+        with_real!("l2_loss", w.dtype(), T => {
+            let (values, reg) = (values.dense_slice::<T>("l2_loss")?, T::of(reg));
+            let stretches = grad.make_mut::<T>()?.par_chunks_mut(STRETCH).zip(values.par_chunks(STRETCH));
+            stretches.for_each(|(g, w)| g.iter_mut().zip(w).for_each(|(g, w)| *g += reg * *w));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn weights(model: &mut (impl Module + ?Sized)) -> Named {
+    let mut all = Named::new();
+    nn::visit(model, |name, slot| {
+        if let Slot::Parameter(w) = slot
+            && w.rank() >= 2
+        {
+            all.push((name.to_string(), w.clone()));
+        }
+    });
+    all
+}

@@ -1,0 +1,271 @@
+//! The update rules and schedules against PyTorch's and CS231n's own numbers.
+
+use std::path::PathBuf;
+
+use cotangent::autograd::Gradients;
+use cotangent::nn::{Mode, Module, Visitor};
+use cotangent::optim::{
+    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
+    ScheduleState, Sgd, SgdConfig,
+};
+use cotangent::{Result, Tensor};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// A single parameter `w`.
+struct One(Tensor);
+
+impl Module for One {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        x.mul(&self.0)
+    }
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("w", &mut self.0);
+    }
+    fn describe(&self) -> String {
+        "One".into()
+    }
+}
+
+fn step(optimizer: &mut dyn Optimizer, model: &mut One, grad: Tensor) {
+    let mut grads = Gradients::default();
+    grads.insert(&model.0, grad);
+    optimizer.step(model, &grads).unwrap();
+}
+
+fn golden(file: &str) -> PathBuf {
+    std::env::var_os("COTANGENT_GOLDEN")
+        .map_or_else(|| "tests/golden".into(), PathBuf::from)
+        .join(file)
+}
+
+/// Attributes of each case by its name, and its f64 tensors.
+struct Golden {
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    fn open(file: &str) -> Self {
+        let path = golden(file);
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Golden { bytes }
+    }
+
+    /// The case of op `op`.
+    fn case(&self, op: &str) -> (String, Value) {
+        let (_, meta) = SafeTensors::read_metadata(&self.bytes).unwrap();
+        let cases = meta.metadata().as_ref().unwrap();
+        let parsed = cases
+            .iter()
+            .map(|(case, text)| (case.clone(), serde_json::from_str::<Value>(text).unwrap()));
+        let found = parsed.filter(|(_, attributes)| attributes["op"] == op);
+        found.last().unwrap_or_else(|| panic!("no case of {op}"))
+    }
+
+    fn tensor(&self, case: &str, name: &str) -> (Vec<f64>, Vec<usize>) {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(&format!("{case}.{name}")).unwrap();
+        (
+            bytemuck::pod_collect_to_vec(view.data()),
+            view.shape().to_vec(),
+        )
+    }
+}
+
+fn assert_close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        let error = (a - b).abs() / b.abs().max(1.0);
+        assert!(error <= tolerance, "{what}[{i}]: {a}, expected {b}");
+    }
+}
+
+#[test]
+fn update_rules_are_pytorchs() {
+    let file = Golden::open("optim.safetensors");
+    for op in [
+        "sgd",
+        "sgd_momentum",
+        "sgd_nesterov",
+        "sgd_dampening",
+        "adam",
+        "adamw",
+        "rmsprop",
+        "rmsprop_momentum_centered",
+    ] {
+        let (case, mut settings) = file.case(op);
+        settings.as_object_mut().unwrap().remove("op");
+        let from = |v: &Value| v.clone();
+        let mut optimizer: Box<dyn Optimizer> = match op {
+            "adam" => Box::new(
+                Adam::new(serde_json::from_value::<AdamConfig>(from(&settings)).unwrap()).unwrap(),
+            ),
+            "adamw" => Box::new(
+                AdamW::new(serde_json::from_value::<AdamWConfig>(from(&settings)).unwrap())
+                    .unwrap(),
+            ),
+            _ if op.starts_with("sgd") => Box::new(
+                Sgd::new(serde_json::from_value::<SgdConfig>(from(&settings)).unwrap()).unwrap(),
+            ),
+            _ => Box::new(
+                RmsProp::new(serde_json::from_value::<RmsPropConfig>(from(&settings)).unwrap())
+                    .unwrap(),
+            ),
+        };
+        let (p0, shape) = file.tensor(&case, "p0");
+        let (grads, _) = file.tensor(&case, "grads");
+        let (params, _) = file.tensor(&case, "params");
+        let shape = &shape[..];
+        let mut model = One(Tensor::from_vec(p0.clone(), shape).unwrap().requires_grad());
+        let n = p0.len();
+        for (i, (g, p)) in grads.chunks(n).zip(params.chunks(n)).enumerate() {
+            step(
+                &mut *optimizer,
+                &mut model,
+                Tensor::from_slice(g, shape).unwrap(),
+            );
+            let got = model.0.to_vec::<f64>().unwrap();
+            assert_close(&got, p, 1e-9, &format!("{op} step {i}"));
+        }
+    }
+}
+
+#[test]
+fn schedules_are_pytorchs() {
+    let file = Golden::open("schedule.safetensors");
+    let one_cycle = Schedule::OneCycle {
+        pct_start: 0.3,
+        div_factor: 25.0,
+        final_div_factor: 1e4,
+    };
+    let cosine = Schedule::Cosine {
+        t_max: 40,
+        eta_min: 1e-4,
+    };
+    let step = Schedule::Step {
+        step_size: 7,
+        gamma: 0.1,
+    };
+    for (op, base, schedule) in [
+        ("step", 0.1, step),
+        ("exponential", 0.1, Schedule::Exponential { gamma: 0.9 }),
+        ("cosine", 0.1, cosine),
+        ("one_cycle", 0.4, one_cycle),
+    ] {
+        let (case, _) = file.case(op);
+        let (expected, _) = file.tensor(&case, "lr");
+        // PyTorch's cosine goes up again after t_max, as its formula does
+        let got: Vec<f64> = (0..expected.len())
+            .map(|i| {
+                let at = Position {
+                    epoch: i,
+                    step: i,
+                    total_steps: 60,
+                };
+                schedule.learning_rate(base, at, &ScheduleState::default())
+            })
+            .collect();
+        assert_close(&got, &expected, 1e-9, op);
+    }
+}
+
+#[test]
+fn the_plateau_is_pytorchs() {
+    let file = Golden::open("schedule.safetensors");
+    let (case, _) = file.case("reduce_on_plateau");
+    let (metric, _) = file.tensor(&case, "metric");
+    let (expected, _) = file.tensor(&case, "lr");
+    let schedule = Schedule::Plateau {
+        factor: 0.5,
+        patience: 3,
+        threshold: 1e-3,
+        cooldown: 2,
+        min_lr: 0.0,
+    };
+    let mut state = ScheduleState::default();
+    let at = Position {
+        epoch: 0,
+        step: 0,
+        total_steps: 0,
+    };
+    let got: Vec<f64> = metric
+        .iter()
+        .map(|&m| {
+            schedule.end_epoch(&mut state, m);
+            schedule.learning_rate(0.1, at, &state)
+        })
+        .collect();
+    assert_close(&got, &expected, 1e-12, "plateau");
+}
+
+/// The numbers of CS231n's notebook for one rule, as `linspace` or nested lists.
+fn course(rule: &Value, name: &str) -> Tensor {
+    let ends = &rule[name]["linspace"];
+    let (a, b) = (ends[0].as_f64().unwrap(), ends[1].as_f64().unwrap());
+    let t = Tensor::linspace(a, b, 20, cotangent::DType::F64).unwrap();
+    t.reshape([4, 5]).unwrap()
+}
+
+#[test]
+fn the_courses_update_rules_are_these() {
+    let text = std::fs::read_to_string(golden("cs231n.json")).unwrap();
+    let all: Value = serde_json::from_str(&text).unwrap();
+    let number = |rule: &str, key: &str| all[rule][key].as_f64().unwrap();
+    let state = |kind: &str, t: Tensor| (format!("{kind}.w"), t);
+    let scaled = |t: Tensor, by: f64| t.mul_scalar(by).unwrap();
+    let steps = |n: i64| state("step", Tensor::scalar(n).unwrap());
+
+    let lr = number("sgd_momentum", "learning_rate");
+    let sgd = Sgd::new(SgdConfig {
+        lr,
+        momentum: number("sgd_momentum", "momentum"),
+        ..SgdConfig::default()
+    });
+    // the course's velocity has the learning rate and the sign in it
+    let velocity = scaled(course(&all["sgd_momentum"], "velocity"), -1.0 / lr);
+    let rmsprop = RmsProp::new(RmsPropConfig {
+        lr: number("rmsprop", "learning_rate"),
+        alpha: number("rmsprop", "decay_rate"),
+        eps: number("rmsprop", "epsilon"),
+        ..RmsPropConfig::default()
+    });
+    let adam = Adam::new(AdamConfig {
+        lr: number("adam", "learning_rate"),
+        betas: [number("adam", "beta1"), number("adam", "beta2")],
+        eps: number("adam", "epsilon"),
+        ..AdamConfig::default()
+    });
+    let cases: [(&str, Box<dyn Optimizer>, Vec<(String, Tensor)>); 3] = [
+        (
+            "sgd_momentum",
+            Box::new(sgd.unwrap()),
+            vec![state("momentum_buffer", velocity), steps(1)],
+        ),
+        (
+            "rmsprop",
+            Box::new(rmsprop.unwrap()),
+            vec![
+                state("square_avg", course(&all["rmsprop"], "cache")),
+                steps(1),
+            ],
+        ),
+        (
+            "adam",
+            Box::new(adam.unwrap()),
+            vec![
+                state("exp_avg", course(&all["adam"], "m")),
+                state("exp_avg_sq", course(&all["adam"], "v")),
+                steps(all["adam"]["t_before"].as_i64().unwrap()),
+            ],
+        ),
+    ];
+    for (rule, mut optimizer, before) in cases {
+        let mut model = One(course(&all[rule], "w").requires_grad());
+        optimizer.load_state(&mut model, &before).unwrap();
+        step(&mut *optimizer, &mut model, course(&all[rule], "dw"));
+        let expected: Vec<Vec<f64>> = serde_json::from_value(all[rule]["next_w"].clone()).unwrap();
+        let got = model.0.to_vec::<f64>().unwrap();
+        // the notebook prints eight digits
+        assert_close(&got, &expected.concat(), 1e-8, rule);
+    }
+}
