@@ -150,4 +150,15 @@ mod tests {
             [[0.0; 2], [0.0; 2]]
         );
     }
+
+    #[test]
+    fn column_sums_have_the_same_bits_on_any_number_of_threads() {
+        let x: Vec<f32> = (0..60_000 * 3).map(|i| (i as f32).sin()).collect();
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let sums = || column_sums([&x, &x], [], 3, |_, x, y, []| [x, x * y]);
+            pool.build().unwrap().install(sums)
+        };
+        assert_eq!(on(1), on(3));
+    }
 }

@@ -114,7 +114,8 @@ impl Op<2> for SoftmaxLoss {
                         sum += *p;
                         level += x - max;
                     }
-                    p.iter_mut().for_each(|p| *p = *p / sum);
+                    let share = T::ONE / sum;
+                    p.iter_mut().for_each(|p| *p *= share);
                     // without smoothing a logit of minus infinity elsewhere costs nothing
                     let level = if smoothing == 0.0 { T::ZERO } else { even * level };
                     loss[0] = sum.ln() - hit * (x[labels[r] as usize] - max) - level;

@@ -58,7 +58,7 @@ impl Walk {
         w.stride == w.kernel
             && w.padding == [0, 0]
             && w.dilation == [1, 1]
-            && (0..2).all(|i| self.input[2 + i] % w.kernel[i] == 0)
+            && (0..2).all(|i| self.input[2 + i].is_multiple_of(w.kernel[i]))
     }
 
     /// Call `f(index within the window, where the pixel starts in its image)` for each element of
@@ -199,14 +199,16 @@ impl MaxPool {
     }
 }
 
-/// Where x is greater than y, or NaN: y = x and arg = k.
+/// Where x is greater than y, or NaN: y = x and arg = k. Two loops, because the compiler makes
+/// vectors of neither in one over elements of two sizes.
 #[inline(always)]
 #[allow(clippy::eq_op, reason = "NaN differs from itself")]
 fn keep_greater<T: Real, I: Element>(y: &mut [T], arg: &mut [I], x: &[T], k: I) {
-    for ((y, arg), &x) in y.iter_mut().zip(arg).zip(x) {
-        let wins = x > *y || x != x;
-        *y = if wins { x } else { *y };
-        *arg = if wins { k } else { *arg };
+    for ((arg, &x), &y) in arg.iter_mut().zip(x).zip(&*y) {
+        *arg = if (x > y) | (x != x) { k } else { *arg };
+    }
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = if (x > *y) | (x != x) { x } else { *y };
     }
 }
 

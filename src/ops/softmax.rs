@@ -96,11 +96,11 @@ impl Softmax {
     }
 }
 
-/// What is done with a column: (of a, of b, of the output).
+/// A column's elements, front to back.
 type Steps<'a, T> = std::iter::StepBy<std::slice::Iter<'a, T>>;
 type StepsMut<'a, T> = std::iter::StepBy<std::slice::IterMut<'a, T>>;
 
-/// Call `f` for each column along the middle axis of `[outer][reduced][inner]`.
+/// Call `f(a's column, b's, the output's)` for each column along the middle axis of `[outer][reduced][inner]`.
 fn each_column<T: Real>(
     [a, b]: [&[T]; 2],
     Fold { reduced, inner, .. }: Fold,
