@@ -2,13 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Normalization, affine, check_filter, check_keep_ratio, check_scales, check_sizes, initial,
-};
+use super::{check_filter, check_keep_ratio, check_scales, check_sizes, initial};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, Conv2dConfig, ConvNormAct, Dropout, Flatten, Linear,
-    MaxPool2d, Sequential,
+    Activation, Conv2dConfig, ConvNormAct, Dropout, Flatten, Linear, LinearNormAct, MaxPool2d,
+    Norm, Sequential,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -18,15 +16,15 @@ use crate::tensor::Tensor;
 #[serde(default, deny_unknown_fields)]
 pub struct DeeperConfig {
     /// Channels, height and width of an image.
-    pub input: [usize; 3],
+    pub input_dim: [usize; 3],
     /// Filters of each convolution; there are as many convolutions as numbers.
     pub num_filters: Vec<usize>,
     /// The filters' height and width, odd.
     pub filter_size: usize,
     /// Units of the hidden layer.
-    pub hidden: usize,
+    pub hidden_dim: usize,
     /// Scores an image.
-    pub classes: usize,
+    pub num_classes: usize,
     /// Whether batch norm comes before each ReLU.
     pub use_batchnorm: bool,
     /// Whether dropout comes after the hidden layer.
@@ -42,11 +40,11 @@ pub struct DeeperConfig {
 impl Default for DeeperConfig {
     fn default() -> Self {
         DeeperConfig {
-            input: [3, 32, 32],
+            input_dim: [3, 32, 32],
             num_filters: vec![32, 64],
             filter_size: 3,
-            hidden: 100,
-            classes: 10,
+            hidden_dim: 100,
+            num_classes: 10,
             use_batchnorm: false,
             use_dropout: false,
             dropout_keep_ratio: 0.5,
@@ -59,7 +57,7 @@ impl Default for DeeperConfig {
 impl DeeperConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
-        check_sizes("input", &self.input)?;
+        check_sizes("input_dim", &self.input_dim)?;
         check_sizes("num_filters", &self.num_filters)?;
         if self.num_filters.is_empty() {
             return Err(Error::config("num_filters", "[], expected at least one"));
@@ -70,20 +68,20 @@ impl DeeperConfig {
                 format!(
                     "{} convolutions halve images of {:?} to nothing",
                     self.num_filters.len(),
-                    self.input
+                    self.input_dim
                 ),
             ));
         }
         check_filter(self.filter_size)?;
-        check_sizes("hidden", &[self.hidden])?;
-        check_sizes("classes", &[self.classes])?;
+        check_sizes("hidden_dim", &[self.hidden_dim])?;
+        check_sizes("num_classes", &[self.num_classes])?;
         check_keep_ratio(self.dropout_keep_ratio)?;
         check_scales(self.weight_scale, self.reg)
     }
 
     /// Height and width after the last pool.
     fn pooled(&self) -> [usize; 2] {
-        let [_, mut h, mut w] = self.input;
+        let [_, mut h, mut w] = self.input_dim;
         for _ in 0..self.num_filters.len() / 2 {
             (h, w) = (h / 2, w / 2);
         }
@@ -104,40 +102,31 @@ impl DeeperConvNet {
     /// With new weights from `rng`.
     pub fn new(config: DeeperConfig, rng: &mut Generator) -> Result<Self> {
         config.validate()?;
-        let mut channels = config.input[0];
+        let relu = Activation::Relu;
+        let norm = match config.use_batchnorm {
+            true => Norm::Batch,
+            false => Norm::None,
+        };
+        let filter = Conv2dConfig::same(config.filter_size);
+        let mut channels = config.input_dim[0];
         let mut net = Sequential::new();
         for (i, &filters) in (1..).zip(&config.num_filters) {
-            let conv = ConvNormAct {
-                conv: Conv2d::new(
-                    channels,
-                    filters,
-                    Conv2dConfig::same(config.filter_size),
-                    rng,
-                )?,
-                norm: match config.use_batchnorm {
-                    true => Some(BatchNorm2d::new(filters)?),
-                    false => None,
-                },
-                activation: Activation::Relu,
-            };
-            net.add_module(&format!("conv{i}"), conv)?;
+            let conv = ConvNormAct::new(channels, filters, filter, norm, relu, rng)?;
+            net = net.named(&format!("conv{i}"), conv)?;
             if i % 2 == 0 {
-                net.add_module(&format!("pool{}", i / 2), MaxPool2d::new(2))?;
+                net = net.named(&format!("pool{}", i / 2), MaxPool2d::square(2))?;
             }
             channels = filters;
         }
         let [h, w] = config.pooled();
-        let norm = match config.use_batchnorm {
-            true => Normalization::BatchNorm,
-            false => Normalization::None,
-        };
-        net.add_module("flatten", Flatten)?;
-        net.add_module("fc1", affine(channels * h * w, config.hidden, norm, rng)?)?;
+        let hidden = config.hidden_dim;
+        let fc1 = LinearNormAct::new(channels * h * w, hidden, norm, relu, rng)?;
+        net = net.named("flatten", Flatten)?.named("fc1", fc1)?;
         if config.use_dropout {
             let p = 1.0 - config.dropout_keep_ratio;
-            net.add_module("dropout1", Dropout::new(p, rng)?)?;
+            net = net.named("dropout1", Dropout::new(p, rng)?)?;
         }
-        net.add_module("fc2", Linear::new(config.hidden, config.classes, rng)?)?;
+        net = net.named("fc2", Linear::new(hidden, config.num_classes, true, rng)?)?;
         initial(config.weight_scale).apply(&mut net, rng)?;
         Ok(DeeperConvNet { config, net })
     }

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Normalization, affine, check_keep_ratio, check_scales, check_sizes, initial};
+use super::{check_keep_ratio, check_scales, check_sizes, initial};
 use crate::error::Result;
-use crate::nn::{Dropout, Flatten, Linear, Sequential};
+use crate::nn::{Activation, Dropout, Flatten, Linear, LinearNormAct, Norm, Sequential};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
@@ -13,11 +13,11 @@ use crate::tensor::Tensor;
 #[serde(default, deny_unknown_fields)]
 pub struct TwoLayerConfig {
     /// Channels, height and width of an image.
-    pub input: [usize; 3],
+    pub input_dim: [usize; 3],
     /// Units of the hidden layer.
-    pub hidden: usize,
+    pub hidden_dim: usize,
     /// Scores an image.
-    pub classes: usize,
+    pub num_classes: usize,
     /// Standard deviation of the initial weights; none for Kaiming's.
     pub weight_scale: Option<f64>,
     /// Strength of the L2 penalty that the Solver adds to the loss.
@@ -27,9 +27,9 @@ pub struct TwoLayerConfig {
 impl Default for TwoLayerConfig {
     fn default() -> Self {
         TwoLayerConfig {
-            input: [3, 32, 32],
-            hidden: 100,
-            classes: 10,
+            input_dim: [3, 32, 32],
+            hidden_dim: 100,
+            num_classes: 10,
             weight_scale: Some(1e-3),
             reg: 0.0,
         }
@@ -39,9 +39,9 @@ impl Default for TwoLayerConfig {
 impl TwoLayerConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
-        check_sizes("input", &self.input)?;
-        check_sizes("hidden", &[self.hidden])?;
-        check_sizes("classes", &[self.classes])?;
+        check_sizes("input_dim", &self.input_dim)?;
+        check_sizes("hidden_dim", &[self.hidden_dim])?;
+        check_sizes("num_classes", &[self.num_classes])?;
         check_scales(self.weight_scale, self.reg)
     }
 }
@@ -58,14 +58,14 @@ impl TwoLayerNet {
     /// With new weights from `rng`.
     pub fn new(config: TwoLayerConfig, rng: &mut Generator) -> Result<Self> {
         config.validate()?;
-        let features = config.input.iter().product();
-        let mut net = Sequential::new();
-        net.add_module("flatten", Flatten)?;
-        net.add_module(
-            "fc1",
-            affine(features, config.hidden, Normalization::None, rng)?,
-        )?;
-        net.add_module("fc2", Linear::new(config.hidden, config.classes, rng)?)?;
+        let features = config.input_dim.iter().product();
+        let hidden = config.hidden_dim;
+        let fc1 = LinearNormAct::new(features, hidden, Norm::None, Activation::Relu, rng)?;
+        let fc2 = Linear::new(hidden, config.num_classes, true, rng)?;
+        let mut net = Sequential::new()
+            .named("flatten", Flatten)?
+            .named("fc1", fc1)?
+            .named("fc2", fc2)?;
         initial(config.weight_scale).apply(&mut net, rng)?;
         Ok(TwoLayerNet { config, net })
     }
@@ -79,13 +79,13 @@ model!(TwoLayerNet);
 #[serde(default, deny_unknown_fields)]
 pub struct FullyConnectedConfig {
     /// Channels, height and width of an image.
-    pub input: [usize; 3],
+    pub input_dim: [usize; 3],
     /// Units of each hidden layer.
-    pub hidden: Vec<usize>,
+    pub hidden_dims: Vec<usize>,
     /// Scores an image.
-    pub classes: usize,
+    pub num_classes: usize,
     /// The norm before each ReLU.
-    pub normalization: Normalization,
+    pub normalization: Norm,
     /// The share of elements that dropout keeps after each ReLU; 1 for no dropout.
     pub dropout_keep_ratio: f64,
     /// Standard deviation of the initial weights; none for Kaiming's.
@@ -97,10 +97,10 @@ pub struct FullyConnectedConfig {
 impl Default for FullyConnectedConfig {
     fn default() -> Self {
         FullyConnectedConfig {
-            input: [3, 32, 32],
-            hidden: vec![100, 100],
-            classes: 10,
-            normalization: Normalization::None,
+            input_dim: [3, 32, 32],
+            hidden_dims: vec![100, 100],
+            num_classes: 10,
+            normalization: Norm::None,
             dropout_keep_ratio: 1.0,
             weight_scale: Some(1e-2),
             reg: 0.0,
@@ -111,9 +111,9 @@ impl Default for FullyConnectedConfig {
 impl FullyConnectedConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
-        check_sizes("input", &self.input)?;
-        check_sizes("hidden", &self.hidden)?;
-        check_sizes("classes", &[self.classes])?;
+        check_sizes("input_dim", &self.input_dim)?;
+        check_sizes("hidden_dims", &self.hidden_dims)?;
+        check_sizes("num_classes", &[self.num_classes])?;
         check_keep_ratio(self.dropout_keep_ratio)?;
         check_scales(self.weight_scale, self.reg)
     }
@@ -131,24 +131,20 @@ impl FullyConnectedNet {
     /// With new weights from `rng`.
     pub fn new(config: FullyConnectedConfig, rng: &mut Generator) -> Result<Self> {
         config.validate()?;
+        let (norm, relu) = (config.normalization, Activation::Relu);
         let drop = 1.0 - config.dropout_keep_ratio;
-        let mut features = config.input.iter().product();
-        let mut net = Sequential::new();
-        net.add_module("flatten", Flatten)?;
-        for (i, &hidden) in (1..).zip(&config.hidden) {
-            net.add_module(
-                &format!("fc{i}"),
-                affine(features, hidden, config.normalization, rng)?,
-            )?;
+        let mut features = config.input_dim.iter().product();
+        let mut net = Sequential::new().named("flatten", Flatten)?;
+        for (i, &hidden) in (1..).zip(&config.hidden_dims) {
+            let fc = LinearNormAct::new(features, hidden, norm, relu, rng)?;
+            net = net.named(&format!("fc{i}"), fc)?;
             if drop > 0.0 {
-                net.add_module(&format!("dropout{i}"), Dropout::new(drop, rng)?)?;
+                net = net.named(&format!("dropout{i}"), Dropout::new(drop, rng)?)?;
             }
             features = hidden;
         }
-        net.add_module(
-            &format!("fc{}", config.hidden.len() + 1),
-            Linear::new(features, config.classes, rng)?,
-        )?;
+        let last = format!("fc{}", config.hidden_dims.len() + 1);
+        net = net.named(&last, Linear::new(features, config.num_classes, true, rng)?)?;
         initial(config.weight_scale).apply(&mut net, rng)?;
         Ok(FullyConnectedNet { config, net })
     }

@@ -11,7 +11,7 @@ use crate::random::Generator;
 /// The names that [`build`] knows.
 pub const NAMES: [&str; 4] = ["two_layer", "fully_connected", "three_layer", "deeper"];
 
-/// A network by name with its default settings, for images of `input` = (channels, height,
+/// A network by name with its default settings, for images of `input_dim` = (channels, height,
 /// width).
 ///
 /// ```
@@ -20,37 +20,42 @@ pub const NAMES: [&str; 4] = ["two_layer", "fully_connected", "three_layer", "de
 /// assert_eq!(nn::parameter_count(&mut *net), 1_658_902);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
-pub fn build(name: &str, input: [usize; 3], classes: usize, seed: u64) -> Result<Box<dyn Module>> {
+pub fn build(
+    name: &str,
+    input_dim: [usize; 3],
+    num_classes: usize,
+    seed: u64,
+) -> Result<Box<dyn Module>> {
     let rng = &mut Generator::new(seed);
     Ok(match name {
         "two_layer" => {
             let config = TwoLayerConfig {
-                input,
-                classes,
+                input_dim,
+                num_classes,
                 ..Default::default()
             };
             Box::new(TwoLayerNet::new(config, rng)?)
         }
         "fully_connected" => {
             let config = FullyConnectedConfig {
-                input,
-                classes,
+                input_dim,
+                num_classes,
                 ..Default::default()
             };
             Box::new(FullyConnectedNet::new(config, rng)?)
         }
         "three_layer" => {
             let config = ThreeLayerConfig {
-                input,
-                classes,
+                input_dim,
+                num_classes,
                 ..Default::default()
             };
             Box::new(ThreeLayerConvNet::new(config, rng)?)
         }
         "deeper" => {
             let config = DeeperConfig {
-                input,
-                classes,
+                input_dim,
+                num_classes,
                 ..Default::default()
             };
             Box::new(DeeperConvNet::new(config, rng)?)

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Normalization, affine, check_filter, check_scales, check_sizes, initial};
+use super::{check_filter, check_scales, check_sizes, initial};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Conv2d, Conv2dConfig, ConvNormAct, Flatten, Linear, MaxPool2d, Sequential,
+    Activation, Conv2dConfig, ConvNormAct, Flatten, Linear, LinearNormAct, MaxPool2d, Norm,
+    Sequential,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -15,15 +16,15 @@ use crate::tensor::Tensor;
 #[serde(default, deny_unknown_fields)]
 pub struct ThreeLayerConfig {
     /// Channels, height and width of an image.
-    pub input: [usize; 3],
+    pub input_dim: [usize; 3],
     /// Filters of the convolution.
     pub num_filters: usize,
     /// Their height and width, odd.
     pub filter_size: usize,
     /// Units of the hidden layer.
-    pub hidden: usize,
+    pub hidden_dim: usize,
     /// Scores an image.
-    pub classes: usize,
+    pub num_classes: usize,
     /// Standard deviation of the initial weights; none for Kaiming's.
     pub weight_scale: Option<f64>,
     /// Strength of the L2 penalty that the Solver adds to the loss.
@@ -33,11 +34,11 @@ pub struct ThreeLayerConfig {
 impl Default for ThreeLayerConfig {
     fn default() -> Self {
         ThreeLayerConfig {
-            input: [3, 32, 32],
+            input_dim: [3, 32, 32],
             num_filters: 32,
             filter_size: 7,
-            hidden: 100,
-            classes: 10,
+            hidden_dim: 100,
+            num_classes: 10,
             weight_scale: Some(1e-3),
             reg: 0.0,
         }
@@ -47,18 +48,18 @@ impl Default for ThreeLayerConfig {
 impl ThreeLayerConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
-        check_sizes("input", &self.input)?;
-        let [_, h, w] = self.input;
+        check_sizes("input_dim", &self.input_dim)?;
+        let [_, h, w] = self.input_dim;
         if h < 2 || w < 2 {
             return Err(Error::config(
-                "input",
-                format!("{:?} is too small for a 2x2 max pool", self.input),
+                "input_dim",
+                format!("{:?} is too small for a 2x2 max pool", self.input_dim),
             ));
         }
         check_sizes("num_filters", &[self.num_filters])?;
         check_filter(self.filter_size)?;
-        check_sizes("hidden", &[self.hidden])?;
-        check_sizes("classes", &[self.classes])?;
+        check_sizes("hidden_dim", &[self.hidden_dim])?;
+        check_sizes("num_classes", &[self.num_classes])?;
         check_scales(self.weight_scale, self.reg)
     }
 }
@@ -75,27 +76,20 @@ impl ThreeLayerConvNet {
     /// With new weights from `rng`.
     pub fn new(config: ThreeLayerConfig, rng: &mut Generator) -> Result<Self> {
         config.validate()?;
-        let [channels, h, w] = config.input;
-        let conv = ConvNormAct {
-            conv: Conv2d::new(
-                channels,
-                config.num_filters,
-                Conv2dConfig::same(config.filter_size),
-                rng,
-            )?,
-            norm: None,
-            activation: Activation::Relu,
-        };
-        let features = config.num_filters * (h / 2) * (w / 2);
-        let mut net = Sequential::new();
-        net.add_module("conv1", conv)?;
-        net.add_module("pool1", MaxPool2d::new(2))?;
-        net.add_module("flatten", Flatten)?;
-        net.add_module(
-            "fc1",
-            affine(features, config.hidden, Normalization::None, rng)?,
-        )?;
-        net.add_module("fc2", Linear::new(config.hidden, config.classes, rng)?)?;
+        let (norm, relu) = (Norm::None, Activation::Relu);
+        let [channels, h, w] = config.input_dim;
+        let (filters, hidden) = (config.num_filters, config.hidden_dim);
+        let filter = Conv2dConfig::same(config.filter_size);
+        let features = filters * (h / 2) * (w / 2);
+        let conv1 = ConvNormAct::new(channels, filters, filter, norm, relu, rng)?;
+        let fc1 = LinearNormAct::new(features, hidden, norm, relu, rng)?;
+        let fc2 = Linear::new(hidden, config.num_classes, true, rng)?;
+        let mut net = Sequential::new()
+            .named("conv1", conv1)?
+            .named("pool1", MaxPool2d::square(2))?
+            .named("flatten", Flatten)?
+            .named("fc1", fc1)?
+            .named("fc2", fc2)?;
         initial(config.weight_scale).apply(&mut net, rng)?;
         Ok(ThreeLayerConvNet { config, net })
     }

@@ -51,10 +51,10 @@ mod tests {
     #[test]
     fn leaves_the_module_as_it_was() -> Result<()> {
         let rng = &mut Generator::new(0);
-        let mut net = Sequential::new();
-        net.append(Linear::new(4, 3, rng)?)?;
-        net.append(BatchNorm1d::new(3)?)?;
-        net.append(Dropout::new(0.5, rng)?)?;
+        let mut net = Sequential::new()
+            .push(Linear::new(4, 3, true, rng)?)
+            .push(BatchNorm1d::new(3)?)
+            .push(Dropout::new(0.5, rng)?);
         to_dtype(&mut net, DType::F64)?;
         let x = Tensor::randn([5, 4], rng, DType::F64)?;
         let state = |net: &mut Sequential| -> Result<Vec<Vec<f64>>> {

@@ -1,7 +1,7 @@
 //! The convolution layer, alone and with the norm and the activation that follow it.
 
 use crate::error::{Error, Result};
-use crate::nn::{Activation, BatchNorm2d, Fan, Init, Mode, Module, Visitor};
+use crate::nn::{Activation, BatchNorm2d, Fan, Init, Mode, Module, Norm, Visitor};
 use crate::random::Generator;
 use crate::shape::Window;
 use crate::tensor::Tensor;
@@ -9,8 +9,14 @@ use crate::tensor::Tensor;
 /// A convolution's settings but for its channels; pairs are (height, width).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Conv2dConfig {
-    /// The filters' size, their steps, the zeros at each side and the steps within a filter.
-    pub window: Window,
+    /// The filters' size.
+    pub kernel_size: [usize; 2],
+    /// The filters' steps.
+    pub stride: [usize; 2],
+    /// Zeros at each side.
+    pub padding: [usize; 2],
+    /// Steps within a filter.
+    pub dilation: [usize; 2],
     /// Into how many groups the channels fall; each sees only its own.
     pub groups: usize,
     /// Whether a number is added to each output channel.
@@ -18,30 +24,33 @@ pub struct Conv2dConfig {
 }
 
 impl Conv2dConfig {
-    /// Square filters of this size, stride 1, no padding, with bias.
-    pub fn new(kernel: usize) -> Self {
+    /// PyTorch's defaults: stride 1, no padding, with bias.
+    pub fn new(kernel_size: [usize; 2]) -> Self {
         Conv2dConfig {
-            window: Window::new([kernel, kernel]),
+            kernel_size,
+            stride: [1, 1],
+            padding: [0, 0],
+            dilation: [1, 1],
             groups: 1,
             bias: true,
         }
     }
 
-    /// The same with padding (kernel - 1) / 2: an odd kernel keeps the images' size.
-    pub fn same(kernel: usize) -> Self {
-        Self::new(kernel).padding(kernel.saturating_sub(1) / 2)
+    /// Square filters with padding (size - 1) / 2: an odd size keeps the images' size.
+    pub fn same(size: usize) -> Self {
+        Conv2dConfig {
+            padding: [size.saturating_sub(1) / 2; 2],
+            ..Self::new([size, size])
+        }
     }
 
-    /// With this stride both ways.
-    pub fn stride(mut self, stride: usize) -> Self {
-        self.window.stride = [stride, stride];
-        self
-    }
-
-    /// With this padding at all four sides.
-    pub fn padding(mut self, padding: usize) -> Self {
-        self.window.padding = [padding, padding];
-        self
+    fn window(&self) -> Window {
+        Window {
+            kernel: self.kernel_size,
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+        }
     }
 }
 
@@ -72,7 +81,7 @@ impl Conv2d {
         rng: &mut Generator,
     ) -> Result<Self> {
         let fail = |why| Err(Error::argument("Conv2d", why));
-        let (groups, w) = (config.groups, config.window);
+        let groups = config.groups;
         if in_channels == 0 || out_channels == 0 {
             return fail(format!(
                 "{in_channels} to {out_channels} channels, expected at least 1 of each"
@@ -88,15 +97,20 @@ impl Conv2d {
             ));
         }
         for (name, pair) in [
-            ("kernel_size", w.kernel),
-            ("stride", w.stride),
-            ("dilation", w.dilation),
+            ("kernel_size", config.kernel_size),
+            ("stride", config.stride),
+            ("dilation", config.dilation),
         ] {
             if pair.contains(&0) {
                 return fail(format!("{name} is {pair:?}, expected at least 1"));
             }
         }
-        let shape = [out_channels, in_channels / groups, w.kernel[0], w.kernel[1]];
+        let shape = [
+            out_channels,
+            in_channels / groups,
+            config.kernel_size[0],
+            config.kernel_size[1],
+        ];
         let weight = Init::pytorch().make(shape, rng)?;
         let bound = 1.0 / (Fan::In.of(weight.shape())? as f64).sqrt();
         let bias = match config.bias {
@@ -112,28 +126,26 @@ impl Conv2d {
 
     /// What [`Module::describe`] prints between the brackets: what differs from the defaults.
     fn settings(&self) -> String {
-        let Conv2dConfig {
-            window: w, groups, ..
-        } = self.config;
+        let c = self.config;
         let shape = self.weight.shape();
         let mut s = format!(
             "{}, {}, kernel_size={:?}",
-            shape[1] * groups,
+            shape[1] * c.groups,
             shape[0],
-            w.kernel
+            c.kernel_size
         );
-        let default = Window::new(w.kernel);
+        let default = Conv2dConfig::new(c.kernel_size);
         for (name, pair, usual) in [
-            ("stride", w.stride, default.stride),
-            ("padding", w.padding, default.padding),
-            ("dilation", w.dilation, default.dilation),
+            ("stride", c.stride, default.stride),
+            ("padding", c.padding, default.padding),
+            ("dilation", c.dilation, default.dilation),
         ] {
             if pair != usual {
                 s += &format!(", {name}={pair:?}");
             }
         }
-        if groups != 1 {
-            s += &format!(", groups={groups}");
+        if c.groups != 1 {
+            s += &format!(", groups={}", c.groups);
         }
         if self.bias.is_none() {
             s += ", bias=False";
@@ -144,7 +156,7 @@ impl Conv2d {
 
 impl Module for Conv2d {
     fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
-        let Conv2dConfig { window, groups, .. } = self.config;
+        let (window, groups) = (self.config.window(), self.config.groups);
         x.conv2d(&self.weight, self.bias.as_ref(), window, groups)
     }
 
@@ -161,12 +173,36 @@ impl Module for Conv2d {
 /// Convolution, batch norm if there is one, activation: one module, so that one kernel can serve
 /// it. ReLU after batch norm is computed with it in one pass.
 pub struct ConvNormAct {
-    /// The convolution.
-    pub conv: Conv2d,
-    /// The norm after it.
-    pub norm: Option<BatchNorm2d>,
-    /// The activation after that.
-    pub activation: Activation,
+    conv: Conv2d,
+    norm: Option<BatchNorm2d>,
+    activation: Activation,
+}
+
+impl ConvNormAct {
+    /// From (n, ci, h, w) to (n, co, h', w'). There is no stage with layer norm.
+    pub fn new(
+        in_channels: usize,
+        out_channels: usize,
+        config: Conv2dConfig,
+        norm: Norm,
+        activation: Activation,
+        rng: &mut Generator,
+    ) -> Result<Self> {
+        Ok(ConvNormAct {
+            conv: Conv2d::new(in_channels, out_channels, config, rng)?,
+            norm: match norm {
+                Norm::None => None,
+                Norm::Batch => Some(BatchNorm2d::new(out_channels)?),
+                Norm::Layer => {
+                    return Err(Error::argument(
+                        "ConvNormAct",
+                        "the norm is layernorm, expected none or batchnorm",
+                    ));
+                }
+            },
+            activation,
+        })
+    }
 }
 
 impl Module for ConvNormAct {
@@ -211,7 +247,8 @@ mod tests {
         let config = Conv2dConfig {
             groups: 2,
             bias: false,
-            ..Conv2dConfig::same(3).stride(2)
+            stride: [2, 2],
+            ..Conv2dConfig::same(3)
         };
         let mut conv = Conv2d::new(4, 6, config, &mut rng)?;
         assert_eq!(conv.weight.shape()[..], [6, 2, 3, 3]);
@@ -234,7 +271,7 @@ mod tests {
         };
         let groups = |groups| Conv2dConfig {
             groups,
-            ..Conv2dConfig::new(3)
+            ..Conv2dConfig::new([3, 3])
         };
         assert_eq!(
             refuse(3, 4, groups(2)),
@@ -252,6 +289,9 @@ mod tests {
             refuse(3, 0, groups(1)),
             "Conv2d: 3 to 0 channels, expected at least 1 of each"
         );
+        let (config, relu) = (Conv2dConfig::same(3), Activation::Relu);
+        let layer = ConvNormAct::new(3, 4, config, Norm::Layer, relu, &mut Generator::new(0));
+        assert!(layer.err().unwrap().to_string().contains("layernorm"));
     }
 
     #[test]
@@ -259,11 +299,14 @@ mod tests {
         let mut rng = Generator::new(2);
         let x = Tensor::randn([3, 2, 5, 4], &mut rng, DType::F64)?;
         for activation in [Activation::Relu, Activation::Silu] {
-            let mut stage = ConvNormAct {
-                conv: Conv2d::new(2, 3, Conv2dConfig::same(3), &mut rng)?,
-                norm: Some(BatchNorm2d::new(3)?),
+            let mut stage = ConvNormAct::new(
+                2,
+                3,
+                Conv2dConfig::same(3),
+                Norm::Batch,
                 activation,
-            };
+                &mut rng,
+            )?;
             to_dtype(&mut stage, DType::F64)?;
             let names: Vec<String> = state_dict(&mut stage).into_iter().map(|s| s.0).collect();
             assert_eq!(

@@ -1,7 +1,7 @@
 //! The affine layer, alone and with the norm and the activation that follow it.
 
 use crate::error::{Error, Result};
-use crate::nn::{Activation, BatchNorm1d, Fan, Init, LayerNorm, Mode, Module, Visitor};
+use crate::nn::{Activation, BatchNorm1d, Fan, Init, LayerNorm, Mode, Module, Norm, Visitor};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
@@ -14,16 +14,21 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// With a bias; weight and bias uniform within 1 / sqrt(in), as PyTorch draws them.
+    /// Weight and bias uniform within 1 / sqrt(in), as PyTorch draws them.
     ///
     /// ```
     /// # use cotangent::{DType, Tensor, nn::{Linear, Mode, Module}, random::Generator};
-    /// let mut layer = Linear::new(3, 2, &mut Generator::new(0))?;
+    /// let mut layer = Linear::new(3, 2, true, &mut Generator::new(0))?;
     /// let y = layer.forward(&Tensor::ones([5, 3], DType::F32)?, Mode::Eval)?;
     /// assert_eq!(y.shape()[..], [5, 2]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
-    pub fn new(in_features: usize, out_features: usize, rng: &mut Generator) -> Result<Self> {
+    pub fn new(
+        in_features: usize,
+        out_features: usize,
+        bias: bool,
+        rng: &mut Generator,
+    ) -> Result<Self> {
         if in_features == 0 || out_features == 0 {
             return Err(Error::argument(
                 "Linear",
@@ -32,13 +37,11 @@ impl Linear {
         }
         let weight = Init::pytorch().make([out_features, in_features], rng)?;
         let bound = 1.0 / (Fan::In.of(weight.shape())? as f64).sqrt();
-        let bias = Some(Init::Uniform(bound).make([out_features], rng)?);
+        let bias = match bias {
+            true => Some(Init::Uniform(bound).make([out_features], rng)?),
+            false => None,
+        };
         Ok(Linear { weight, bias })
-    }
-
-    /// The same without a bias.
-    pub fn without_bias(self) -> Self {
-        Linear { bias: None, ..self }
     }
 
     /// What [`Module::describe`] prints between the brackets.
@@ -68,48 +71,66 @@ impl Module for Linear {
     }
 }
 
-/// What may follow an affine layer.
-pub enum Norm {
-    /// Over the batch; boxed, for it is much the larger.
-    Batch(Box<BatchNorm1d>),
-    /// Over the features.
-    Layer(LayerNorm),
+/// Affine, norm if there is one, activation: the stage of a fully connected network. ReLU after
+/// batch norm is computed with it in one pass.
+pub struct LinearNormAct {
+    linear: Linear,
+    norm: Following,
+    activation: Activation,
 }
 
-/// Affine, norm if there is one, activation: the stage of a fully connected network.
-pub struct LinearNormAct {
-    /// The affine layer.
-    pub linear: Linear,
-    /// The norm after it.
-    pub norm: Option<Norm>,
-    /// The activation after that.
-    pub activation: Activation,
+/// The norm's layer; boxed, for the two differ in size.
+enum Following {
+    Nothing,
+    Batch(Box<BatchNorm1d>),
+    Layer(Box<LayerNorm>),
+}
+
+impl LinearNormAct {
+    /// From (n, in) to (n, out).
+    pub fn new(
+        in_features: usize,
+        out_features: usize,
+        norm: Norm,
+        activation: Activation,
+        rng: &mut Generator,
+    ) -> Result<Self> {
+        Ok(LinearNormAct {
+            linear: Linear::new(in_features, out_features, true, rng)?,
+            norm: match norm {
+                Norm::None => Following::Nothing,
+                Norm::Batch => Following::Batch(Box::new(BatchNorm1d::new(out_features)?)),
+                Norm::Layer => Following::Layer(Box::new(LayerNorm::new(out_features, 1e-5)?)),
+            },
+            activation,
+        })
+    }
 }
 
 impl Module for LinearNormAct {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = self.linear.forward(x, mode)?;
         match &mut self.norm {
-            Some(Norm::Batch(norm)) => norm.forward_act(&x, mode, self.activation),
-            Some(Norm::Layer(norm)) => self.activation.of(&norm.forward(&x, mode)?),
-            None => self.activation.of(&x),
+            Following::Batch(norm) => norm.forward_act(&x, mode, self.activation),
+            Following::Layer(norm) => self.activation.of(&norm.forward(&x, mode)?),
+            Following::Nothing => self.activation.of(&x),
         }
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
         v.child("linear", &mut self.linear);
         match &mut self.norm {
-            Some(Norm::Batch(norm)) => v.child("norm", &mut **norm),
-            Some(Norm::Layer(norm)) => v.child("norm", norm),
-            None => {}
+            Following::Batch(norm) => v.child("norm", &mut **norm),
+            Following::Layer(norm) => v.child("norm", &mut **norm),
+            Following::Nothing => {}
         }
     }
 
     fn describe(&self) -> String {
         let norm = match &self.norm {
-            Some(Norm::Batch(_)) => ", BatchNorm1d",
-            Some(Norm::Layer(_)) => ", LayerNorm",
-            None => "",
+            Following::Batch(_) => ", BatchNorm1d",
+            Following::Layer(_) => ", LayerNorm",
+            Following::Nothing => "",
         };
         format!(
             "LinearNormAct({}{norm}, {})",
@@ -127,14 +148,14 @@ mod tests {
 
     #[test]
     fn affine_by_hand() -> Result<()> {
-        let mut layer = Linear::new(2, 1, &mut Generator::new(0))?;
+        let mut layer = Linear::new(2, 1, true, &mut Generator::new(0))?;
         layer
             .weight
             .copy_(&Tensor::from_vec(vec![2f32, 3.0], [1, 2])?)?;
         layer.bias = Some(Tensor::from_vec(vec![0.5f32], [1])?.requires_grad());
         let x = Tensor::from_vec(vec![1f32, 1.0, -1.0, 2.0], [2, 2])?;
         assert_eq!(layer.forward(&x, Mode::Train)?.to_vec::<f32>()?, [5.5, 4.5]);
-        let mut layer = layer.without_bias();
+        layer.bias = None;
         assert_eq!(layer.forward(&x, Mode::Train)?.to_vec::<f32>()?, [5.0, 4.0]);
         assert_eq!(layer.describe(), "Linear(2, 1, bias=False)");
         assert_eq!(parameter_count(&mut layer), 2);
@@ -143,7 +164,9 @@ mod tests {
 
     #[test]
     fn sizes_of_zero() {
-        let e = Linear::new(0, 3, &mut Generator::new(0)).err().unwrap();
+        let e = Linear::new(0, 3, true, &mut Generator::new(0))
+            .err()
+            .unwrap();
         assert_eq!(
             e.to_string(),
             "Linear: 0 to 3 features, expected at least 1 of each"
@@ -154,16 +177,8 @@ mod tests {
     fn gradients_of_the_stage() -> Result<()> {
         let mut rng = Generator::new(1);
         let x = Tensor::randn([6, 4], &mut rng, DType::F64)?;
-        for norm in [
-            None,
-            Some(Norm::Batch(Box::new(BatchNorm1d::new(3)?))),
-            Some(Norm::Layer(LayerNorm::new(3, 1e-5)?)),
-        ] {
-            let mut stage = LinearNormAct {
-                linear: Linear::new(4, 3, &mut rng)?,
-                norm,
-                activation: Activation::Relu,
-            };
+        for norm in [Norm::None, Norm::Batch, Norm::Layer] {
+            let mut stage = LinearNormAct::new(4, 3, norm, Activation::Relu, &mut rng)?;
             to_dtype(&mut stage, DType::F64)?;
             let report = gradcheck(&mut stage, &x, Mode::Train, usize::MAX)?;
             assert!(report.passed(), "{}: {report}", stage.describe());

@@ -21,8 +21,8 @@ pub use check::gradcheck;
 pub use conv::{Conv2d, Conv2dConfig, ConvNormAct};
 pub use dropout::Dropout;
 pub use init::{Fan, Init};
-pub use linear::{Linear, LinearNormAct, Norm};
-pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm};
+pub use linear::{Linear, LinearNormAct};
+pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, Norm};
 pub use pool::{AvgPool2d, Flatten, MaxPool2d};
 pub use sequential::Sequential;
 pub use summary::{Row, Summary};
@@ -233,4 +233,46 @@ pub fn parameter_count(m: &mut (impl Module + ?Sized)) -> usize {
         }
     });
     n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversion_keeps_leaves_and_counts() -> Result<()> {
+        let mut norm = BatchNorm1d::new(3)?;
+        to_dtype(&mut norm, DType::F64)?;
+        let dtypes: Vec<DType> = state_dict(&mut norm).iter().map(|s| s.1.dtype()).collect();
+        let f = DType::F64;
+        assert_eq!(dtypes, [f, f, f, f, DType::I64]);
+        assert!(named_parameters(&mut norm).iter().all(|p| p.1.is_tracked()));
+        let e = to_dtype(&mut norm, DType::U8).unwrap_err();
+        assert!(
+            e.to_string().starts_with("to_dtype: expected a float"),
+            "{e}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn weights_decay_but_not_biases_and_norms() -> Result<()> {
+        let matrix = Tensor::zeros([2, 3], DType::F32)?;
+        let vector = Tensor::zeros([3], DType::F32)?;
+        assert!(is_decayed("fc1.linear.weight", &matrix) && is_decayed("weight", &matrix));
+        assert!(!is_decayed("conv1.norm.weight", &vector));
+        assert!(!is_decayed("fc1.bias", &vector) && !is_decayed("relative_bias", &matrix));
+        Ok(())
+    }
+
+    #[test]
+    fn a_failing_visit_stops() {
+        let mut seen = 0;
+        let result = try_visit(&mut BatchNorm1d::new(3).unwrap(), |name, _| {
+            seen += 1;
+            Err(Error::argument("visit", name))
+        });
+        assert_eq!(result.unwrap_err().to_string(), "visit: weight");
+        assert_eq!(seen, 1);
+    }
 }

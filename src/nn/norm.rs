@@ -1,11 +1,28 @@
 //! Batch norm and layer norm.
 
+use serde::{Deserialize, Serialize};
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Mode, Module, Visitor};
 use crate::ops::batch_norm;
 use crate::shape::IntoShape;
 use crate::tensor::Tensor;
+
+/// The norm of a stage, between its affine part and its activation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Norm {
+    /// No norm.
+    #[default]
+    #[serde(rename = "none")]
+    None,
+    /// Over the batch.
+    #[serde(rename = "batchnorm")]
+    Batch,
+    /// Over the features.
+    #[serde(rename = "layernorm")]
+    Layer,
+}
 
 /// Batch norm of (n, c), for fully connected networks.
 pub type BatchNorm1d = BatchNorm<2>;

@@ -35,11 +35,14 @@ pub struct MaxPool2d {
 }
 
 impl MaxPool2d {
-    /// Square windows of this size, side by side.
-    pub fn new(kernel: usize) -> Self {
-        MaxPool2d {
-            window: tiles(kernel),
-        }
+    /// Over any windows.
+    pub fn new(window: Window) -> Self {
+        MaxPool2d { window }
+    }
+
+    /// Over square windows of this size, side by side.
+    pub fn square(kernel: usize) -> Self {
+        Self::new(tiles(kernel))
     }
 }
 
@@ -64,12 +67,17 @@ pub struct AvgPool2d {
 }
 
 impl AvgPool2d {
-    /// Square windows of this size, side by side.
-    pub fn new(kernel: usize) -> Self {
+    /// Over any windows; the zeros at the sides count, as in PyTorch's default.
+    pub fn new(window: Window) -> Self {
         AvgPool2d {
-            window: tiles(kernel),
+            window,
             count_include_pad: true,
         }
+    }
+
+    /// Over square windows of this size, side by side.
+    pub fn square(kernel: usize) -> Self {
+        Self::new(tiles(kernel))
     }
 }
 
@@ -108,11 +116,11 @@ mod tests {
     #[test]
     fn pools_of_a_ramp() -> Result<()> {
         let x = Tensor::arange(0.0, 16.0, 1.0, DType::F32)?.reshape([1, 1, 4, 4])?;
-        let mut max = MaxPool2d::new(2);
+        let mut max = MaxPool2d::square(2);
         let y = Flatten.forward(&max.forward(&x, Mode::Train)?, Mode::Train)?;
         assert_eq!(y.shape()[..], [1, 4]);
         assert_eq!(y.to_vec::<f32>()?, [5.0, 7.0, 13.0, 15.0]);
-        let mut avg = AvgPool2d::new(2);
+        let mut avg = AvgPool2d::square(2);
         assert_eq!(
             avg.forward(&x, Mode::Train)?.to_vec::<f32>()?,
             [2.5, 4.5, 10.5, 12.5]

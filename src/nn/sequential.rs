@@ -10,10 +10,10 @@ use crate::tensor::Tensor;
 /// # use cotangent::{DType, Tensor, random::Generator};
 /// # use cotangent::nn::{Activation, Linear, Mode, Module, Sequential};
 /// let rng = &mut Generator::new(0);
-/// let mut net = Sequential::new();
-/// net.append(Linear::new(4, 3, rng)?)?;
-/// net.append(Activation::Relu)?;
-/// net.add_module("classifier", Linear::new(3, 2, rng)?)?;
+/// let mut net = Sequential::new()
+///     .push(Linear::new(4, 3, true, rng)?)
+///     .push(Activation::Relu)
+///     .named("classifier", Linear::new(3, 2, true, rng)?)?;
 /// let y = net.forward(&Tensor::ones([5, 4], DType::F32)?, Mode::Eval)?;
 /// assert_eq!(y.shape()[..], [5, 2]);
 /// # Ok::<(), cotangent::Error>(())
@@ -30,20 +30,23 @@ impl Sequential {
     }
 
     /// Add a module at the end, its name its number from 0.
-    pub fn append(&mut self, module: impl Module + 'static) -> Result<()> {
-        self.add_module(&self.children.len().to_string(), module)
+    pub fn push(mut self, module: impl Module + 'static) -> Self {
+        let name = self.children.len().to_string();
+        self.children.push((name, Box::new(module)));
+        self
     }
 
-    /// Add a module at the end under a name. The name must be new and without dots.
-    pub fn add_module(&mut self, name: &str, module: impl Module + 'static) -> Result<()> {
-        if name.is_empty() || name.contains('.') || self.children.iter().any(|(n, _)| n == name) {
+    /// Add a module at the end under a name: a new one, that starts with a letter and has no dot.
+    pub fn named(mut self, name: &str, module: impl Module + 'static) -> Result<Self> {
+        let taken = self.children.iter().any(|(n, _)| n == name);
+        if taken || name.contains('.') || !name.starts_with(char::is_alphabetic) {
             return Err(Error::argument(
                 "Sequential",
-                format!("the name {name:?} is empty, has a dot or is taken"),
+                format!("the name {name:?} is taken, has a dot or starts with no letter"),
             ));
         }
         self.children.push((name.into(), Box::new(module)));
-        Ok(())
+        Ok(self)
     }
 
     /// [`Module::describe`] under another name, for models that are one sequence.
@@ -97,14 +100,13 @@ mod tests {
 
     fn nested() -> Result<Sequential> {
         let rng = &mut Generator::new(0);
-        let mut inner = Sequential::new();
-        inner.append(Linear::new(4, 3, rng)?)?;
-        inner.append(Activation::Relu)?;
-        let mut net = Sequential::new();
-        net.append(Flatten)?;
-        net.add_module("body", inner)?;
-        net.append(Linear::new(3, 2, rng)?.without_bias())?;
-        Ok(net)
+        let body = Sequential::new()
+            .push(Linear::new(4, 3, true, rng)?)
+            .push(Activation::Relu);
+        Ok(Sequential::new()
+            .push(Flatten)
+            .named("body", body)?
+            .push(Linear::new(3, 2, false, rng)?))
     }
 
     #[test]
@@ -139,14 +141,15 @@ mod tests {
 
     #[test]
     fn refused_names() -> Result<()> {
-        let mut net = Sequential::new();
-        net.add_module("1", Flatten)?;
-        assert!(net.append(Flatten).is_err());
-        assert!(net.add_module("a.b", Flatten).is_err());
-        assert_eq!(
-            net.add_module("", Flatten).unwrap_err().to_string(),
-            "Sequential: the name \"\" is empty, has a dot or is taken"
-        );
+        for name in ["a", "a.b", "1", ""] {
+            let net = Sequential::new().named("a", Flatten)?;
+            assert_eq!(
+                net.named(name, Flatten).err().unwrap().to_string(),
+                format!(
+                    "Sequential: the name {name:?} is taken, has a dot or starts with no letter"
+                )
+            );
+        }
         Ok(())
     }
 }
