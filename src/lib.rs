@@ -8,6 +8,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;

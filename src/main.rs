@@ -1,2 +1,137 @@
-//! The command line.
-fn main() {}
+//! The `cotangent` command line: parsing only; the library does the work.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use cotangent::models;
+use cotangent::nn::Summary;
+use cotangent::ops::{all_cases, gradcheck};
+//SAN use cotangent::train::sanity::{self, SanityConfig};
+use cotangent::{DType, Result, Tensor, cuda};
+
+/// A from-scratch tensor and autograd engine: check its gradients, look at its networks.
+#[derive(Parser)]
+#[command(name = "cotangent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare every op's gradients with central differences, in f64; exit code 1 on a failure
+    Gradcheck {
+        /// Only ops whose name contains this
+        #[arg(default_value = "")]
+        only: String,
+        /// Seed of the inputs
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Print a network's layers, output shapes and parameter counts
+    Summary {
+        #[command(flatten)]
+        network: Network,
+    },
+    /// List the devices that tensors can live on
+    Devices,
+    /// CS231n's sanity checks of a network: initial loss, sparse gradient check, overfitting 50 images
+    Sanity {
+        #[command(flatten)]
+        network: Network,
+    },
+}
+
+#[derive(clap::Args)]
+struct Network {
+    /// The network: two_layer, fully_connected, three_layer or deeper
+    model: String,
+    /// Channels, height and width of an image
+    #[arg(long, num_args = 3, value_names = ["C", "H", "W"], default_values_t = [3, 32, 32])]
+    input: Vec<usize>,
+    /// The number of classes
+    #[arg(long, default_value_t = 10)]
+    classes: usize,
+    /// Seed of the weights
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Network {
+    fn input(&self) -> [usize; 3] {
+        // clap has seen to it that there are three
+        [self.input[0], self.input[1], self.input[2]]
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether all is well.
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Gradcheck { only, seed } => check_gradients(&only, seed),
+        Command::Summary { network: n } => {
+            let input = n.input();
+            let mut model = models::build(&n.model, input, n.classes, n.seed)?;
+            let x = Tensor::zeros([1, input[0], input[1], input[2]], DType::F32)?;
+            println!("{}", model.describe());
+            println!("{}", Summary::of(&mut *model, &x)?);
+            Ok(true)
+        }
+        Command::Devices => {
+            println!(
+                "cpu      {} threads, {:?}",
+                rayon::current_num_threads(),
+                cotangent::cpu::simd::level()
+            );
+            match cuda::probe() {
+                Ok(found) => {
+                    for (i, name) in found.devices.iter().enumerate() {
+                        println!(
+                            "cuda:{i}   {name} (CUDA {}; this version has no kernels for it)",
+                            found.version
+                        );
+                    }
+                }
+                Err(e) => println!("cuda     {e}"),
+            }
+            Ok(true)
+        }
+        Command::Sanity { .. } => Ok(false),
+    }
+}
+
+fn check_gradients(only: &str, seed: u64) -> Result<bool> {
+    let (mut checked, mut failed) = (0, 0);
+    println!(
+        "{:18} {:36} {:>8} {:>10}",
+        "op", "case", "elements", "error"
+    );
+    for case in all_cases().filter(|c| c.op.contains(only)) {
+        let report = gradcheck(case.run, &case.make(seed)?)?;
+        let verdict = if report.passed() { "" } else { "FAILED" };
+        println!(
+            "{:18} {:36} {:>8} {:>10.1e} {verdict}",
+            case.op, case.name, report.checked, report.error
+        );
+        if let (false, Some(w)) = (report.passed(), report.worst) {
+            println!(
+                "    input {}[{}]: analytic {} numeric {}",
+                w.input, w.index, w.analytic, w.numeric
+            );
+        }
+        checked += 1;
+        failed += !report.passed() as usize;
+    }
+    println!("{checked} cases, {failed} failed");
+    Ok(failed == 0 && checked > 0)
+}

@@ -1,11 +1,30 @@
 //! Modules: what a network is made of. One trait, one walk over names.
 
+mod activation;
+mod check;
+mod conv;
+mod dropout;
+pub mod init;
+mod linear;
+mod norm;
+mod pool;
+mod sequential;
 pub mod summary;
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
+pub use activation::Activation;
+pub use check::gradcheck;
+pub use conv::{Conv2d, Conv2dConfig, ConvNormAct};
+pub use dropout::Dropout;
+pub use init::{Fan, Init};
+pub use linear::{Linear, LinearNormAct, Norm};
+pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm};
+pub use pool::{AvgPool2d, Flatten, MaxPool2d};
+pub use sequential::Sequential;
 pub use summary::{Row, Summary};
 
 /// Whether a forward pass trains (batch statistics, dropout) or evaluates. Always an argument,
@@ -102,6 +121,46 @@ pub fn visit(m: &mut (impl Module + ?Sized), mut see: impl FnMut(&str, Slot<'_>)
     });
 }
 
+/// [`visit`] with a `see` that can fail; after the first error nothing more is seen.
+pub fn try_visit(
+    m: &mut (impl Module + ?Sized),
+    mut see: impl FnMut(&str, Slot<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut result = Ok(());
+    visit(m, |name, slot| {
+        if result.is_ok() {
+            result = see(name, slot);
+        }
+    });
+    result
+}
+
+/// Convert every parameter and every buffer of floats in place: F64 for gradient checks.
+/// Parameters become new leaves of the graph.
+pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
+    if !dtype.is_float() {
+        return Err(Error::DType {
+            op: "to_dtype",
+            expected: "a float for a module",
+            got: dtype,
+        });
+    }
+    try_visit(m, |_, slot| {
+        match slot {
+            Slot::Parameter(t) => *t = t.cast(dtype)?.requires_grad(),
+            Slot::Buffer(t) if t.dtype().is_float() => *t = t.cast(dtype)?,
+            Slot::Buffer(_) | Slot::Generator(_) => {}
+        }
+        Ok(())
+    })
+}
+
+/// Whether L2 regularization holds a parameter down: weights of two axes or more, not biases and
+/// norms.
+pub fn is_decayed(name: &str, t: &Tensor) -> bool {
+    t.rank() >= 2 && name.rsplit('.').next() == Some("weight")
+}
+
 /// The parameters by name. The tensors share storage with the module's own: drop them before
 /// the next optimizer step, or it must copy.
 pub fn named_parameters(m: &mut (impl Module + ?Sized)) -> Vec<(String, Tensor)> {
@@ -159,15 +218,10 @@ pub fn load_state_dict(m: &mut (impl Module + ?Sized), state: &[(String, Tensor)
         ));
     }
     drop(own);
-    let mut result = Ok(());
-    visit(m, |name, slot| {
-        if let (Slot::Parameter(t) | Slot::Buffer(t), Some(s)) = (slot, find(name)) {
-            if let Err(e) = t.copy_(s) {
-                result = Err(e);
-            }
-        }
-    });
-    result
+    try_visit(m, |name, slot| match (slot, find(name)) {
+        (Slot::Parameter(t) | Slot::Buffer(t), Some(s)) => t.copy_(s),
+        _ => Ok(()),
+    })
 }
 
 /// The number of trained elements.

@@ -1,64 +1,70 @@
-//! Losses of class scores against labels: cross_entropy, svm_loss; and accuracy.
+//! Losses of a classifier from its logits and labels, and its accuracy.
 
 use crate::autograd::{Op, apply};
-use crate::cpu::strided;
-use crate::dtype::{DType, Element, Real};
+use crate::cpu::rows::rows2;
+use crate::cpu::strided::rows;
+use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::shape::{Layout, Shape};
+use crate::shape::Layout;
 use crate::tensor::Tensor;
 use crate::with_real;
 
-/// What becomes of the losses of a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// What becomes of the losses of a batch's samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Reduction {
-    /// One loss an image.
+    /// They stay: shape (N).
     None,
-    /// Their mean; NaN of nothing, as PyTorch has it.
+    /// Their mean; NaN of none, as PyTorch has it.
     #[default]
     Mean,
     /// Their sum.
     Sum,
 }
 
-/// Settings of [`Tensor::cross_entropy`].
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+/// Settings of [`Tensor::cross_entropy`]; by default no smoothing, and the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct CrossEntropy {
-    /// The share of the target that is spread evenly over all classes, 0 to 1 (Szegedy et al. 2015).
+    /// The share of the target that is spread evenly over all classes, 0 to 1.
     pub label_smoothing: f64,
-    /// What becomes of the losses of a batch.
+    /// What becomes of the samples' losses.
     pub reduction: Reduction,
 }
 
 impl Reduction {
-    fn reduce(self, losses: &Tensor) -> Result<Tensor> {
+    /// The losses reduced.
+    fn apply<T: Real>(self, losses: Vec<T>) -> Result<Tensor> {
+        let sum = || losses.iter().map(|x| x.to_f64()).sum::<f64>();
         match self {
-            Reduction::None => Ok(losses.clone()),
-            Reduction::Mean => losses.mean_all(),
-            Reduction::Sum => losses.sum_all(),
+            Reduction::None => {
+                let n = losses.len();
+                Tensor::from_vec(losses, n)
+            }
+            Reduction::Mean => Tensor::scalar(T::of(sum() / losses.len() as f64)),
+            Reduction::Sum => Tensor::scalar(T::of(sum())),
         }
     }
 
-    /// The gradient of each loss, (N, 1), from the gradient of what became of them.
-    fn spread(self, dy: &Tensor, n: usize) -> Result<Tensor> {
+    /// The gradient of each of `n` samples' losses.
+    fn spread<T: Real>(self, dy: &Tensor, n: usize) -> Result<Vec<T>> {
         match self {
-            Reduction::None => dy.unsqueeze(1),
-            Reduction::Mean => dy.mul_scalar(1.0 / n as f64)?.expand([n, 1]),
-            Reduction::Sum => dy.expand([n, 1]),
+            Reduction::None => dy.to_vec::<T>(),
+            Reduction::Mean => Ok(vec![T::of(dy.item()? / n as f64); n]),
+            Reduction::Sum => Ok(vec![T::of(dy.item()?); n]),
         }
     }
 }
 
-/// Scores (N, C) and labels (N), each below C.
-fn check(op: &'static str, x: &Tensor, target: &Tensor) -> Result<(usize, Vec<usize>)> {
-    let [n, classes] = x.dims(op, "scores (N, C)")?;
+/// The labels (N) of logits (N, C), each below C.
+fn labels(op: &'static str, logits: &Tensor, target: &Tensor) -> Result<Vec<i64>> {
+    let [n, classes] = logits.dims(op, "logits (N, C)")?;
     if target.shape()[..] != [n] {
         return Err(Error::shape(
             op,
-            &[*x.shape(), *target.shape()],
+            &[*logits.shape(), *target.shape()],
             format!(
-                "scores {:?} want labels [{n}] but got {:?}",
-                x.shape(),
+                "logits {:?} want labels [{n}] but got {:?}",
+                logits.shape(),
                 target.shape()
             ),
         ));
@@ -70,236 +76,218 @@ fn check(op: &'static str, x: &Tensor, target: &Tensor) -> Result<(usize, Vec<us
             got: target.dtype(),
         });
     }
-    let label = |l: i64| {
-        if l >= 0 && (l as usize) < classes {
-            Ok(l as usize)
-        } else {
-            Err(Error::Index {
-                op,
-                index: l,
-                size: classes,
-            })
-        }
-    };
-    Ok((
-        classes,
-        target
-            .to_vec::<i64>()?
-            .into_iter()
-            .map(label)
-            .collect::<Result<_>>()?,
-    ))
+    let labels = target.to_vec::<i64>()?;
+    match labels.iter().find(|&&t| t < 0 || t as usize >= classes) {
+        Some(&index) => Err(Error::Index {
+            op,
+            index,
+            size: classes,
+        }),
+        None => Ok(labels),
+    }
 }
 
-/// loss = -sum_c q_c log p_c with p = softmax(x) and q = (1 - s) onehot + s / C;
-/// dx = p - q. The gradient is made in the forward pass, where p is at hand.
-struct CrossEntropyOp(CrossEntropy);
+/// loss = -sum_j q_j ln p_j with p = softmax(x), q = (1 - s) [j = label] + s / C (Szegedy et al.
+/// 2016). Inputs logits, labels.
+struct SoftmaxLoss(CrossEntropy);
 
-impl Op<2> for CrossEntropyOp {
+impl Op<2> for SoftmaxLoss {
     const NAME: &'static str = "cross_entropy";
-    type Saved = Tensor;
+    /// p, whose exponentials cost more than its memory; and the labels.
+    type Saved = (Tensor, Vec<i64>);
 
-    fn forward(&self, [x, target]: [&Tensor; 2]) -> Result<(Tensor, Tensor)> {
-        let (classes, labels) = check(Self::NAME, x, target)?;
-        let x = x.packed()?;
-        let s = self.0.label_smoothing;
-        let (losses, grad) = with_real!(Self::NAME, x.dtype(), T => {
+    fn forward(&self, [x, target]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
+        let labels = labels(Self::NAME, x, target)?;
+        let (x, c, smoothing) = (x.packed()?, x.shape()[1], self.0.label_smoothing);
+        with_real!(Self::NAME, x.dtype(), T => {
             let v = x.dense_slice::<T>(Self::NAME)?;
-            let (on, off) = (T::of(1.0 - s), T::of(s / classes as f64));
             let mut losses = vec![T::ZERO; labels.len()];
-            let grad = Tensor::build::<T>(*x.layout(), x.device(), |grad| {
-                if classes == 0 {
-                    return;
-                }
-                strided::rows(grad, classes, 16 * classes, |g, i| {
-                    let row = &v[i * classes..(i + 1) * classes];
-                    let max = row.iter().fold(T::NEG_INFINITY, |m, &x| m.nan_max(x));
-                    g.iter_mut().zip(row).for_each(|(g, &x)| *g = (x - max).exp());
-                    let sum: T = g.iter().copied().sum();
-                    g.iter_mut().for_each(|g| *g = *g / sum - off);
-                    g[labels[i]] = g[labels[i]] - on;
-                });
-                strided::rows(&mut losses, 1, 32 * classes, |loss, i| {
-                    let row = &v[i * classes..(i + 1) * classes];
-                    let max = row.iter().fold(T::NEG_INFINITY, |m, &x| m.nan_max(x));
-                    let log_sum = row.iter().map(|&x| (x - max).exp()).sum::<T>().ln() + max;
-                    loss[0] = on * (log_sum - row[labels[i]]);
-                    if s > 0.0 {
-                        loss[0] += off * row.iter().map(|&x| log_sum - x).sum::<T>();
+            let (hit, even) = (T::of(1.0 - smoothing), T::of(smoothing / c as f64));
+            let layout = Layout::contiguous(*x.shape());
+            let p = Tensor::build::<T>(layout, x.device(), |p| {
+                rows2((p, c), (&mut losses, 1), 16 * c, |p, loss, r| {
+                    let x = &v[r * c..][..c];
+                    let max = x.iter().fold(T::NEG_INFINITY, |m, &x| Real::nan_max(m, x));
+                    let (mut sum, mut level) = (T::ZERO, T::ZERO);
+                    for (p, &x) in p.iter_mut().zip(x) {
+                        *p = (x - max).exp();
+                        sum += *p;
+                        level += x - max;
                     }
-                });
+                    p.iter_mut().for_each(|p| *p = *p / sum);
+                    // without smoothing a logit of minus infinity elsewhere costs nothing
+                    let level = if smoothing == 0.0 { T::ZERO } else { even * level };
+                    loss[0] = sum.ln() - hit * (x[labels[r] as usize] - max) - level;
+                })
             })?;
-            Ok((Tensor::from_vec(losses, labels.len())?, grad))
-        })?;
-        Ok((self.0.reduction.reduce(&losses)?, grad))
+            Ok((self.0.reduction.apply(losses)?, (p, labels)))
+        })
     }
 
-    fn backward(&self, grad: Tensor, dy: Tensor, _: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        let n = grad.shape()[0];
-        Ok([Some(grad.mul(&self.0.reduction.spread(&dy, n)?)?), None])
+    /// dx = (p - q) dy.
+    fn backward(
+        &self,
+        (p, labels): Self::Saved,
+        dy: Tensor,
+        _: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
+        let (c, smoothing) = (p.shape()[1], self.0.label_smoothing);
+        let dx = with_real!(Self::NAME, p.dtype(), T => {
+            let v = p.dense_slice::<T>(Self::NAME)?;
+            let g = self.0.reduction.spread::<T>(&dy, labels.len())?;
+            let (hit, even) = (T::of(1.0 - smoothing), T::of(smoothing / c as f64));
+            Tensor::build::<T>(*p.layout(), p.device(), |dx| {
+                rows(dx, c, c, |dx, r| {
+                    let (p, g) = (&v[r * c..][..c], g[r]);
+                    for (dx, &p) in dx.iter_mut().zip(p) {
+                        *dx = (p - even) * g;
+                    }
+                    dx[labels[r] as usize] += -hit * g;
+                })
+            })
+        })?;
+        Ok([Some(dx), None])
     }
 }
 
-/// loss = 1/N sum_i sum_{j != y_i} max(0, x_ij - x_iy + 1), the multi-class hinge of CS231n.
+/// loss = mean over samples of sum over wrong classes j of max(0, x_j - x_label + 1), the
+/// multi-class hinge of Weston and Watkins (1999) as CS231n has it. Inputs logits, labels.
 struct SvmLoss;
 
 impl Op<2> for SvmLoss {
     const NAME: &'static str = "svm_loss";
-    type Saved = Tensor;
+    type Saved = (Tensor, Vec<i64>);
 
-    fn forward(&self, [x, target]: [&Tensor; 2]) -> Result<(Tensor, Tensor)> {
-        let (classes, labels) = check(Self::NAME, x, target)?;
-        let x = x.packed()?;
+    fn forward(&self, [x, target]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
+        let labels = labels(Self::NAME, x, target)?;
+        let (x, c) = (x.packed()?, x.shape()[1]);
         with_real!(Self::NAME, x.dtype(), T => {
             let v = x.dense_slice::<T>(Self::NAME)?;
-            let scale = T::of(1.0 / labels.len() as f64);
-            let mut loss = 0.0;
-            let grad = Tensor::build::<T>(Layout::contiguous(Shape::new(&[labels.len(), classes])?), x.device(), |grad| {
-                for ((row, g), &y) in v.chunks(classes.max(1)).zip(grad.chunks_mut(classes.max(1))).zip(&labels) {
-                    let mut violated = T::ZERO;
-                    for (j, (g, &score)) in g.iter_mut().zip(row).enumerate() {
-                        // NaN must reach the loss
-                        let margin = (score - row[y] + T::ONE).nan_max(T::ZERO);
-                        *g = T::ZERO;
-                        if j != y && margin != T::ZERO {
-                            loss += margin.to_f64();
-                            *g = scale;
-                            violated += scale;
-                        }
-                    }
-                    g[y] = -violated;
-                }
-            })?;
-            Ok((Tensor::scalar(T::from_f64(loss / labels.len() as f64))?, grad))
+            let losses = labels.iter().enumerate().map(|(r, &label)| {
+                let x = &v[r * c..][..c];
+                let hinge = |&x_j: &T| Real::nan_max(x_j - x[label as usize] + T::ONE, T::ZERO);
+                // the label's own term is max(0, 1)
+                x.iter().map(hinge).sum::<T>() - T::ONE
+            });
+            let loss = Reduction::Mean.apply(losses.collect::<Vec<T>>())?;
+            Ok((loss, (x.clone(), labels)))
         })
     }
 
-    fn backward(&self, grad: Tensor, dy: Tensor, _: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        Ok([Some(grad.mul(&dy)?), None])
+    fn backward(
+        &self,
+        (x, labels): Self::Saved,
+        dy: Tensor,
+        _: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
+        let c = x.shape()[1];
+        let dx = with_real!(Self::NAME, x.dtype(), T => {
+            let v = x.dense_slice::<T>(Self::NAME)?;
+            let g = T::of(dy.item()? / labels.len() as f64);
+            Tensor::build::<T>(Layout::contiguous(*x.shape()), x.device(), |dx| {
+                rows(dx, c, c, |dx, r| {
+                    let (x, label) = (&v[r * c..][..c], labels[r] as usize);
+                    for (dx, &x_j) in dx.iter_mut().zip(x) {
+                        *dx = if x_j - x[label] + T::ONE > T::ZERO { g } else { T::ZERO };
+                    }
+                    dx[label] = T::ZERO;
+                    dx[label] = -dx.iter().copied().sum::<T>();
+                })
+            })
+        })?;
+        Ok([Some(dx), None])
     }
 }
 
 impl Tensor {
-    /// The cross-entropy of scores (N, C), before any softmax, with I64 labels (N).
+    /// The cross entropy of logits (N, C) and I64 labels (N), softmax included. A label outside
+    /// of the classes is an [`Error::Index`].
     ///
     /// ```
-    /// # use cotangent::{ops::loss::CrossEntropy, DType, Tensor};
-    /// let scores = Tensor::zeros([2, 10], DType::F64)?;
+    /// # use cotangent::{ops::CrossEntropy, DType, Tensor};
     /// let labels = Tensor::from_vec(vec![3i64, 7], [2])?;
-    /// let loss = scores.cross_entropy(&labels, &CrossEntropy::default())?;
-    /// assert!((loss.item()? - 10f64.ln()).abs() < 1e-12);
+    /// let loss = Tensor::zeros([2, 10], DType::F32)?.cross_entropy(&labels, &CrossEntropy::default())?;
+    /// assert!((loss.item()? - 10f64.ln()).abs() < 1e-6);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
-    pub fn cross_entropy(&self, target: &Tensor, config: &CrossEntropy) -> Result<Tensor> {
-        if !(0.0..=1.0).contains(&config.label_smoothing) {
+    pub fn cross_entropy(&self, labels: &Tensor, settings: &CrossEntropy) -> Result<Tensor> {
+        if !(0.0..=1.0).contains(&settings.label_smoothing) {
+            let s = settings.label_smoothing;
             return Err(Error::argument(
-                "cross_entropy",
-                format!(
-                    "label_smoothing is {}, expected 0 to 1",
-                    config.label_smoothing
-                ),
+                <SoftmaxLoss as Op<2>>::NAME,
+                format!("label_smoothing is {s}, expected 0 to 1"),
             ));
         }
-        apply(CrossEntropyOp(*config), [self, target])
+        apply(SoftmaxLoss(*settings), [self, labels])
     }
 
-    /// The multi-class hinge loss of scores (N, C) with I64 labels (N), margin 1, the mean over
-    /// images.
+    /// The multi-class hinge loss of logits (N, C) and I64 labels (N) with margin 1: a scalar,
+    /// the mean over the samples.
     ///
     /// ```
-    /// # use cotangent::{DType, Tensor};
-    /// let scores = Tensor::zeros([2, 10], DType::F32)?;
-    /// let labels = Tensor::from_vec(vec![3i64, 7], [2])?;
-    /// assert_eq!(scores.svm_loss(&labels)?.item()?, 9.0);
+    /// # use cotangent::Tensor;
+    /// let scores = Tensor::from_vec(vec![3.0f32, 2.5, 0.0], [1, 3])?;
+    /// assert_eq!(scores.svm_loss(&Tensor::from_vec(vec![0i64], [1])?)?.item()?, 0.5);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
-    pub fn svm_loss(&self, target: &Tensor) -> Result<Tensor> {
-        apply(SvmLoss, [self, target])
+    pub fn svm_loss(&self, labels: &Tensor) -> Result<Tensor> {
+        apply(SvmLoss, [self, labels])
     }
 }
 
-/// The share of images (N, C) whose greatest score is their label's.
+/// The share of samples whose greatest logit (the first of equals) is at the label; logits
+/// (N, C), I64 labels (N). NaN of no samples.
 ///
 /// ```
-/// # use cotangent::{ops::loss::accuracy, DType, Tensor};
-/// let scores = Tensor::eye(4, DType::F32)?;
-/// let labels = Tensor::from_vec(vec![0i64, 1, 2, 0], [4])?;
-/// assert_eq!(accuracy(&scores, &labels)?, 0.75);
+/// # use cotangent::{ops::accuracy, Tensor};
+/// let logits = Tensor::from_vec(vec![0f32, 1.0, 5.0, 2.0], [2, 2])?;
+/// assert_eq!(accuracy(&logits, &Tensor::from_vec(vec![1i64, 1], [2])?)?, 0.5);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
-pub fn accuracy(scores: &Tensor, labels: &Tensor) -> Result<f64> {
-    let (_, expected) = check("accuracy", scores, labels)?;
-    if expected.is_empty() {
-        return Ok(f64::NAN);
-    }
-    let found = scores.argmax(1, false)?.to_vec::<i64>()?;
-    let right = found
-        .iter()
-        .zip(&expected)
-        .filter(|(f, e)| **f == **e as i64)
-        .count();
-    Ok(right as f64 / expected.len() as f64)
+pub fn accuracy(logits: &Tensor, labels: &Tensor) -> Result<f64> {
+    let labels = self::labels("accuracy", logits, labels)?;
+    let (v, c) = (logits.cast(DType::F64)?.to_vec::<f64>()?, logits.shape()[1]);
+    let right = labels.iter().enumerate().filter(|&(r, &label)| {
+        let (x, label) = (&v[r * c..][..c], label as usize);
+        // nothing before is as great, nothing after is greater
+        x[..label].iter().all(|&o| o < x[label]) && x[label..].iter().all(|&o| o <= x[label])
+    });
+    Ok(right.count() as f64 / labels.len() as f64)
 }
 
-const SCORES: &[Input] = &[Input::Normal(&[5, 7]), Input::Index(&[5], 7)];
-
-macro_rules! case {
-    ($name:literal, $smoothing:literal, $reduction:ident) => {
-        Case {
-            op: "cross_entropy",
-            name: $name,
-            inputs: SCORES,
-            run: |x| {
-                x[0].cross_entropy(
-                    &x[1],
-                    &CrossEntropy {
-                        label_smoothing: $smoothing,
-                        reduction: Reduction::$reduction,
-                    },
-                )
-            },
-        }
+macro_rules! cases {
+    ($($name:literal $n:literal $c:literal $smoothing:literal $reduction:ident;)*) => {
+        &[$(Case { op: "cross_entropy", name: $name, inputs: &[Input::Normal(&[$n, $c]), Input::Index(&[$n], $c)],
+            run: |x| x[0].cross_entropy(&x[1], &CrossEntropy { label_smoothing: $smoothing, reduction: Reduction::$reduction }) }),*]
     };
 }
 
-/// Every reduction, with and without smoothing.
-pub const CASES: &[Case] = &[
-    case!("mean", 0.0, Mean),
-    case!("sum", 0.0, Sum),
-    case!("a loss an image", 0.0, None),
-    case!("smoothed", 0.1, Mean),
-    case!("smoothed, a loss an image", 0.1, None),
-    case!("smoothed away", 1.0, Sum),
-    Case {
-        op: "cross_entropy",
-        name: "one image, one class",
-        inputs: &[Input::Normal(&[1, 1]), Input::Index(&[1], 1)],
-        run: |x| x[0].cross_entropy(&x[1], &CrossEntropy::default()),
-    },
-    Case {
-        op: "cross_entropy",
-        name: "no images",
-        inputs: &[Input::Normal(&[0, 3]), Input::Index(&[0], 3)],
-        run: |x| {
-            x[0].cross_entropy(
-                &x[1],
-                &CrossEntropy {
-                    reduction: Reduction::Sum,
-                    ..Default::default()
-                },
-            )
-        },
-    },
+/// Cross entropy: reductions, smoothing, degenerate sizes.
+pub const CASES: &[Case] = cases! {
+    "mean" 5 7 0.0 Mean;
+    "sum" 5 7 0.0 Sum;
+    "none" 5 7 0.0 None;
+    "smoothing" 5 7 0.1 Mean;
+    "smoothing, none" 4 10 0.3 None;
+    "all smoothing" 4 3 1.0 Sum;
+    "one sample" 1 10 0.1 Mean;
+    "one class" 3 1 0.1 Mean;
+    "200 classes" 3 200 0.1 Mean;
+    "sum of no samples" 0 3 0.1 Sum;
+};
+
+/// The hinge loss.
+pub const MORE_CASES: &[Case] = &[
     Case {
         op: "svm_loss",
-        name: "five images",
-        inputs: SCORES,
+        name: "(5, 7)",
+        inputs: &[Input::Normal(&[5, 7]), Input::Index(&[5], 7)],
         run: |x| x[0].svm_loss(&x[1]),
     },
     Case {
         op: "svm_loss",
-        name: "one image",
-        inputs: &[Input::Normal(&[1, 3]), Input::Index(&[1], 3)],
+        name: "one sample",
+        inputs: &[Input::Normal(&[1, 10]), Input::Index(&[1], 10)],
         run: |x| x[0].svm_loss(&x[1]),
     },
 ];
@@ -308,64 +296,83 @@ pub const CASES: &[Case] = &[
 mod tests {
     use super::*;
 
+    fn logits() -> Result<(Tensor, Tensor)> {
+        let x = Tensor::from_vec(vec![2f64.ln(), 0.0, 0.0, 0.0, 1000.0, 0.0], [2, 3])?;
+        Ok((x, Tensor::from_vec(vec![0i64, 0], [2])?))
+    }
+
     #[test]
-    fn bad_labels_and_settings_are_named() -> Result<()> {
-        let x = Tensor::zeros([2, 10], DType::F32)?;
-        let config = CrossEntropy::default();
-        let e = x
-            .cross_entropy(&Tensor::from_vec(vec![1i64, 10], [2])?, &config)
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            e,
-            "cross_entropy: index 10 is out of range for an axis of size 10"
-        );
-        let e = x
-            .cross_entropy(&Tensor::from_vec(vec![1i64], [1])?, &config)
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            e,
-            "cross_entropy: scores [2, 10] want labels [2] but got [1]"
-        );
-        let labels = Tensor::from_vec(vec![1i64, 2], [2])?;
-        assert!(
-            x.cross_entropy(
-                &labels,
-                &CrossEntropy {
-                    label_smoothing: 1.5,
-                    ..config
-                }
-            )
-            .is_err()
-        );
-        assert!(
-            x.cross_entropy(&labels.to_dtype(DType::F32)?, &config)
-                .is_err()
-        );
-        assert!(x.svm_loss(&Tensor::from_vec(vec![-1i64, 0], [2])?).is_err());
+    fn known_values() -> Result<()> {
+        let (x, t) = logits()?;
+        let mut settings = CrossEntropy {
+            reduction: Reduction::None,
+            ..CrossEntropy::default()
+        };
+        // p = (1/2, 1/4, 1/4); far apart the loss is the difference
+        let y = x.cross_entropy(&t, &settings)?.to_vec::<f64>()?;
+        assert!((y[0] - 2f64.ln()).abs() < 1e-15 && y[1] == 1000.0, "{y:?}");
+        settings.label_smoothing = 0.3;
+        // q = (0.8, 0.1, 0.1)
+        let y = x.cross_entropy(&t, &settings)?.to_vec::<f64>()?;
+        assert!((y[0] - 1.2 * 2f64.ln()).abs() < 1e-15, "{y:?}");
+        let settings = CrossEntropy::default();
+        let none = Tensor::zeros([0, 3], DType::F64)?;
+        let no_label = Tensor::zeros([0], DType::I64)?;
+        assert!(none.cross_entropy(&no_label, &settings)?.item()?.is_nan());
+        assert!(accuracy(&none, &no_label)?.is_nan());
         Ok(())
     }
 
     #[test]
-    fn extremes() -> Result<()> {
-        let labels = Tensor::from_vec(vec![0i64, 1], [2])?;
-        let loss = |v: Vec<f32>| -> Result<f64> {
-            Tensor::from_vec(v, [2, 2])?
-                .cross_entropy(&labels, &CrossEntropy::default())?
-                .item()
-        };
-        assert_eq!(loss(vec![1e4, -1e4, -1e4, 1e4])?, 0.0);
-        assert_eq!(loss(vec![-1e4, 1e4, 1e4, -1e4])?, 2e4);
-        assert!(loss(vec![f32::NAN, 0.0, 0.0, 0.0])?.is_nan());
-        let none = Tensor::zeros([0, 3], DType::F32)?;
-        let nothing = Tensor::from_vec(Vec::<i64>::new(), [0])?;
-        assert!(
-            none.cross_entropy(&nothing, &CrossEntropy::default())?
-                .item()?
-                .is_nan()
+    fn impossible_classes_cost_nothing_without_smoothing() -> Result<()> {
+        let x = Tensor::from_vec(vec![0f32, f32::NEG_INFINITY], [1, 2])?;
+        let t = Tensor::from_vec(vec![0i64], [1])?;
+        assert_eq!(x.cross_entropy(&t, &CrossEntropy::default())?.item()?, 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn accuracy_takes_the_first_of_equals() -> Result<()> {
+        let x = Tensor::from_vec(vec![1f32, 1.0, 0.0, 0.0, 2.0, 2.0], [2, 3])?;
+        let score = |t: [i64; 2]| accuracy(&x, &Tensor::from_slice(&t, [2])?);
+        assert_eq!(
+            (score([0, 1])?, score([1, 2])?, score([0, 2])?),
+            (1.0, 0.0, 0.5)
         );
-        assert!(accuracy(&none, &nothing)?.is_nan());
+        Ok(())
+    }
+
+    #[test]
+    fn errors() -> Result<()> {
+        let (x, t) = logits()?;
+        let settings = CrossEntropy::default();
+        let e = |r: Result<Tensor>| r.unwrap_err().to_string();
+        let bad = Tensor::from_vec(vec![0i64, 3], [2])?;
+        assert_eq!(
+            e(x.cross_entropy(&bad, &settings)),
+            "cross_entropy: index 3 is out of range for an axis of size 3"
+        );
+        assert!(x.svm_loss(&Tensor::from_vec(vec![-1i64, 0], [2])?).is_err());
+        assert_eq!(
+            e(x.svm_loss(&Tensor::zeros([3], DType::I64)?)),
+            "svm_loss: logits [2, 3] want labels [2] but got [3]"
+        );
+        assert_eq!(
+            e(x.cross_entropy(&t.to_dtype(DType::F32)?, &settings)),
+            "cross_entropy: expected i64 labels but got f32"
+        );
+        assert_eq!(
+            e(t.cross_entropy(&t, &settings)),
+            "cross_entropy: expected logits (N, C) but got [2]"
+        );
+        let settings = CrossEntropy {
+            label_smoothing: 1.5,
+            ..settings
+        };
+        assert_eq!(
+            e(x.cross_entropy(&t, &settings)),
+            "cross_entropy: label_smoothing is 1.5, expected 0 to 1"
+        );
         Ok(())
     }
 }

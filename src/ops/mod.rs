@@ -5,14 +5,18 @@ pub mod binary;
 pub mod check;
 pub mod conv2d;
 pub mod dropout;
+pub mod layer_norm;
 pub mod layout;
 pub mod loss;
 pub mod matmul;
+pub mod pool2d;
 pub mod reduce;
 pub mod softmax;
 pub mod unary;
 
+pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
+pub use loss::{CrossEntropy, Reduction, accuracy};
 
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {
@@ -22,9 +26,13 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         binary::MORE_CASES,
         conv2d::CASES,
         dropout::CASES,
+        layer_norm::CASES,
         layout::CASES,
         loss::CASES,
+        loss::MORE_CASES,
         matmul::CASES,
+        pool2d::CASES,
+        pool2d::MORE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
         softmax::CASES,

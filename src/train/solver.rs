@@ -352,6 +352,13 @@ impl<'m> Solver<'m> {
         self
     }
 
+    /// Keep `config` in the history in place of the Solver's own settings: a program that also
+    /// chooses the model and the data records all of them.
+    pub fn with_recorded_config(mut self, config: serde_json::Value) -> Self {
+        self.history.config = config;
+        self
+    }
+
     /// Losses, accuracies and the rest of the record.
     pub fn history(&self) -> &History {
         &self.history
@@ -587,7 +594,7 @@ impl<'m> Solver<'m> {
         self.schedule = run.schedule;
         (self.batch, self.correct, self.seconds) = (run.batch, run.correct, run.seconds);
         self.history = History {
-            config: serde_json::json!(self.config),
+            config: std::mem::take(&mut self.history.config),
             ..run.history
         };
         Ok(())

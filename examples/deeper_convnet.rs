@@ -1,0 +1,346 @@
+//! The main job: train the assignment's DeeperConvNet on CIFAR-10, and show all that a person
+//! wants to see of it.
+//!
+//! `cargo run --release --example deeper_convnet` needs nothing: without CIFAR-10 at hand it
+//! learns the embedded shapes. `-- --help` lists the settings of data, model and Solver.
+//!
+//! **Batch norm and dropout together.** The report that this network comes from saw the pair
+//! collapse to 13 %. Each of them behaves differently in training and in evaluation; a network
+//! that is evaluated in training's mode drops units at test time, and one that is trained on
+//! statistics it does not evaluate with sees other activations than it learned. Here the mode is
+//! an argument of `forward`, so it cannot be left behind; evaluation uses the running mean and
+//! variance that training kept; and dropout stands after the last batch norm, where it cannot
+//! shift the variance that a later norm keeps (Li et al. 2018, "Understanding the disharmony
+//! between dropout and batch normalization by variance shift").
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Parser, ValueEnum};
+use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic, synthetic_splits};
+use cotangent::models::{DeeperConfig, DeeperConvNet};
+use cotangent::nn::{self, Slot, Summary};
+use cotangent::ops::CrossEntropy;
+use cotangent::optim::Schedule;
+use cotangent::random::Generator;
+use cotangent::train::{
+    OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_grid,
+    save_state_dict,
+};
+use cotangent::{DType, Device, Error, Result, Tensor};
+
+/// Train DeeperConvNet: {conv - batch norm - ReLU} x 2 - max pool, repeated; then affine - batch
+/// norm - ReLU - [dropout] - affine - softmax.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// CIFAR-10's folder (binary version), or "embedded"; default: $CIFAR10_DIR, the usual places, else embedded
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Where history, curves, parameters and checkpoint go
+    #[arg(long, default_value = "runs/deeper_convnet")]
+    out: PathBuf,
+    /// Go on from the checkpoint in --out
+    #[arg(long)]
+    resume: bool,
+    /// Times through the training images
+    #[arg(long, default_value_t = 12)]
+    epochs: usize,
+    /// Train on the first N images only
+    #[arg(long)]
+    train_samples: Option<usize>,
+    /// Images a step
+    #[arg(long, default_value_t = 100)]
+    batch_size: usize,
+    /// Seed of weights, order, augmentation and dropout
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads; default: all cores
+    #[arg(long)]
+    threads: Option<usize>,
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+
+    /// Filters of each convolution; a pool follows each second one
+    #[arg(long, value_delimiter = ',', default_values_t = [32, 32, 64, 64, 128, 128])]
+    num_filters: Vec<usize>,
+    /// The filters' height and width, odd
+    #[arg(long, default_value_t = 3)]
+    filter_size: usize,
+    /// Units of the hidden layer
+    #[arg(long, default_value_t = 256)]
+    hidden: usize,
+    /// Standard deviation of the initial weights; default: Kaiming's
+    #[arg(long)]
+    weight_scale: Option<f64>,
+    /// L2 penalty: 0.5 reg sum(W^2) joins the loss
+    #[arg(long, default_value_t = 5e-4)]
+    reg: f64,
+    /// Batch norm before each ReLU
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    batchnorm: bool,
+    /// Dropout after the hidden layer
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
+    dropout: bool,
+    /// The share of units that dropout keeps
+    #[arg(long, default_value_t = 0.5)]
+    dropout_keep_ratio: f64,
+
+    /// sgd, sgd_momentum, rmsprop, adam or adamw
+    #[arg(long, default_value = "adam")]
+    update_rule: String,
+    /// The learning rate; of one-cycle, its peak
+    #[arg(long, default_value_t = 4e-3)]
+    learning_rate: f64,
+    /// How the learning rate moves
+    #[arg(long, value_enum, default_value_t = Moves::OneCycle)]
+    schedule: Moves,
+    /// Epochs between two changes of --schedule step
+    #[arg(long, default_value_t = 5)]
+    step_size: usize,
+    /// The factor of --schedule step and plateau
+    #[arg(long, default_value_t = 0.5)]
+    gamma: f64,
+    /// The learning rate's factor after each epoch, beside the schedule
+    #[arg(long, default_value_t = 1.0)]
+    lr_decay: f64,
+    /// Stop after so many epochs without a better validation accuracy
+    #[arg(long)]
+    patience: Option<usize>,
+    /// The share of the target that is spread over all classes
+    #[arg(long, default_value_t = 0.0)]
+    label_smoothing: f64,
+    /// The probability of a horizontal flip in training
+    #[arg(long, default_value_t = 0.5)]
+    flip: f32,
+    /// Pixels that a training crop may move by
+    #[arg(long, default_value_t = 4)]
+    crop_padding: usize,
+    /// How bytes become numbers
+    #[arg(long, value_enum, default_value_t = Scale::PerChannel)]
+    normalize: Scale,
+    /// Training images for the accuracy after an epoch; 0 for all
+    #[arg(long, default_value_t = 1000)]
+    num_train_samples: usize,
+    /// Steps between printed losses, where the output is no terminal
+    #[arg(long, default_value_t = 100)]
+    print_every: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Moves {
+    Constant,
+    Step,
+    Plateau,
+    Cosine,
+    OneCycle,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Scale {
+    MeanImage,
+    PerChannel,
+}
+
+impl Args {
+    fn schedule(&self) -> Schedule {
+        match self.schedule {
+            Moves::Constant => Schedule::Constant,
+            Moves::Step => Schedule::Step {
+                step_size: self.step_size,
+                gamma: self.gamma,
+            },
+            Moves::Plateau => Schedule::Plateau {
+                factor: self.gamma,
+                patience: 2,
+                threshold: 1e-3,
+                cooldown: 0,
+                min_lr: 0.0,
+            },
+            Moves::Cosine => Schedule::Cosine {
+                t_max: self.epochs,
+                eta_min: 0.0,
+            },
+            Moves::OneCycle => Schedule::OneCycle {
+                pct_start: 0.25,
+                div_factor: 10.0,
+                final_div_factor: 100.0,
+            },
+        }
+    }
+
+    fn model(&self, input: [usize; 3], classes: usize) -> DeeperConfig {
+        DeeperConfig {
+            input,
+            num_filters: self.num_filters.clone(),
+            filter_size: self.filter_size,
+            hidden: self.hidden,
+            classes,
+            use_batchnorm: self.batchnorm,
+            use_dropout: self.dropout,
+            dropout_keep_ratio: self.dropout_keep_ratio,
+            weight_scale: self.weight_scale,
+            reg: self.reg,
+        }
+    }
+
+    fn solver(&self) -> Result<SolverConfig> {
+        Ok(SolverConfig {
+            update_rule: self.update_rule.parse::<UpdateRule>()?,
+            optim_config: OptimConfig {
+                learning_rate: Some(self.learning_rate),
+                ..Default::default()
+            },
+            schedule: self.schedule(),
+            lr_decay: self.lr_decay,
+            reg: self.reg,
+            batch_size: self.batch_size,
+            num_epochs: self.epochs,
+            num_train_samples: Some(self.num_train_samples).filter(|&n| n > 0),
+            print_every: self.print_every,
+            patience: self.patience,
+            checkpoint_dir: Some(self.out.clone()),
+            seed: self.seed,
+            ..Default::default()
+        })
+    }
+}
+
+fn main() {
+    if let Err(e) = run(&Args::parse()) {
+        eprintln!("error: {e}");
+        std::process::exit(1);
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let device = Device::parse(&args.device)?;
+    if let Some(n) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build_global();
+        pool.map_err(|e| Error::config("threads", e.to_string()))?;
+    }
+    let mut splits = match &args.data {
+        Some(name) if name.as_os_str() == "embedded" => synthetic_splits(args.seed),
+        dir => load_cifar10_or_synthetic(dir.as_deref(), args.seed)?,
+    };
+    if let Some(n) = args.train_samples {
+        splits = splits.with_train_samples(n)?;
+    }
+    println!(
+        "{splits}; device: {device}, {} threads",
+        rayon::current_num_threads()
+    );
+
+    let (input, classes) = (splits.train.shape(), splits.train.classes().len());
+    let model_config = args.model(input, classes);
+    let solver_config = args.solver()?;
+    let mut model = DeeperConvNet::new(model_config.clone(), &mut Generator::new(args.seed))?;
+    let [c, h, w] = input;
+    println!(
+        "{}",
+        Summary::of(&mut model, &Tensor::zeros([1, c, h, w], DType::F32)?)?
+    );
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let on_signal = move || {
+        // the second signal does not wait for the step to end
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(on_signal).map_err(|e| Error::config("ctrl-c", e.to_string()))?;
+
+    let data = SolverData {
+        train: splits.train.clone(),
+        val: splits.val.clone(),
+        normalize: match args.normalize {
+            Scale::MeanImage => Normalize::mean_image(&splits.train)?,
+            Scale::PerChannel => Normalize::per_channel(&splits.train)?,
+        },
+        augment: Augment {
+            flip: args.flip,
+            crop_padding: args.crop_padding,
+        },
+    };
+    let loss = CrossEntropy {
+        label_smoothing: args.label_smoothing,
+        ..Default::default()
+    };
+    let recorded = serde_json::json!({
+        "model": model_config,
+        "solver": solver_config,
+        "label_smoothing": args.label_smoothing,
+        "data": splits.source,
+        "augment": data.augment,
+        "threads": rayon::current_num_threads(),
+    });
+    let mut solver = Solver::new(
+        &mut model,
+        data,
+        Box::new(move |scores, labels| scores.cross_entropy(labels, &loss)),
+        solver_config,
+    )?
+    .with_recorded_config(recorded)
+    .with_stop(stop);
+    if args.resume {
+        solver.resume(args.out.join("checkpoint.safetensors"))?;
+        println!("resumed after epoch {}", solver.history().epochs);
+    }
+
+    let outcome = solver.train()?;
+    if outcome == Outcome::Interrupted {
+        println!(
+            "stopped; --resume goes on from {}",
+            args.out.join("checkpoint.safetensors").display()
+        );
+        return Ok(());
+    }
+    solver.report(Some(&splits.test))?;
+    let history = solver.history();
+    let percent = |a: Option<f64>| format!("{:.2} %", 100.0 * a.unwrap_or(f64::NAN));
+    println!(
+        "best validation accuracy {:.2} % at epoch {}; train {}, val {}, test {} of {} images; {:.0} s of training on {device}",
+        100.0 * history.best_val_acc,
+        history.best_epoch,
+        percent(history.train_acc),
+        percent(history.val_acc),
+        percent(history.test_acc),
+        splits.test.len(),
+        history.seconds,
+    );
+    save_curves(&args.out, history)?;
+    drop(solver);
+    save_state_dict(args.out.join("best.safetensors"), &mut model)?;
+    save_filters(args, &mut model)?;
+    println!(
+        "wrote {}/: history.json, history.csv, loss.svg, loss.png, accuracy.svg, accuracy.png, filters.png, best.safetensors, checkpoint.safetensors",
+        args.out.display()
+    );
+    Ok(())
+}
+
+/// The first layer's filters as a picture.
+fn save_filters(args: &Args, model: &mut DeeperConvNet) -> Result<()> {
+    let mut first = None;
+    nn::visit(model, |_, slot| {
+        if let (Slot::Parameter(t), None) = (slot, &first) {
+            first = Some(t.detach());
+        }
+    });
+    let Some(w) = first.filter(|w| w.rank() == 4) else {
+        return Ok(());
+    };
+    let [n, c, h, width] = [w.shape()[0], w.shape()[1], w.shape()[2], w.shape()[3]];
+    save_grid(
+        args.out.join("filters.png"),
+        &w.to_vec::<f32>()?,
+        (n, c, h, width),
+        8,
+        12,
+    )
+}

@@ -1,0 +1,352 @@
+//! Tests of every model: counts, names, shapes, state dicts, gradients.
+
+use super::*;
+use crate::dtype::DType;
+use crate::nn::{
+    self, Mode, Module, Slot, Summary, gradcheck, load_state_dict, parameter_count, state_dict,
+    to_dtype,
+};
+use crate::tensor::Tensor;
+
+fn rng() -> Generator {
+    Generator::new(11)
+}
+
+fn names(m: &mut dyn Module) -> Vec<String> {
+    state_dict(m).into_iter().map(|(name, _)| name).collect()
+}
+
+/// Narrow networks of every kind for images of 1x6x6 and three classes, in F64.
+fn narrow() -> Result<Vec<Box<dyn Module>>> {
+    let rng = &mut rng();
+    let input = [1, 6, 6];
+    let mut all: Vec<Box<dyn Module>> = vec![
+        Box::new(TwoLayerNet::new(
+            TwoLayerConfig {
+                input,
+                hidden: 5,
+                classes: 3,
+                weight_scale: None,
+                reg: 0.0,
+            },
+            rng,
+        )?),
+        Box::new(ThreeLayerConvNet::new(
+            ThreeLayerConfig {
+                input,
+                num_filters: 3,
+                filter_size: 3,
+                hidden: 5,
+                classes: 3,
+                weight_scale: None,
+                reg: 0.0,
+            },
+            rng,
+        )?),
+    ];
+    for normalization in [
+        Normalization::None,
+        Normalization::BatchNorm,
+        Normalization::LayerNorm,
+    ] {
+        let config = FullyConnectedConfig {
+            input,
+            hidden: vec![6, 5],
+            classes: 3,
+            normalization,
+            dropout_keep_ratio: 0.7,
+            weight_scale: None,
+            reg: 0.0,
+        };
+        all.push(Box::new(FullyConnectedNet::new(config, rng)?));
+    }
+    for (use_batchnorm, num_filters) in [(false, vec![2, 3]), (true, vec![2, 3, 2])] {
+        let config = DeeperConfig {
+            input,
+            num_filters,
+            hidden: 5,
+            classes: 3,
+            use_batchnorm,
+            use_dropout: true,
+            weight_scale: None,
+            ..Default::default()
+        };
+        all.push(Box::new(DeeperConvNet::new(config, rng)?));
+    }
+    for m in &mut all {
+        to_dtype(&mut **m, DType::F64)?;
+        // with biases of 0, an example that dropout empties lies on ReLU's kink
+        nn::try_visit(&mut **m, |_, slot| match slot {
+            Slot::Parameter(t) => {
+                let nudge = Tensor::randn(t.shape(), rng, DType::F64)?.mul_scalar(0.1)?;
+                t.copy_(&t.detach().add(&nudge)?)
+            }
+            Slot::Buffer(_) | Slot::Generator(_) => Ok(()),
+        })?;
+    }
+    Ok(all)
+}
+
+#[test]
+fn gradients_of_whole_models() -> Result<()> {
+    let x = Tensor::randn([4, 1, 6, 6], &mut rng(), DType::F64)?;
+    for mut m in narrow()? {
+        for mode in [Mode::Train, Mode::Eval] {
+            let report = gradcheck(&mut *m, &x, mode, 6)?;
+            assert!(report.passed(), "{mode:?} {}: {report}", m.describe());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_parameter_gets_a_gradient() -> Result<()> {
+    let x = Tensor::randn([4, 1, 6, 6], &mut rng(), DType::F64)?;
+    for mut m in narrow()? {
+        let y = m.forward(&x, Mode::Eval)?;
+        let weights = Tensor::randn(y.shape(), &mut rng(), DType::F64)?;
+        let grads = y.backward_from(&weights)?;
+        let named = nn::named_parameters(&mut *m);
+        let c = grads.coverage(named.iter().map(|(name, t)| (name.clone(), t)))?;
+        assert_eq!(c.healthy, named.len(), "{}: {c:?}", m.describe());
+    }
+    Ok(())
+}
+
+#[test]
+fn default_counts() -> Result<()> {
+    for (name, count) in [
+        ("two_layer", 3072 * 100 + 100 + 1010),
+        ("fully_connected", 3072 * 100 + 100 + 10100 + 1010),
+        (
+            "three_layer",
+            32 * 147 + 32 + 100 * 32 * 256 + 100 + 10 * 100 + 10,
+        ),
+        (
+            "deeper",
+            32 * 27 + 32 + 64 * 288 + 64 + 100 * 64 * 256 + 100 + 1010,
+        ),
+    ] {
+        let mut m = build(name, [3, 32, 32], 10, 0)?;
+        assert_eq!(parameter_count(&mut *m), count, "{name}");
+        let x = Tensor::zeros([2, 3, 32, 32], DType::F32)?;
+        assert_eq!(m.forward(&x, Mode::Eval)?.shape()[..], [2, 10], "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn default_weights_have_the_assignments_scale() -> Result<()> {
+    let mut m = build("three_layer", [3, 32, 32], 10, 0)?;
+    for (name, t) in state_dict(&mut *m) {
+        let v = t.to_vec::<f32>()?;
+        let std = (v.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
+        if nn::is_decayed(&name, &t) {
+            assert!((std / 1e-3 - 1.0).abs() < 0.1, "{name}: {std}");
+        } else {
+            assert_eq!(std, 0.0, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_seed_decides_the_weights() -> Result<()> {
+    let weights = |seed| -> Result<Vec<f32>> {
+        let mut m = build("three_layer", [1, 8, 8], 3, seed)?;
+        state_dict(&mut *m)[0].1.to_vec()
+    };
+    assert_eq!(weights(1)?, weights(1)?);
+    assert_ne!(weights(1)?, weights(2)?);
+    Ok(())
+}
+
+#[test]
+fn names_of_the_deeper_network() -> Result<()> {
+    let config = DeeperConfig {
+        input: [3, 9, 8],
+        num_filters: vec![2, 3, 4],
+        hidden: 5,
+        use_batchnorm: true,
+        use_dropout: true,
+        ..Default::default()
+    };
+    let mut m = DeeperConvNet::new(config, &mut rng())?;
+    let norm = [
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    ];
+    let mut want = Vec::new();
+    for stage in ["conv1", "conv2", "conv3", "fc1"] {
+        let first = if stage == "fc1" { "linear" } else { "conv" };
+        want.push(format!("{stage}.{first}.weight"));
+        want.push(format!("{stage}.{first}.bias"));
+        want.extend(norm.map(|n| format!("{stage}.norm.{n}")));
+    }
+    want.extend(["fc2.weight".to_string(), "fc2.bias".to_string()]);
+    assert_eq!(names(&mut m), want);
+    // the third convolution stands alone: no pool follows it
+    assert_eq!(
+        m.describe(),
+        "DeeperConvNet(
+  (conv1): ConvNormAct(3, 2, kernel_size=[3, 3], padding=[1, 1], BatchNorm2d, ReLU())
+  (conv2): ConvNormAct(2, 3, kernel_size=[3, 3], padding=[1, 1], BatchNorm2d, ReLU())
+  (pool1): MaxPool2d(kernel_size=[2, 2], stride=[2, 2])
+  (conv3): ConvNormAct(3, 4, kernel_size=[3, 3], padding=[1, 1], BatchNorm2d, ReLU())
+  (flatten): Flatten()
+  (fc1): LinearNormAct(64, 5, BatchNorm1d, ReLU())
+  (dropout1): Dropout(p=0.5)
+  (fc2): Linear(5, 10)
+)"
+    );
+    Ok(())
+}
+
+#[test]
+fn state_dict_round_trip_and_its_errors() -> Result<()> {
+    let x = Tensor::randn([4, 1, 6, 6], &mut rng(), DType::F64)?;
+    for (mut from, mut to) in narrow()?.into_iter().zip(narrow()?) {
+        // move weights and statistics away from where both models start
+        from.forward(&x, Mode::Train)?;
+        Init::Normal(0.3).apply(&mut *from, &mut Generator::new(99))?;
+        let state = state_dict(&mut *from);
+        let out = |m: &mut dyn Module| m.forward(&x, Mode::Eval)?.to_vec::<f64>();
+        let want = out(&mut *from)?;
+        let before = out(&mut *to)?;
+        assert_ne!(before, want);
+
+        let error = |m: &mut dyn Module, state: &[(String, Tensor)]| {
+            load_state_dict(m, state).unwrap_err().to_string()
+        };
+        let (name, last) = state.last().cloned().unwrap();
+        let e = error(&mut *to, &state[..state.len() - 1]);
+        assert_eq!(
+            e,
+            format!(
+                "checkpoint state_dict: {name}: missing; the model wants {:?}",
+                last.shape()
+            )
+        );
+        let mut more = state.clone();
+        more.push(("fc9.weight".into(), last.clone()));
+        let e = error(&mut *to, &more);
+        assert!(e.contains("fc9.weight: the model has no such"), "{e}");
+        let mut other = state.clone();
+        other[0].1 = Tensor::zeros([1, 2], DType::F64)?;
+        let e = error(&mut *to, &other);
+        assert!(e.contains("has shape [1, 2], the model wants"), "{e}");
+        assert_eq!(out(&mut *to)?, before, "a refused state changed the model");
+
+        load_state_dict(&mut *to, &state)?;
+        assert_eq!(out(&mut *to)?, want);
+        assert!(
+            nn::named_parameters(&mut *to)
+                .iter()
+                .all(|p| p.1.is_tracked())
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn summary_of_the_three_layer_network() -> Result<()> {
+    let mut m = build("three_layer", [3, 32, 32], 10, 0)?;
+    let s = Summary::of(&mut *m, &Tensor::zeros([1, 3, 32, 32], DType::F32)?)?;
+    assert_eq!(
+        s.to_string(),
+        "\
+name     layer                                                           output             parameters
+conv1    ConvNormAct(3, 32, kernel_size=[7, 7], padding=[3, 3], ReLU())  [1, 32, 32, 32]         4,736
+pool1    MaxPool2d(kernel_size=[2, 2], stride=[2, 2])                    [1, 32, 16, 16]             0
+flatten  Flatten()                                                       [1, 8192]                   0
+fc1      LinearNormAct(8192, 100, ReLU())                                [1, 100]              819,300
+fc2      Linear(100, 10)                                                 [1, 10]                 1,010
+825,046 parameters, 3.30 MB in f32"
+    );
+    Ok(())
+}
+
+#[test]
+fn refused_configurations() {
+    let refuse = |config: DeeperConfig| config.validate().unwrap_err().to_string();
+    let base = DeeperConfig::default;
+    assert!(base().validate().is_ok());
+    assert_eq!(
+        refuse(DeeperConfig {
+            filter_size: 4,
+            ..base()
+        }),
+        "configuration: filter_size: 4, expected an odd number"
+    );
+    assert_eq!(
+        refuse(DeeperConfig {
+            num_filters: vec![8; 12],
+            ..base()
+        }),
+        "configuration: num_filters: 12 convolutions halve images of [3, 32, 32] to nothing"
+    );
+    assert_eq!(
+        refuse(DeeperConfig {
+            num_filters: vec![8, 0],
+            ..base()
+        }),
+        "configuration: num_filters: [8, 0], expected at least 1"
+    );
+    assert_eq!(
+        refuse(DeeperConfig {
+            dropout_keep_ratio: 0.0,
+            ..base()
+        }),
+        "configuration: dropout_keep_ratio: 0, expected above 0 and at most 1"
+    );
+    assert_eq!(
+        refuse(DeeperConfig {
+            reg: f64::NAN,
+            ..base()
+        }),
+        "configuration: reg: NaN, expected at least 0"
+    );
+    assert_eq!(
+        refuse(DeeperConfig {
+            weight_scale: Some(-1.0),
+            ..base()
+        }),
+        "configuration: weight_scale: -1, expected at least 0"
+    );
+    let config = ThreeLayerConfig {
+        input: [3, 1, 32],
+        ..Default::default()
+    };
+    assert!(ThreeLayerConvNet::new(config, &mut rng()).is_err());
+    let config = FullyConnectedConfig {
+        hidden: vec![3, 0],
+        ..Default::default()
+    };
+    assert!(FullyConnectedNet::new(config, &mut rng()).is_err());
+}
+
+#[test]
+fn configurations_as_json() {
+    let config: DeeperConfig =
+        serde_json::from_str(r#"{"num_filters": [8, 8], "weight_scale": null}"#).unwrap();
+    let want = DeeperConfig {
+        num_filters: vec![8, 8],
+        weight_scale: None,
+        ..Default::default()
+    };
+    assert_eq!(config, want);
+    assert!(serde_json::from_str::<DeeperConfig>(r#"{"num_filter": [8]}"#).is_err());
+    let config = FullyConnectedConfig {
+        normalization: Normalization::LayerNorm,
+        ..Default::default()
+    };
+    let json = serde_json::to_string(&config).unwrap();
+    assert!(json.contains(r#""normalization":"layernorm""#), "{json}");
+    assert_eq!(
+        serde_json::from_str::<FullyConnectedConfig>(&json).unwrap(),
+        config
+    );
+}

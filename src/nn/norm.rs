@@ -1,0 +1,221 @@
+//! Batch norm and layer norm.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::nn::{Activation, Mode, Module, Visitor};
+use crate::ops::batch_norm;
+use crate::shape::IntoShape;
+use crate::tensor::Tensor;
+
+/// Batch norm of (n, c), for fully connected networks.
+pub type BatchNorm1d = BatchNorm<2>;
+/// Batch norm of images (n, c, h, w).
+pub type BatchNorm2d = BatchNorm<4>;
+
+/// y = (x - mean) / sqrt(var + eps) weight + bias, a mean and variance a channel, over inputs of
+/// `RANK` axes (Ioffe and Szegedy 2015).
+///
+/// Training takes the batch's statistics and moves the running ones towards them; evaluation
+/// takes the running ones.
+pub struct BatchNorm<const RANK: usize> {
+    /// (c), ones at first.
+    pub weight: Tensor,
+    /// (c), zeros at first.
+    pub bias: Tensor,
+    /// (c), the mean that evaluation takes.
+    pub running_mean: Tensor,
+    /// (c), the variance that evaluation takes.
+    pub running_var: Tensor,
+    /// How many batches have moved the running statistics: an I64 scalar.
+    pub num_batches_tracked: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+    /// The share of the batch's statistics in the next running ones. CS231n's momentum is 1 minus
+    /// this.
+    pub momentum: f64,
+}
+
+impl<const RANK: usize> BatchNorm<RANK> {
+    /// Of this many channels, with PyTorch's eps 1e-5 and momentum 0.1.
+    pub fn new(channels: usize) -> Result<Self> {
+        if channels == 0 {
+            return Err(Error::argument(
+                Self::name(),
+                "0 channels, expected at least 1",
+            ));
+        }
+        Ok(BatchNorm {
+            weight: Tensor::ones(channels, DType::F32)?.requires_grad(),
+            bias: Tensor::zeros(channels, DType::F32)?.requires_grad(),
+            running_mean: Tensor::zeros(channels, DType::F32)?,
+            running_var: Tensor::ones(channels, DType::F32)?,
+            num_batches_tracked: Tensor::zeros((), DType::I64)?,
+            eps: 1e-5,
+            momentum: 0.1,
+        })
+    }
+
+    fn name() -> &'static str {
+        if RANK == 2 {
+            "BatchNorm1d"
+        } else {
+            "BatchNorm2d"
+        }
+    }
+
+    /// The norm and the activation after it; ReLU in the same pass.
+    pub fn forward_act(
+        &mut self,
+        x: &Tensor,
+        mode: Mode,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        if x.rank() != RANK {
+            let want = if RANK == 2 { "(n, c)" } else { "(n, c, h, w)" };
+            return Err(Error::shape(
+                Self::name(),
+                &[*x.shape()],
+                format!("expected {want} but got {:?}", x.shape()),
+            ));
+        }
+        let relu = activation == Activation::Relu;
+        let op = batch_norm::BatchNorm {
+            training: mode == Mode::Train,
+            momentum: self.momentum,
+            eps: self.eps,
+            relu,
+        };
+        let y = x.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some((&mut self.running_mean, &mut self.running_var)),
+            &op,
+        )?;
+        if mode == Mode::Train {
+            self.num_batches_tracked.make_mut::<i64>()?[0] += 1;
+        }
+        if relu { Ok(y) } else { activation.of(&y) }
+    }
+}
+
+impl<const RANK: usize> Module for BatchNorm<RANK> {
+    fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.forward_act(x, mode, Activation::Identity)
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("weight", &mut self.weight);
+        v.parameter("bias", &mut self.bias);
+        v.buffer("running_mean", &mut self.running_mean);
+        v.buffer("running_var", &mut self.running_var);
+        v.buffer("num_batches_tracked", &mut self.num_batches_tracked);
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "{}({}, eps={:?}, momentum={:?})",
+            Self::name(),
+            self.weight.numel(),
+            self.eps,
+            self.momentum
+        )
+    }
+}
+
+/// The same formula as batch norm with the mean and variance of each example, over its last axes
+/// (Ba et al. 2016). It has no running statistics: training and evaluation are the same.
+pub struct LayerNorm {
+    /// Of the normalized shape, ones at first.
+    pub weight: Tensor,
+    /// Of the normalized shape, zeros at first.
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl LayerNorm {
+    /// Over the last axes, of these sizes. PyTorch's `eps` is 1e-5.
+    pub fn new(shape: impl IntoShape, eps: f64) -> Result<Self> {
+        let shape = shape.into_shape()?;
+        if shape.is_empty() || shape.numel() == 0 {
+            return Err(Error::argument(
+                "LayerNorm",
+                format!("shape {shape:?} holds nothing to normalize"),
+            ));
+        }
+        Ok(LayerNorm {
+            weight: Tensor::ones(shape, DType::F32)?.requires_grad(),
+            bias: Tensor::zeros(shape, DType::F32)?.requires_grad(),
+            eps,
+        })
+    }
+}
+
+impl Module for LayerNorm {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        let shape = *self.weight.shape();
+        x.layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps)
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("weight", &mut self.weight);
+        v.parameter("bias", &mut self.bias);
+    }
+
+    fn describe(&self) -> String {
+        format!("LayerNorm({:?}, eps={:?})", self.weight.shape(), self.eps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Generator;
+
+    #[test]
+    fn running_statistics_follow_pytorch() -> Result<()> {
+        let mut norm = BatchNorm1d::new(1)?;
+        let x = Tensor::from_vec(vec![1f32, 3.0], [2, 1])?;
+        // mean 2; variance 1 normalizes, 2 (unbiased) is kept
+        let y = norm.forward(&x, Mode::Train)?.to_vec::<f32>()?;
+        assert!((y[0] + 1.0).abs() < 1e-4 && (y[1] - 1.0).abs() < 1e-4);
+        assert!((norm.running_mean.to_vec::<f32>()?[0] - 0.2).abs() < 1e-6);
+        assert!((norm.running_var.to_vec::<f32>()?[0] - 1.1).abs() < 1e-6);
+        assert_eq!(norm.num_batches_tracked.item()?, 1.0);
+        let y = norm.forward(&x, Mode::Eval)?.to_vec::<f32>()?;
+        assert!((y[0] - 0.8 / 1.1f32.sqrt()).abs() < 1e-4);
+        assert_eq!(norm.num_batches_tracked.item()?, 1.0);
+        assert_eq!(norm.describe(), "BatchNorm1d(1, eps=1e-5, momentum=0.1)");
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_rank_and_sizes() -> Result<()> {
+        let x = Tensor::zeros([2, 3], DType::F32)?;
+        let e = BatchNorm2d::new(3)?.forward(&x, Mode::Train).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "BatchNorm2d: expected (n, c, h, w) but got [2, 3]"
+        );
+        assert!(BatchNorm1d::new(0).is_err() && LayerNorm::new([3, 0], 1e-5).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn layer_norm_of_each_example() -> Result<()> {
+        let x = Tensor::randn([4, 2, 8], &mut Generator::new(0), DType::F64)?.mul_scalar(3.0)?;
+        let mut norm = LayerNorm::new([2, 8], 1e-5)?;
+        crate::nn::to_dtype(&mut norm, DType::F64)?;
+        let y = norm.forward(&x, Mode::Train)?.to_vec::<f64>()?;
+        for example in y.chunks(16) {
+            let mean = example.iter().sum::<f64>() / 16.0;
+            let var = example.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / 16.0;
+            assert!(
+                mean.abs() < 1e-12 && (var - 1.0).abs() < 1e-4,
+                "{mean} {var}"
+            );
+        }
+        assert_eq!(norm.describe(), "LayerNorm([2, 8], eps=1e-5)");
+        Ok(())
+    }
+}

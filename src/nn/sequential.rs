@@ -1,0 +1,152 @@
+//! Layers one after another.
+
+use crate::error::{Error, Result};
+use crate::nn::{Mode, Module, Summary, Visitor};
+use crate::tensor::Tensor;
+
+/// Named modules, each fed with the output of the one before.
+///
+/// ```
+/// # use cotangent::{DType, Tensor, random::Generator};
+/// # use cotangent::nn::{Activation, Linear, Mode, Module, Sequential};
+/// let rng = &mut Generator::new(0);
+/// let mut net = Sequential::new();
+/// net.append(Linear::new(4, 3, rng)?)?;
+/// net.append(Activation::Relu)?;
+/// net.add_module("classifier", Linear::new(3, 2, rng)?)?;
+/// let y = net.forward(&Tensor::ones([5, 4], DType::F32)?, Mode::Eval)?;
+/// assert_eq!(y.shape()[..], [5, 2]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sequential {
+    children: Vec<(String, Box<dyn Module>)>,
+}
+
+impl Sequential {
+    /// Nothing yet: the output is the input.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Add a module at the end, its name its number from 0.
+    pub fn append(&mut self, module: impl Module + 'static) -> Result<()> {
+        self.add_module(&self.children.len().to_string(), module)
+    }
+
+    /// Add a module at the end under a name. The name must be new and without dots.
+    pub fn add_module(&mut self, name: &str, module: impl Module + 'static) -> Result<()> {
+        if name.is_empty() || name.contains('.') || self.children.iter().any(|(n, _)| n == name) {
+            return Err(Error::argument(
+                "Sequential",
+                format!("the name {name:?} is empty, has a dot or is taken"),
+            ));
+        }
+        self.children.push((name.into(), Box::new(module)));
+        Ok(())
+    }
+
+    /// [`Module::describe`] under another name, for models that are one sequence.
+    pub(crate) fn describe_as(&self, name: &str) -> String {
+        let mut s = format!("{name}(");
+        for (name, child) in &self.children {
+            let inside = child.describe().replace('\n', "\n  ");
+            s += &format!("\n  ({name}): {inside}");
+        }
+        if !self.children.is_empty() {
+            s += "\n";
+        }
+        s + ")"
+    }
+}
+
+impl Module for Sequential {
+    fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (_, child) in &mut self.children {
+            x = child.forward(&x, mode)?;
+        }
+        Ok(x)
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        for (name, child) in &mut self.children {
+            v.child(name, &mut **child);
+        }
+    }
+
+    fn describe(&self) -> String {
+        self.describe_as("Sequential")
+    }
+
+    fn summarize(&mut self, x: &Tensor, summary: &mut Summary) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (name, child) in &mut self.children {
+            x = summary.child(name, |s| child.summarize(&x, s))?;
+        }
+        Ok(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::nn::{Activation, Flatten, Linear, named_parameters};
+    use crate::random::Generator;
+
+    fn nested() -> Result<Sequential> {
+        let rng = &mut Generator::new(0);
+        let mut inner = Sequential::new();
+        inner.append(Linear::new(4, 3, rng)?)?;
+        inner.append(Activation::Relu)?;
+        let mut net = Sequential::new();
+        net.append(Flatten)?;
+        net.add_module("body", inner)?;
+        net.append(Linear::new(3, 2, rng)?.without_bias())?;
+        Ok(net)
+    }
+
+    #[test]
+    fn names_and_description_nest() -> Result<()> {
+        let mut net = nested()?;
+        let names: Vec<String> = named_parameters(&mut net)
+            .into_iter()
+            .map(|p| p.0)
+            .collect();
+        assert_eq!(names, ["body.0.weight", "body.0.bias", "2.weight"]);
+        assert_eq!(
+            net.describe(),
+            "Sequential(\n  (0): Flatten()\n  (body): Sequential(\n    (0): Linear(4, 3)\n    (1): ReLU()\n  )\n  (2): Linear(3, 2, bias=False)\n)"
+        );
+        assert_eq!(Sequential::new().describe(), "Sequential()");
+        Ok(())
+    }
+
+    #[test]
+    fn summary_rows_nest() -> Result<()> {
+        let x = Tensor::zeros([5, 1, 2, 2], DType::F32)?;
+        let s = Summary::of(&mut nested()?, &x)?;
+        let rows: Vec<(&str, usize)> = s
+            .rows
+            .iter()
+            .map(|r| (r.name.as_str(), r.parameters))
+            .collect();
+        assert_eq!(rows, [("0", 0), ("body.0", 15), ("body.1", 0), ("2", 6)]);
+        assert_eq!(s.rows[3].output[..], [5, 2]);
+        Ok(())
+    }
+
+    #[test]
+    fn refused_names() -> Result<()> {
+        let mut net = Sequential::new();
+        net.add_module("1", Flatten)?;
+        assert!(net.append(Flatten).is_err());
+        assert!(net.add_module("a.b", Flatten).is_err());
+        assert_eq!(
+            net.add_module("", Flatten).unwrap_err().to_string(),
+            "Sequential: the name \"\" is empty, has a dot or is taken"
+        );
+        Ok(())
+    }
+}

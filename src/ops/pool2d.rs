@@ -1,0 +1,465 @@
+//! Max and average pooling over a window that slides over images.
+
+use crate::autograd::{Op, apply};
+use crate::cpu::{rows, strided};
+use crate::dtype::{Element, Real};
+use crate::error::{Error, Result};
+use crate::ops::check::{Case, Input};
+use crate::shape::{Layout, Shape, Window};
+use crate::tensor::Tensor;
+use crate::with_real;
+
+/// A window's way over images that lie in memory as N, H, W, C: every loop's innermost axis is C.
+#[derive(Clone, Copy)]
+struct Walk {
+    window: Window,
+    /// (N, C, H, W)
+    input: Shape,
+    /// (N, C, H', W')
+    output: Shape,
+}
+
+impl Walk {
+    fn new(op: &'static str, x: &Tensor, window: Window) -> Result<Self> {
+        let [n, c, h, w] = x.dims(op, "(N, C, H, W)")?;
+        if h == 0 || w == 0 {
+            let why = format!("expected images but got {:?}", x.shape());
+            return Err(Error::shape(op, &[*x.shape()], why));
+        }
+        let [oh, ow] = window.output(op, [h, w])?;
+        if (0..2).any(|i| window.padding[i] > window.kernel[i] / 2) {
+            let Window {
+                padding, kernel, ..
+            } = window;
+            let why = format!("padding {padding:?} is more than half of the kernel {kernel:?}");
+            return Err(Error::argument(op, why));
+        }
+        Ok(Walk {
+            window,
+            input: *x.shape(),
+            output: Shape::new(&[n, c, oh, ow])?,
+        })
+    }
+
+    /// Elements of an image, of an output image and of a row of an output image.
+    fn sizes(&self) -> [usize; 3] {
+        let (i, o) = (&self.input, &self.output);
+        [i[1] * i[2] * i[3], o[1] * o[2] * o[3], o[1] * o[3]]
+    }
+
+    /// Elements of a window.
+    fn area(&self) -> usize {
+        self.window.kernel.iter().product()
+    }
+
+    /// Whether windows tile the image: each element lies in exactly one.
+    fn tiles(&self) -> bool {
+        let w = &self.window;
+        w.stride == w.kernel
+            && w.padding == [0, 0]
+            && w.dilation == [1, 1]
+            && (0..2).all(|i| self.input[2 + i] % w.kernel[i] == 0)
+    }
+
+    /// Call `f(index within the window, where the pixel starts in its image)` for each element of
+    /// window (oh, ow) that lies within the image, in row-major order.
+    #[inline(always)]
+    fn taps(&self, oh: usize, ow: usize, mut f: impl FnMut(usize, usize)) {
+        let (w, [_, c, height, width]) = (&self.window, dims(&self.input));
+        for kh in 0..w.kernel[0] {
+            // beyond the image on either side: wraps to a large number
+            let h = (oh * w.stride[0] + kh * w.dilation[0]).wrapping_sub(w.padding[0]);
+            if h >= height {
+                continue;
+            }
+            for kw in 0..w.kernel[1] {
+                let x = (ow * w.stride[1] + kw * w.dilation[1]).wrapping_sub(w.padding[1]);
+                if x < width {
+                    f(kh * w.kernel[1] + kw, (h * width + x) * c);
+                }
+            }
+        }
+    }
+
+    /// Call `f(oh, ow, where the output pixel starts in its image)` for each window.
+    #[inline(always)]
+    fn windows(&self, mut f: impl FnMut(usize, usize, usize)) {
+        let [_, c, oh, ow] = dims(&self.output);
+        for h in 0..oh {
+            for w in 0..ow {
+                f(h, w, (h * ow + w) * c);
+            }
+        }
+    }
+
+    /// A gradient of the input, written by `image(dx, index of the image)`.
+    fn input_gradient<T: Real>(
+        &self,
+        dy: &Tensor,
+        image: impl Fn(&mut [T], usize) + Sync,
+    ) -> Result<Tensor> {
+        let [size, out_size, _] = self.sizes();
+        let layout = Layout::channels_last(self.input);
+        Tensor::build::<T>(layout, dy.device(), |dx| {
+            strided::rows(dx, size, out_size * self.area(), |dx, i| {
+                if !self.tiles() {
+                    dx.fill(T::ZERO);
+                }
+                image(dx, i);
+            })
+        })
+    }
+}
+
+fn dims(s: &Shape) -> [usize; 4] {
+    [s[0], s[1], s[2], s[3]]
+}
+
+/// y = max over the window; the first of equals in row-major order takes the gradient, and NaN
+/// wins, as PyTorch has it.
+struct MaxPool(Walk);
+
+impl Op<1> for MaxPool {
+    const NAME: &'static str = "max_pool2d";
+    /// For each output the index of its maximum within the window: U8 where that suffices.
+    type Saved = Tensor;
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Tensor)> {
+        with_real!(Self::NAME, x.dtype(), T => match self.0.area() {
+            0..=256 => self.run::<T, u8>(x),
+            _ => self.run::<T, i64>(x),
+        })
+    }
+
+    fn backward(&self, arg: Tensor, dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        let dx = with_real!(Self::NAME, dy.dtype(), T => match self.0.area() {
+            0..=256 => self.scatter::<T, u8>(&arg, &dy),
+            _ => self.scatter::<T, i64>(&arg, &dy),
+        })?;
+        Ok([Some(dx)])
+    }
+}
+
+impl MaxPool {
+    fn run<T: Real, I: Element>(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (walk, x) = (&self.0, x.channels_last()?);
+        let v = x.dense_slice::<T>(Self::NAME)?;
+        let ([size, _, row], [_, c, oh, _]) = (walk.sizes(), dims(&walk.output));
+        let layout = Layout::channels_last(walk.output);
+        let mut arg = Tensor::build::<I>(layout, x.device(), |_| {})?;
+        let index = arg.make_mut::<I>()?;
+        let y = Tensor::build::<T>(layout, x.device(), |y| {
+            rows::rows2((y, row), (index, row), row * walk.area(), |y, arg, r| {
+                let image = &v[r / oh * size..][..size];
+                let pixels = y.chunks_exact_mut(c).zip(arg.chunks_exact_mut(c));
+                for (ow, (y, arg)) in pixels.enumerate() {
+                    // a window wholly in the padding (dilation can do that) has no maximum
+                    y.fill(T::NEG_INFINITY);
+                    arg.fill(I::default());
+                    let mut first = true;
+                    walk.taps(r % oh, ow, |k, at| {
+                        let (x, k) = (&image[at..at + c], I::from_f64(k as f64));
+                        if std::mem::take(&mut first) {
+                            y.copy_from_slice(x);
+                            arg.fill(k);
+                        } else {
+                            keep_greater(y, arg, x, k);
+                        }
+                    });
+                }
+            })
+        })?;
+        Ok((y, arg))
+    }
+
+    fn scatter<T: Real, I: Element>(&self, arg: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let (walk, dy) = (&self.0, dy.channels_last()?);
+        let g = dy.dense_slice::<T>(Self::NAME)?;
+        let arg = arg.dense_slice::<I>(Self::NAME)?;
+        let (c, tiles, [_, out_size, _]) = (walk.output[1], walk.tiles(), walk.sizes());
+        walk.input_gradient::<T>(&dy, |dx, i| {
+            let g = &g[i * out_size..][..out_size];
+            let arg = &arg[i * out_size..][..out_size];
+            walk.windows(|oh, ow, from| {
+                let (g, arg) = (&g[from..from + c], &arg[from..from + c]);
+                walk.taps(oh, ow, |k, at| {
+                    let (dx, k) = (&mut dx[at..at + c], I::from_f64(k as f64));
+                    if tiles {
+                        for ((dx, &g), &arg) in dx.iter_mut().zip(g).zip(arg) {
+                            *dx = if arg == k { g } else { T::ZERO };
+                        }
+                    } else {
+                        for ((dx, &g), &arg) in dx.iter_mut().zip(g).zip(arg) {
+                            *dx += if arg == k { g } else { T::ZERO };
+                        }
+                    }
+                });
+            });
+        })
+    }
+}
+
+/// Where x is greater than y, or NaN: y = x and arg = k.
+#[inline(always)]
+#[allow(clippy::eq_op, reason = "NaN differs from itself")]
+fn keep_greater<T: Real, I: Element>(y: &mut [T], arg: &mut [I], x: &[T], k: I) {
+    for ((y, arg), &x) in y.iter_mut().zip(arg).zip(x) {
+        let wins = x > *y || x != x;
+        *y = if wins { x } else { *y };
+        *arg = if wins { k } else { *arg };
+    }
+}
+
+/// y = sum over the window / its number of elements, those in the padding counted or not.
+struct AvgPool {
+    walk: Walk,
+    count_include_pad: bool,
+}
+
+impl AvgPool {
+    /// 1 / the number of elements of window (oh, ow).
+    fn share<T: Real>(&self, oh: usize, ow: usize) -> T {
+        let mut n = self.walk.area();
+        if !self.count_include_pad {
+            n = 0;
+            self.walk.taps(oh, ow, |_, _| n += 1);
+        }
+        T::ONE / T::of(n as f64)
+    }
+}
+
+impl Op<1> for AvgPool {
+    const NAME: &'static str = "avg_pool2d";
+    type Saved = ();
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
+        let (walk, x) = (&self.walk, x.channels_last()?);
+        let ([size, _, row], [_, c, oh, _]) = (walk.sizes(), dims(&walk.output));
+        let layout = Layout::channels_last(walk.output);
+        let y = with_real!(Self::NAME, x.dtype(), T => {
+            let v = x.dense_slice::<T>(Self::NAME)?;
+            Tensor::build::<T>(layout, x.device(), |y| {
+                strided::rows(y, row, row * walk.area(), |y, r| {
+                    let image = &v[r / oh * size..][..size];
+                    for (ow, y) in y.chunks_exact_mut(c).enumerate() {
+                        y.fill(T::ZERO);
+                        walk.taps(r % oh, ow, |_, at| {
+                            y.iter_mut().zip(&image[at..at + c]).for_each(|(y, &x)| *y += x);
+                        });
+                        let share = self.share::<T>(r % oh, ow);
+                        y.iter_mut().for_each(|y| *y *= share);
+                    }
+                })
+            })
+        })?;
+        Ok((y, ()))
+    }
+
+    fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        let (walk, dy) = (&self.walk, dy.channels_last()?);
+        let (c, tiles, [_, out_size, _]) = (walk.output[1], walk.tiles(), walk.sizes());
+        let dx = with_real!(Self::NAME, dy.dtype(), T => {
+            let g = dy.dense_slice::<T>(Self::NAME)?;
+            walk.input_gradient::<T>(&dy, |dx, i| {
+                let g = &g[i * out_size..][..out_size];
+                walk.windows(|oh, ow, from| {
+                    let (g, share) = (&g[from..from + c], self.share::<T>(oh, ow));
+                    walk.taps(oh, ow, |_, at| {
+                        let pixel = dx[at..at + c].iter_mut().zip(g);
+                        if tiles {
+                            pixel.for_each(|(dx, &g)| *dx = g * share);
+                        } else {
+                            pixel.for_each(|(dx, &g)| *dx += g * share);
+                        }
+                    });
+                });
+            })
+        })?;
+        Ok([Some(dx)])
+    }
+}
+
+impl Tensor {
+    /// The greatest of each window: (N, C, H, W) to (N, C, H', W'), sizes by [`Window::output`].
+    /// Padding counts as minus infinity and is at most half of the kernel.
+    ///
+    /// ```
+    /// # use cotangent::{shape::Window, DType, Tensor};
+    /// let x = Tensor::arange(0.0, 16.0, 1.0, DType::F32)?.reshape([1, 1, 4, 4])?;
+    /// let y = x.max_pool2d(Window { stride: [2, 2], ..Window::new([2, 2]) })?;
+    /// assert_eq!(y.to_vec::<f32>()?, [5.0, 7.0, 13.0, 15.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn max_pool2d(&self, window: Window) -> Result<Tensor> {
+        let walk = Walk::new(<MaxPool as Op<1>>::NAME, self, window)?;
+        apply(MaxPool(walk), [self])
+    }
+
+    /// The mean of each window: (N, C, H, W) to (N, C, H', W'), sizes by [`Window::output`].
+    /// Padding, at most half of the kernel, is 0 and counts as elements if `count_include_pad`
+    /// (PyTorch's default). Dilation must be 1.
+    ///
+    /// ```
+    /// # use cotangent::{shape::Window, DType, Tensor};
+    /// let x = Tensor::arange(0.0, 4.0, 1.0, DType::F32)?.reshape([1, 1, 2, 2])?;
+    /// assert_eq!(x.avg_pool2d(Window::new([2, 2]), true)?.item()?, 1.5);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn avg_pool2d(&self, window: Window, count_include_pad: bool) -> Result<Tensor> {
+        let op = <AvgPool as Op<1>>::NAME;
+        let walk = Walk::new(op, self, window)?;
+        if window.dilation != [1, 1] {
+            let why = format!("dilation is {:?}, expected [1, 1]", window.dilation);
+            return Err(Error::argument(op, why));
+        }
+        apply(
+            AvgPool {
+                walk,
+                count_include_pad,
+            },
+            [self],
+        )
+    }
+}
+
+const fn window(kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Window {
+    Window {
+        kernel,
+        stride,
+        padding,
+        dilation: [1, 1],
+    }
+}
+
+macro_rules! cases {
+    ($($name:literal $shape:expr, $kernel:expr, $stride:expr, $padding:expr;)*) => {
+        &[$(
+            Case { op: "max_pool2d", name: $name, inputs: &[Input::Distinct(&$shape)],
+                run: |x| x[0].max_pool2d(window($kernel, $stride, $padding)) },
+            Case { op: "avg_pool2d", name: $name, inputs: &[Input::Normal(&$shape)],
+                run: |x| x[0].avg_pool2d(window($kernel, $stride, $padding), false) },
+        )*]
+    };
+}
+
+/// Tiles, gaps, overlap, padding and degenerate sizes.
+pub const CASES: &[Case] = cases! {
+    "2x2 tiles" [2, 3, 4, 6], [2, 2], [2, 2], [0, 0];
+    "2x2, ragged edge" [2, 3, 5, 7], [2, 2], [2, 2], [0, 0];
+    "3x3 overlapping, padded" [2, 3, 7, 6], [3, 3], [2, 2], [1, 1];
+    "3x2 by one" [1, 2, 4, 5], [3, 2], [1, 1], [1, 1];
+    "gaps between windows" [2, 2, 7, 7], [2, 1], [3, 2], [0, 0];
+    "19 channels" [2, 19, 4, 4], [2, 2], [2, 2], [0, 0];
+    "whole image" [3, 2, 5, 3], [5, 3], [1, 1], [0, 0];
+    "17x17, more than 256 elements" [1, 1, 17, 18], [17, 17], [1, 1], [0, 0];
+    "1x1 image" [2, 3, 1, 1], [1, 1], [1, 1], [0, 0];
+    "1x1 image, padded" [2, 3, 1, 1], [3, 3], [1, 1], [1, 1];
+    "no image" [0, 3, 4, 4], [2, 2], [2, 2], [0, 0];
+    "no channel" [2, 0, 4, 4], [2, 2], [2, 2], [0, 0];
+};
+
+/// What one of the two alone has.
+pub const MORE_CASES: &[Case] = &[
+    Case {
+        op: "max_pool2d",
+        name: "dilated",
+        inputs: &[Input::Distinct(&[2, 3, 6, 7])],
+        run: |x| {
+            x[0].max_pool2d(Window {
+                dilation: [2, 3],
+                ..window([2, 2], [1, 2], [1, 0])
+            })
+        },
+    },
+    Case {
+        op: "avg_pool2d",
+        name: "padding counted",
+        inputs: &[Input::Normal(&[2, 3, 5, 6])],
+        run: |x| x[0].avg_pool2d(window([3, 3], [2, 1], [1, 1]), true),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn ties_nan_and_empty_windows_follow_pytorch() -> Result<()> {
+        let pool = |v: Vec<f32>, w: Window| -> Result<(Vec<f32>, Vec<f32>)> {
+            let x = Tensor::from_vec(v, [1, 1, 2, 2])?.requires_grad();
+            let y = x.max_pool2d(w)?;
+            let grads = y.backward_from(&y.ones_like()?)?;
+            Ok((y.to_vec()?, grads.get(&x).unwrap().to_vec()?))
+        };
+        let w = Window::new([2, 2]);
+        assert_eq!(
+            pool(vec![1.0, 3.0, 3.0, 2.0], w)?,
+            (vec![3.0], vec![0.0, 1.0, 0.0, 0.0])
+        );
+        let (y, dx) = pool(vec![1.0, f32::NAN, 3.0, 2.0], w)?;
+        assert!(y[0].is_nan());
+        assert_eq!(dx, [0.0, 1.0, 0.0, 0.0]);
+        // both elements of each window in the padding
+        let w = Window {
+            padding: [1, 1],
+            dilation: [3, 3],
+            ..w
+        };
+        assert_eq!(
+            pool(vec![1.0; 4], w)?,
+            (vec![f32::NEG_INFINITY], vec![0.0; 4])
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn averages_count_the_padding_or_not() -> Result<()> {
+        let x = Tensor::ones([1, 1, 2, 2], DType::F64)?;
+        let w = window([2, 2], [2, 2], [1, 1]);
+        assert_eq!(x.avg_pool2d(w, true)?.to_vec::<f64>()?, [0.25; 4]);
+        assert_eq!(x.avg_pool2d(w, false)?.to_vec::<f64>()?, [1.0; 4]);
+        Ok(())
+    }
+
+    #[test]
+    fn outputs_lie_channels_last() -> Result<()> {
+        let x = Tensor::ones([2, 3, 4, 4], DType::F32)?;
+        assert!(
+            x.max_pool2d(Window::new([2, 2]))?
+                .layout()
+                .is_channels_last()
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn errors() -> Result<()> {
+        let e = |r: Result<Tensor>| r.unwrap_err().to_string();
+        let x = Tensor::ones([1, 2, 4, 4], DType::F32)?;
+        assert_eq!(
+            e(x.max_pool2d(window([2, 2], [1, 1], [2, 0]))),
+            "max_pool2d: padding [2, 0] is more than half of the kernel [2, 2]"
+        );
+        assert!(e(x.avg_pool2d(Window::new([5, 5]), true)).contains("larger than the input"));
+        let dilated = Window {
+            dilation: [2, 1],
+            ..Window::new([2, 2])
+        };
+        assert_eq!(
+            e(x.avg_pool2d(dilated, true)),
+            "avg_pool2d: dilation is [2, 1], expected [1, 1]"
+        );
+        let flat = Tensor::ones([4, 4], DType::F32)?;
+        assert_eq!(
+            e(flat.max_pool2d(Window::new([2, 2]))),
+            "max_pool2d: expected (N, C, H, W) but got [4, 4]"
+        );
+        assert!(
+            x.to_dtype(DType::I64)?
+                .max_pool2d(Window::new([2, 2]))
+                .is_err()
+        );
+        Ok(())
+    }
+}
