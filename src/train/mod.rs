@@ -6,6 +6,7 @@ pub mod history;
 pub mod picture;
 pub mod plot;
 pub mod progress;
+pub mod sanity;
 pub mod solver;
 
 pub use checkpoint::{Checkpoint, load_state_dict_file, save_state_dict};
@@ -13,4 +14,5 @@ pub use history::History;
 pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
 pub use progress::Progress;
+pub use sanity::{SanityConfig, SanityReport, sanity_checks};
 pub use solver::{LossFn, OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule};

@@ -15,6 +15,7 @@ use crate::data::{Augment, Batch, Dataset, Loader, Normalize};
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
+use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{
     Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
     ScheduleState, Sgd, SgdConfig,
@@ -26,7 +27,17 @@ use crate::train::{History, Progress, files, save_state_dict};
 use crate::with_real;
 
 /// The loss of scores (N, C) and labels (N) of I64: a scalar.
-pub type LossFn = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send>;
+pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
+
+/// The mean softmax loss of a batch; `label_smoothing` is the share of the target that is spread
+/// over all classes.
+pub fn softmax_loss(label_smoothing: f64) -> LossFn {
+    let config = CrossEntropy {
+        label_smoothing,
+        reduction: Reduction::Mean,
+    };
+    Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
+}
 
 /// CS231n's names of the update rules, and AdamW.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +163,8 @@ pub struct SolverConfig {
     pub lr_decay: f64,
     /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss.
     pub reg: f64,
+    /// The share of each target that is spread over all classes.
+    pub label_smoothing: f64,
     /// Images a step.
     pub batch_size: usize,
     /// Times through the training images.
@@ -181,6 +194,7 @@ impl Default for SolverConfig {
             schedule: Schedule::Constant,
             lr_decay: 1.0,
             reg: 0.0,
+            label_smoothing: 0.0,
             batch_size: 100,
             num_epochs: 10,
             num_train_samples: Some(1000),
@@ -206,6 +220,10 @@ impl SolverConfig {
         if !(self.reg >= 0.0 && self.reg.is_finite()) {
             let why = format!("{}; expected a number of at least 0", self.reg);
             return Err(Error::config("reg", why));
+        }
+        if !(0.0..=1.0).contains(&self.label_smoothing) {
+            let why = format!("{}; expected 0 to 1", self.label_smoothing);
+            return Err(Error::config("label_smoothing", why));
         }
         for (key, n) in [
             ("batch_size", Some(self.batch_size)),
@@ -262,7 +280,7 @@ pub enum Outcome {
 
 /// Trains a model.
 ///
-/// `Solver::new(&mut model, data, loss, config)?.train()?` trains, keeps the parameters of the
+/// `Solver::new(&mut model, data, config)?.train()?` trains, keeps the parameters of the
 /// epoch with the best validation accuracy, and puts them into the model at the end. With
 /// `checkpoint_dir` set, [`resume`](Self::resume) goes on from the checkpoint of an earlier run
 /// and gives the very bits of a run that was never interrupted.
@@ -287,12 +305,7 @@ pub struct Solver<'m> {
 impl<'m> Solver<'m> {
     /// A run that has not begun. Settings that make no sense, by themselves or for these images,
     /// are an [`Error::Config`].
-    pub fn new(
-        model: &'m mut dyn Module,
-        data: SolverData,
-        loss: LossFn,
-        config: SolverConfig,
-    ) -> Result<Self> {
+    pub fn new(model: &'m mut dyn Module, data: SolverData, config: SolverConfig) -> Result<Self> {
         config.validate()?;
         if data.val.is_empty() {
             return Err(Error::config("val", "no validation images"));
@@ -311,7 +324,7 @@ impl<'m> Solver<'m> {
         Ok(Solver {
             model,
             data,
-            loss,
+            loss: softmax_loss(config.label_smoothing),
             base_lr: optimizer.learning_rate(),
             loader,
             optimizer,
@@ -324,6 +337,12 @@ impl<'m> Solver<'m> {
             stop: Arc::default(),
             config,
         })
+    }
+
+    /// Another loss than the softmax; `label_smoothing` is then without effect.
+    pub fn with_loss(mut self, loss: LossFn) -> Self {
+        self.loss = loss;
+        self
     }
 
     /// Watch `flag` before each step: once it is set, [`train`](Self::train) writes a checkpoint
@@ -681,4 +700,371 @@ fn weights(model: &mut (impl Module + ?Sized)) -> Named {
         }
     });
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::synthetic;
+    use crate::nn::Visitor;
+
+    /// A linear classifier with noise on its input, a running mean, and a name.
+    struct Net {
+        w: Tensor,
+        b: Tensor,
+        mean: Tensor,
+        noise: Generator,
+        name: &'static str,
+    }
+
+    impl Net {
+        fn new(name: &'static str) -> Self {
+            let mut noise = Generator::new(7);
+            let w = Tensor::randn([10, 3072], &mut noise, DType::F32).unwrap();
+            Net {
+                w: w.mul_scalar(1e-3).unwrap().requires_grad(),
+                b: Tensor::zeros([10], DType::F32).unwrap().requires_grad(),
+                mean: Tensor::zeros([10], DType::F32).unwrap(),
+                noise,
+                name,
+            }
+        }
+    }
+
+    impl Module for Net {
+        fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+            let x = x.flatten(1)?;
+            if mode == Mode::Eval {
+                return x
+                    .linear(&self.w, Some(&self.b))?
+                    .sub(&self.mean.mul_scalar(1e-3)?);
+            }
+            let noise = Tensor::rand(x.shape(), &mut self.noise, DType::F32)?;
+            let y = x.mul(&noise)?.linear(&self.w, Some(&self.b))?;
+            self.mean = self
+                .mean
+                .mul_scalar(0.9)?
+                .add(&y.detach().mean(&[0], false)?)?;
+            Ok(y)
+        }
+        fn visit(&mut self, v: &mut Visitor<'_>) {
+            v.parameter("w", &mut self.w);
+            v.parameter("b", &mut self.b);
+            v.buffer("mean", &mut self.mean);
+            v.generator("noise", &mut self.noise);
+        }
+        fn describe(&self) -> String {
+            self.name.into()
+        }
+    }
+
+    fn data() -> SolverData {
+        let train = synthetic(0, 0, 90);
+        SolverData {
+            normalize: Normalize::mean_image(&train).unwrap(),
+            val: synthetic(0, 1000, 40),
+            train,
+            augment: Augment::standard(),
+        }
+    }
+
+    fn config(dir: &Path, num_epochs: usize) -> SolverConfig {
+        SolverConfig {
+            update_rule: UpdateRule::Adam,
+            schedule: Schedule::Step {
+                step_size: 2,
+                gamma: 0.3,
+            },
+            lr_decay: 0.95,
+            reg: 0.1,
+            label_smoothing: 0.1,
+            batch_size: 20,
+            num_epochs,
+            num_train_samples: Some(30),
+            checkpoint_dir: Some(dir.into()),
+            verbose: false,
+            seed: 11,
+            ..SolverConfig::default()
+        }
+    }
+
+    fn bits(named: &[(String, Tensor)]) -> Vec<(String, Vec<u32>)> {
+        let mut all: Vec<_> = named
+            .iter()
+            .map(|(n, t)| {
+                let v = t.to_vec::<f32>().unwrap();
+                (n.clone(), v.iter().map(|x| x.to_bits()).collect())
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// All that must be equal of two runs: the model, its noise, the checkpoint and the history.
+    fn assert_same_run(a: (&mut Net, &Path), b: (&mut Net, &Path)) {
+        assert_eq!(bits(&nn::state_dict(a.0)), bits(&nn::state_dict(b.0)));
+        assert_eq!(a.0.noise, b.0.noise);
+        let [x, y] =
+            [a.1, b.1].map(|d| Checkpoint::load(d.join("checkpoint.safetensors")).unwrap());
+        assert_eq!(bits(&x.model), bits(&y.model));
+        assert_eq!(bits(&x.best), bits(&y.best));
+        let moments = |c: &Checkpoint| {
+            let floats = c.optimizer.iter().filter(|(n, _)| n.starts_with("exp"));
+            bits(&floats.cloned().collect::<Vec<_>>())
+        };
+        assert_eq!(moments(&x), moments(&y));
+        let (x, y) = (x.run, y.run);
+        assert_eq!(x.generators, y.generators);
+        for of in [
+            |h: &History| h.loss_history.clone(),
+            |h: &History| h.train_acc_history.clone(),
+            |h: &History| h.val_acc_history.clone(),
+            |h: &History| h.learning_rate_history.clone(),
+        ] {
+            let bits = |h| of(h).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&x.history), bits(&y.history));
+        }
+        assert_eq!(x.history.epoch_steps, y.history.epoch_steps);
+    }
+
+    #[test]
+    fn four_epochs_are_two_and_two_resumed() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let mut straight = Net::new("net");
+        let mut solver = Solver::new(&mut straight, data(), config(one, 4))?;
+        assert_eq!(solver.train()?, Outcome::Finished);
+        assert_eq!(solver.history().loss_history.len(), 4 * (90 / 20));
+
+        Solver::new(&mut Net::new("net"), data(), config(two, 2))?.train()?;
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 4))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        assert_eq!(solver.history().epochs, 2);
+        assert_eq!(solver.train()?, Outcome::Finished);
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_run_stopped_within_an_epoch_goes_on_bit_for_bit() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let mut straight = Net::new("net");
+        Solver::new(&mut straight, data(), config(one, 3))?.train()?;
+
+        // the loss of the sixth step asks for a stop: after the second of the second epoch
+        let stop = Arc::new(AtomicBool::new(false));
+        let (flag, steps) = (stop.clone(), std::sync::atomic::AtomicUsize::new(0));
+        let softmax = softmax_loss(0.1);
+        let loss: LossFn = Arc::new(move |scores, labels| {
+            if steps.fetch_add(1, Ordering::Relaxed) == 5 {
+                flag.store(true, Ordering::Relaxed);
+            }
+            softmax(scores, labels)
+        });
+        let mut net = Net::new("net");
+        let solver = Solver::new(&mut net, data(), config(two, 3))?;
+        let mut solver = solver.with_loss(loss).with_stop(stop);
+        assert_eq!(solver.train()?, Outcome::Interrupted);
+        assert_eq!((solver.history.loss_history.len(), solver.batch), (6, 2));
+
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 3))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        assert_eq!(solver.train()?, Outcome::Finished);
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn the_model_ends_with_the_best_parameters() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut net = Net::new("net");
+        let config = SolverConfig {
+            patience: Some(2),
+            // far too fast: it gets worse
+            optim_config: OptimConfig {
+                learning_rate: Some(0.3),
+                ..OptimConfig::default()
+            },
+            ..config(dir.path(), 40)
+        };
+        let mut solver = Solver::new(&mut net, data(), config)?;
+        assert_eq!(solver.train()?, Outcome::StoppedEarly);
+        let (history, val) = (solver.history().clone(), data().val);
+        assert_eq!(history.epochs, history.best_epoch + 2);
+        assert_eq!(solver.check_accuracy(&val, None)?, history.best_val_acc);
+        let best = bits(solver.best_params());
+        solver.report(Some(&val))?;
+        let saved = History::load(dir.path())?;
+        assert_eq!(saved.test_acc, Some(history.best_val_acc));
+        assert!(saved.train_acc.is_some());
+        assert_eq!(bits(&nn::state_dict(&mut net)), best);
+        let mut read = Net::new("other");
+        checkpoint::load_state_dict_file(dir.path().join("best.safetensors"), &mut read)?;
+        assert_eq!(bits(&nn::state_dict(&mut read)), best);
+        Ok(())
+    }
+
+    #[test]
+    fn it_learns() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        // every tenth pixel is bright, from the label on: what a linear model can tell
+        let labels: Vec<u8> = (0..60).map(|i| i % 10).collect();
+        let bright = |i: usize, label: u8| if i % 10 == label as usize { 160 } else { 90 };
+        let image = |&label: &u8| {
+            (0..3072)
+                .map(move |i| bright(i, label))
+                .collect::<Vec<u8>>()
+        };
+        let images = labels.iter().flat_map(image).collect();
+        let train = Dataset::new("stripes", images, labels, [3, 32, 32], &["class"; 10])?;
+        let easy = SolverData {
+            val: train.range(0..20)?,
+            train,
+            augment: Augment::none(),
+            ..data()
+        };
+        let mut net = Net::new("net");
+        let config = SolverConfig {
+            optim_config: OptimConfig {
+                learning_rate: Some(1e-2),
+                ..OptimConfig::default()
+            },
+            schedule: Schedule::Constant,
+            label_smoothing: 0.0,
+            reg: 0.0,
+            ..config(dir.path(), 6)
+        };
+        let mut solver = Solver::new(&mut net, easy, config)?;
+        solver.train()?;
+        let h = solver.history();
+        let losses = h.epoch_losses();
+        assert!(h.loss_history[0] > 2.2 && losses[5] < 1.0, "{losses:?}");
+        assert_eq!((h.best_val_acc, h.train_acc_history[5]), (1.0, 1.0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let (steps, softmax) = (std::sync::atomic::AtomicUsize::new(0), softmax_loss(0.0));
+        let loss: LossFn = Arc::new(move |scores, labels| {
+            let step = steps.fetch_add(1, Ordering::Relaxed);
+            softmax(scores, labels)?.mul_scalar(if step == 6 { f64::NAN } else { 1.0 })
+        });
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config(dir.path(), 3))?.with_loss(loss);
+        let e = solver.train().unwrap_err();
+        assert!(
+            matches!(e, Error::NonFinite { step: 6, loss } if loss.is_nan()),
+            "{e}"
+        );
+        assert_eq!(History::load(dir.path())?.loss_history.len(), 7);
+        let saved = Checkpoint::load(dir.path().join("checkpoint.safetensors"))?;
+        assert_eq!(saved.run.history.loss_history.len(), 4);
+        assert!(net.w.to_vec::<f32>()?.iter().all(|x| x.is_finite()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_checkpoint_of_something_else_is_refused_and_nothing_changes() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint.safetensors");
+        Solver::new(&mut Net::new("net"), data(), config(dir.path(), 1))?.train()?;
+        let refused = |net: &mut Net, data: SolverData, change: fn(&mut SolverConfig)| {
+            let before = bits(&nn::state_dict(net));
+            let mut c = config(dir.path(), 2);
+            change(&mut c);
+            let mut solver = Solver::new(net, data, c).unwrap();
+            let e = solver.resume(&path).unwrap_err();
+            assert_eq!(solver.history().epochs, 0);
+            assert_eq!(bits(&nn::state_dict(net)), before);
+            match e {
+                Error::Checkpoint { path: p, name, .. } if p == path => name,
+                e => panic!("{e}"),
+            }
+        };
+        let same = |_: &mut SolverConfig| {};
+        let net = || Net::new("net");
+        assert_eq!(refused(&mut Net::new("other"), data(), same), "model");
+        let mut wide = net();
+        wide.b = Tensor::zeros([11], DType::F32)?.requires_grad();
+        assert_eq!(refused(&mut wide, data(), same), "model.b");
+        let fewer = SolverData {
+            train: synthetic(0, 0, 60),
+            ..data()
+        };
+        assert_eq!(refused(&mut net(), fewer, same), "data");
+        assert_eq!(refused(&mut net(), data(), |c| c.seed = 5), "seed");
+        assert_eq!(refused(&mut net(), data(), |c| c.reg = 0.2), "reg");
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 5]).unwrap();
+        assert_eq!(refused(&mut net(), data(), same), "header");
+        std::fs::remove_file(&path).unwrap();
+        let mut net = net();
+        let mut solver = Solver::new(&mut net, data(), config(dir.path(), 2))?;
+        assert!(matches!(solver.resume(&path), Err(Error::Io { .. })));
+        Ok(())
+    }
+
+    #[test]
+    fn settings_without_sense_are_refused_before_anything_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |change: fn(&mut SolverConfig)| {
+            let mut c = config(dir.path(), 1);
+            change(&mut c);
+            match Solver::new(&mut Net::new("net"), data(), c).err() {
+                Some(Error::Config { key, .. }) => key,
+                e => panic!("{e:?}"),
+            }
+        };
+        assert_eq!(refused(|c| c.batch_size = 0), "batch_size");
+        assert_eq!(refused(|c| c.batch_size = 91), "batch_size");
+        assert_eq!(refused(|c| c.num_epochs = 0), "num_epochs");
+        assert_eq!(refused(|c| c.reg = -1.0), "reg");
+        assert_eq!(refused(|c| c.lr_decay = f64::NAN), "lr_decay");
+        assert_eq!(refused(|c| c.label_smoothing = 1.5), "label_smoothing");
+        assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
+        assert_eq!(refused(|c| c.patience = Some(0)), "patience");
+        assert!(!dir.path().join("checkpoint.safetensors").exists());
+        assert!("momentum".parse::<UpdateRule>().is_err());
+    }
+
+    #[test]
+    fn settings_go_through_json_under_the_courses_names() {
+        let json = r#"{"update_rule": "rmsprop", "optim_config": {"learning_rate": 0.01},
+            "lr_decay": 0.95, "schedule": {"step": {"step_size": 5, "gamma": 0.5}}}"#;
+        let c: SolverConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(c.update_rule, UpdateRule::RmsProp);
+        assert_eq!((c.batch_size, c.num_epochs, c.print_every), (100, 10, 10));
+        let again = serde_json::to_string(&c).unwrap();
+        assert_eq!(serde_json::from_str::<SolverConfig>(&again).unwrap(), c);
+        assert!(serde_json::from_str::<SolverConfig>(r#"{"learning_rate": 1}"#).is_err());
+        for rule in ["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"] {
+            let parsed: UpdateRule = rule.parse().unwrap();
+            assert_eq!(serde_json::json!(parsed), rule);
+        }
+    }
+
+    #[test]
+    fn l2_is_half_reg_times_the_squares_of_the_weights() -> Result<()> {
+        let mut net = Net::new("net");
+        net.w = Tensor::full([2, 20_000], 0.5, DType::F32)?.requires_grad();
+        assert_eq!(l2_loss(&mut net, 0.1)?, 0.5 * 0.1 * 10_000.0);
+        assert_eq!(l2_loss(&mut net, 0.0)?, 0.0);
+        let mut grads = Gradients::default();
+        // in another memory order than the weights
+        let turned = Tensor::ones([20_000, 2], DType::F32)?.t()?;
+        grads.insert(&net.w, turned);
+        add_l2_gradients(&mut net, 0.1, &mut grads)?;
+        let g = grads.get(&net.w).unwrap().to_vec::<f32>()?;
+        assert!(g.iter().all(|g| (g - 1.05).abs() < 1e-6));
+        assert!(grads.get(&net.b).is_none(), "biases are free");
+        let mut none = Gradients::default();
+        add_l2_gradients(&mut net, 0.1, &mut none)?;
+        assert_eq!(none.get(&net.w).unwrap().to_vec::<f32>()?[0], 0.05);
+        Ok(())
+    }
 }
