@@ -12,10 +12,9 @@ use std::time::Instant;
 use cotangent::models::{DeeperConfig, DeeperConvNet, ThreeLayerConfig, ThreeLayerConvNet};
 use cotangent::nn::{
     self, AvgPool2d, BatchNorm2d, Conv2d, Conv2dConfig, Flatten, Linear, Mode, Module, Sequential,
-    Summary, Visitor,
+    Visitor,
 };
-use cotangent::ops::batch_norm::BatchNorm;
-use cotangent::ops::loss::CrossEntropy;
+use cotangent::ops::{BatchNorm, CrossEntropy};
 use cotangent::optim::{Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
 use cotangent::random::Generator;
 use cotangent::shape::Window;
@@ -172,9 +171,9 @@ impl BasicBlock {
 
 impl Module for BasicBlock {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let y = self
-            .norm1
-            .forward_relu(&self.conv1.forward(x, mode)?, mode)?;
+        let y =
+            self.norm1
+                .forward_act(&self.conv1.forward(x, mode)?, mode, nn::Activation::Relu)?;
         let y = self.norm2.forward(&self.conv2.forward(&y, mode)?, mode)?;
         match &mut self.shortcut {
             Some((conv, norm)) => y.add(&norm.forward(&conv.forward(x, mode)?, mode)?)?.relu(),
@@ -216,7 +215,7 @@ impl ConvNeXtBlock {
         };
         Ok(ConvNeXtBlock {
             depthwise: Conv2d::new(d, d, config, rng)?,
-            norm: nn::LayerNorm::new(&[d], 1e-6)?,
+            norm: nn::LayerNorm::new(d, 1e-6)?,
             up: Linear::new(d, 4 * d, true, rng)?,
             down: Linear::new(4 * d, d, true, rng)?,
             gamma: Tensor::full([d], 1e-6, DType::F32)?.requires_grad(),

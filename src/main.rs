@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use cotangent::data::{Normalize, load_cifar10_or_synthetic, synthetic_splits};
 use cotangent::models;
 use cotangent::nn::Summary;
 use cotangent::ops::{all_cases, gradcheck};
-//SAN use cotangent::train::sanity::{self, SanityConfig};
+use cotangent::train::{SanityConfig, sanity_checks};
 use cotangent::{DType, Result, Tensor, cuda};
 
 /// A from-scratch tensor and autograd engine: check its gradients, look at its networks.
@@ -37,8 +38,14 @@ enum Command {
     Devices,
     /// CS231n's sanity checks of a network: initial loss, sparse gradient check, overfitting 50 images
     Sanity {
-        #[command(flatten)]
-        network: Network,
+        /// The network: two_layer, fully_connected, three_layer or deeper
+        model: String,
+        /// CIFAR-10's folder, or "embedded"; default: $CIFAR10_DIR, the usual places, else embedded
+        #[arg(long)]
+        data: Option<std::path::PathBuf>,
+        /// Seed of the weights and of the choice of images
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
     },
 }
 
@@ -106,7 +113,23 @@ fn run(command: Command) -> Result<bool> {
             }
             Ok(true)
         }
-        Command::Sanity { .. } => Ok(false),
+        Command::Sanity { model, data, seed } => {
+            let splits = match data {
+                Some(name) if name.as_os_str() == "embedded" => synthetic_splits(seed),
+                dir => load_cifar10_or_synthetic(dir.as_deref(), seed)?,
+            };
+            println!("{splits}");
+            let classes = splits.train.classes().len();
+            let mut net = models::build(&model, splits.train.shape(), classes, seed)?;
+            let config = SanityConfig {
+                seed,
+                ..SanityConfig::default()
+            };
+            let normalize = Normalize::per_channel(&splits.train)?;
+            let report = sanity_checks(&mut *net, &splits.train, &normalize, &config)?;
+            println!("{report}");
+            Ok(report.passed())
+        }
     }
 }
 
