@@ -12,7 +12,7 @@ use std::time::Instant;
 use cotangent::models::{DeeperConfig, DeeperConvNet, ThreeLayerConfig, ThreeLayerConvNet};
 use cotangent::nn::{
     self, AvgPool2d, BatchNorm2d, Conv2d, Conv2dConfig, Flatten, Linear, Mode, Module, Sequential,
-    Summary, Visitor,
+    Visitor,
 };
 use cotangent::ops::batch_norm::BatchNorm;
 use cotangent::ops::loss::CrossEntropy;
@@ -172,9 +172,9 @@ impl BasicBlock {
 
 impl Module for BasicBlock {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let y = self
-            .norm1
-            .forward_relu(&self.conv1.forward(x, mode)?, mode)?;
+        let y =
+            self.norm1
+                .forward_act(&self.conv1.forward(x, mode)?, mode, nn::Activation::Relu)?;
         let y = self.norm2.forward(&self.conv2.forward(&y, mode)?, mode)?;
         match &mut self.shortcut {
             Some((conv, norm)) => y.add(&norm.forward(&conv.forward(x, mode)?, mode)?)?.relu(),
