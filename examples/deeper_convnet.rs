@@ -21,7 +21,6 @@ use clap::{Parser, ValueEnum};
 use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic, synthetic_splits};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Slot, Summary};
-use cotangent::ops::CrossEntropy;
 use cotangent::optim::Schedule;
 use cotangent::random::Generator;
 use cotangent::train::{
@@ -196,6 +195,7 @@ impl Args {
             schedule: self.schedule(),
             lr_decay: self.lr_decay,
             reg: self.reg,
+            label_smoothing: self.label_smoothing,
             batch_size: self.batch_size,
             num_epochs: self.epochs,
             num_train_samples: Some(self.num_train_samples).filter(|&n| n > 0),
@@ -267,26 +267,16 @@ fn run(args: &Args) -> Result<()> {
             crop_padding: args.crop_padding,
         },
     };
-    let loss = CrossEntropy {
-        label_smoothing: args.label_smoothing,
-        ..Default::default()
-    };
     let recorded = serde_json::json!({
         "model": model_config,
         "solver": solver_config,
-        "label_smoothing": args.label_smoothing,
         "data": splits.source,
         "augment": data.augment,
         "threads": rayon::current_num_threads(),
     });
-    let mut solver = Solver::new(
-        &mut model,
-        data,
-        Box::new(move |scores, labels| scores.cross_entropy(labels, &loss)),
-        solver_config,
-    )?
-    .with_recorded_config(recorded)
-    .with_stop(stop);
+    let mut solver = Solver::new(&mut model, data, solver_config)?
+        .with_recorded_config(recorded)
+        .with_stop(stop);
     if args.resume {
         solver.resume(args.out.join("checkpoint.safetensors"))?;
         println!("resumed after epoch {}", solver.history().epochs);
