@@ -1,4 +1,19 @@
-//! Cotangent: a from-scratch tensor and reverse-mode autograd engine.
+//! Cotangent: a from-scratch tensor and reverse-mode autograd engine that trains convolutional
+//! image classifiers.
+//!
+//! ```
+//! use cotangent::{DType, Tensor};
+//!
+//! let x = Tensor::from_vec(vec![1f64, 2.0, 3.0], [3])?.requires_grad();
+//! let loss = x.square()?.sum_all()?;
+//! let grads = loss.backward()?;
+//! assert_eq!(grads.get(&x).unwrap().to_vec::<f64>()?, [2.0, 4.0, 6.0]);
+//! # Ok::<(), cotangent::Error>(())
+//! ```
+//!
+//! The rooms, from the ground up: [`shape`], [`dtype`], [`random`]; [`storage`], [`device`];
+//! [`tensor`], [`autograd`]; [`ops`]; [`nn`], [`optim`], [`data`]; [`models`]; [`train`].
+//! `ARCHITECTURE.md` says why they lie so.
 
 pub mod autograd;
 #[doc(hidden)]
@@ -22,3 +37,7 @@ pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use tensor::Tensor;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -11,8 +11,6 @@ use crate::error::{Error, Result};
 
 /// Every buffer starts at a cache line, as wide as the widest vector register.
 const ALIGN: usize = 64;
-/// Free buffers held for reuse, in bytes; beyond it memory goes back to the system.
-const HELD_MOST: usize = 2 << 30;
 
 /// What the allocator has given out and what it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +30,8 @@ pub struct MemoryStats {
 struct Pool {
     free: HashMap<usize, Vec<Address>>,
     stats: MemoryStats,
+    /// The most bytes that were ever in use: what bounds the memory held for reuse.
+    most: usize,
 }
 
 struct Address(NonNull<u8>);
@@ -46,6 +46,7 @@ fn with_pool<T>(f: impl FnOnce(&mut Pool) -> T) -> T {
     f(pool.get_or_insert_with(|| Pool {
         free: HashMap::new(),
         stats: MemoryStats::default(),
+        most: 0,
     }))
 }
 
@@ -111,6 +112,7 @@ impl Buffer {
             s.live += 1;
             s.live_bytes += class;
             s.peak_bytes = s.peak_bytes.max(s.live_bytes);
+            p.most = p.most.max(s.live_bytes);
         });
         Ok(Buffer {
             ptr,
@@ -137,7 +139,9 @@ impl Drop for Buffer {
         let keep = with_pool(|p| {
             p.stats.live -= 1;
             p.stats.live_bytes -= class;
-            let keep = p.stats.held_bytes + class <= HELD_MOST;
+            // sizes that are in use at different times both stay, so half as much again as was
+            // ever needed at once; beyond it memory goes back to the system
+            let keep = p.stats.held_bytes + class + p.stats.live_bytes <= p.most + p.most / 2;
             if keep {
                 p.stats.held_bytes += class;
                 p.free.entry(class).or_default().push(Address(ptr));
@@ -249,7 +253,7 @@ mod tests {
         for n in [1, 64, 65, 1000, 4097, 1 << 20, (1 << 20) + 1] {
             let c = size_class(n);
             assert!(
-                c >= n && c % ALIGN == 0 && (c - n <= n / 8 + ALIGN),
+                c >= n && c.is_multiple_of(ALIGN) && (c - n <= n / 8 + ALIGN),
                 "{n} -> {c}"
             );
             assert_eq!(size_class(c), c);

@@ -20,17 +20,16 @@ fn each(test: impl Fn(&Case) -> Result<std::result::Result<(), String>>) {
     );
 }
 
+/// An output, and a gradient for each input that has one.
+type Run = (Vec<f64>, Vec<Option<Vec<f64>>>);
+
 /// The output, and the gradients from a fixed gradient of it.
-fn run(c: &Case, inputs: &[Tensor]) -> Result<(Vec<f64>, Vec<Option<Vec<f64>>>)> {
+fn run(c: &Case, inputs: &[Tensor]) -> Result<Run> {
     let leaves: Vec<Tensor> = inputs.iter().map(Tensor::requires_grad).collect();
     run_on(c, &leaves, &leaves)
 }
 
-fn run_on(
-    c: &Case,
-    leaves: &[Tensor],
-    inputs: &[Tensor],
-) -> Result<(Vec<f64>, Vec<Option<Vec<f64>>>)> {
+fn run_on(c: &Case, leaves: &[Tensor], inputs: &[Tensor]) -> Result<Run> {
     let y = (c.run)(inputs)?;
     let grads = if y.is_tracked() {
         let n = y.numel() as f64;
@@ -62,8 +61,6 @@ fn close(a: &[f64], b: &[f64], tolerance: f64) -> std::result::Result<(), String
     }
     Ok(())
 }
-
-type Run = (Vec<f64>, Vec<Option<Vec<f64>>>);
 
 fn same(a: &Run, b: &Run, tolerance: f64) -> std::result::Result<(), String> {
     close(&a.0, &b.0, tolerance).map_err(|e| format!("output: {e}"))?;

@@ -208,7 +208,7 @@ fn course(rule: &Value, name: &str) -> Tensor {
 
 #[test]
 fn the_courses_update_rules_are_these() {
-    let text = std::fs::read_to_string(golden("cs231n.json")).unwrap();
+    let text = std::fs::read_to_string("tests/golden/cs231n.json").unwrap();
     let all: Value = serde_json::from_str(&text).unwrap();
     let number = |rule: &str, key: &str| all[rule][key].as_f64().unwrap();
     let state = |kind: &str, t: Tensor| (format!("{kind}.w"), t);
@@ -235,7 +235,8 @@ fn the_courses_update_rules_are_these() {
         eps: number("adam", "epsilon"),
         ..AdamConfig::default()
     });
-    let cases: [(&str, Box<dyn Optimizer>, Vec<(String, Tensor)>); 3] = [
+    type Rule = (&'static str, Box<dyn Optimizer>, Vec<(String, Tensor)>);
+    let cases: [Rule; 3] = [
         (
             "sgd_momentum",
             Box::new(sgd.unwrap()),

@@ -206,10 +206,9 @@ fn every_dependency_has_its_reason() {
         .iter()
         .enumerate()
         .filter(|(i, l)| {
-            l.contains('=')
-                && !l.trim_start().starts_with('#')
-                && !l.contains('#')
-                && !(*i > 0 && lines[i - 1].trim_start().starts_with('#'))
+            let above = i.checked_sub(1).and_then(|i| lines.get(i));
+            let explained = l.contains('#') || above.is_some_and(|a| a.starts_with('#'));
+            l.contains('=') && !explained
         })
         .map(|(_, l)| l.to_string())
         .collect();

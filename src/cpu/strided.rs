@@ -65,12 +65,12 @@ impl<const K: usize> Loops<K> {
                 for d in (0..last).rev() {
                     let i = rest % self.dims[d];
                     rest /= self.dims[d];
-                    for k in 0..K {
-                        at[k] += i * self.strides[d][k];
+                    for (at, s) in at.iter_mut().zip(self.strides[d]) {
+                        *at += i * s;
                     }
                 }
-                for k in 0..K {
-                    at[k] += skip * inner[k];
+                for (at, s) in at.iter_mut().zip(inner) {
+                    *at += skip * s;
                 }
                 row(out, at, inner);
             }
