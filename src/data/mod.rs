@@ -1,6 +1,6 @@
 //! Data sets of labelled images, their splits, and how they become batches.
 //!
-//! The way of an image: file (or [`synthetic`] generator) -> [`Dataset`], bytes in memory ->
+//! The way of an image: file (or [`synthetic()`] generator) -> [`Dataset`], bytes in memory ->
 //! [`Loader`], which shuffles, normalizes, augments and gathers -> [`Batch`] of floats.
 
 mod cifar;

@@ -1,0 +1,87 @@
+//! The command line, as a person types it: what it prints and its exit codes.
+
+use std::process::{Command, Output};
+
+fn cotangent(args: &[&str]) -> (Option<i32>, String, String) {
+    let run = Command::new(env!("CARGO_BIN_EXE_cotangent"))
+        .args(args)
+        .output();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = run.unwrap();
+    let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn gradcheck_prints_a_table_and_passes() {
+    let (code, out, _) = cotangent(&["gradcheck", "conv2d"]);
+    assert_eq!(code, Some(0), "{out}");
+    assert!(
+        out.contains("3x3, padding 1, bias") && out.contains("0 failed"),
+        "{out}"
+    );
+    // nothing checked is no success
+    let (code, out, _) = cotangent(&["gradcheck", "no_such_op"]);
+    assert_eq!(code, Some(1), "{out}");
+}
+
+#[test]
+fn summary_shows_shapes_and_counts() {
+    let (code, out, _) = cotangent(&["summary", "three_layer"]);
+    assert_eq!(code, Some(0));
+    // 32 (3 7 7 + 1) + 100 (32 16 16 + 1) + 10 (100 + 1)
+    for part in [
+        "[1, 32, 32, 32]",
+        "[1, 10]",
+        "4,736",
+        "819,300",
+        "1,010",
+        "825,046 parameters",
+    ] {
+        assert!(out.contains(part), "{part} is not in\n{out}");
+    }
+    let (code, out, _) = cotangent(&[
+        "summary",
+        "deeper",
+        "--input",
+        "1",
+        "28",
+        "28",
+        "--classes",
+        "4",
+    ]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("[1, 4]"), "{out}");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let (code, _, err) = cotangent(&["summary", "deper"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        err.contains("deper") && err.find("deeper") < err.find("two_layer"),
+        "{err}"
+    );
+    let (code, _, err) = cotangent(&["summary", "deeper", "--input", "3", "0", "32"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("input_dim"), "{err}");
+    let (code, _, err) = cotangent(&["sanity", "three_layer", "--data", "/nonexistent"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("/nonexistent"), "{err}");
+    assert_eq!(cotangent(&["no-such-command"]).0, Some(2));
+}
+
+#[test]
+fn help_and_devices() {
+    let (code, out, _) = cotangent(&["--help"]);
+    assert_eq!(code, Some(0));
+    for command in ["gradcheck", "summary", "devices", "sanity"] {
+        assert!(out.contains(command), "{out}");
+    }
+    let (code, out, _) = cotangent(&["devices"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("cpu") && out.contains("cuda"), "{out}");
+}
