@@ -59,12 +59,11 @@ fn main() -> Result<()> {
     println!("\n-- A hook sees a gradient on its way, and may change it: here it clips at 1.");
     let x = Tensor::from_vec(vec![0.1f64, 10.0], [2])?.requires_grad();
     let squared = x.square()?;
-    let inner = squared.mul_scalar(1.0)?;
-    inner.register_hook(|g| {
+    squared.register_hook(|g| {
         println!("the hook sees {g}");
         Ok(Some(g.clamp(-1.0, 1.0)?))
     });
-    let grads = inner.mul_scalar(7.0)?.sum_all()?.backward()?;
+    let grads = squared.mul_scalar(7.0)?.sum_all()?.backward()?;
     println!(
         "dx = {}, without the clip 14 x",
         grads.get(&x).ok_or(Error::NoGraph)?
