@@ -4,6 +4,7 @@
 //! The answers are printed to 8 decimals, so that each holds to half a unit of the last one as
 //! well as to the relative error that the file states.
 
+use std::slice::from_ref;
 use std::sync::LazyLock;
 
 use cotangent::autograd::Gradients;
@@ -273,8 +274,8 @@ fn small_random_scores_cost_ln_10_and_9() -> Result<()> {
     assert!((softmax(&scores)?.item()? - 10f64.ln()).abs() < 1e-3);
     assert!((scores.svm_loss(&y)?.item()? - 9.0).abs() < 1e-2);
     for report in [
-        gradcheck(|x| softmax(&x[0]), &[scores.clone()])?,
-        gradcheck(|x| x[0].svm_loss(&y), &[scores.clone()])?,
+        gradcheck(|x| softmax(&x[0]), from_ref(&scores))?,
+        gradcheck(|x| x[0].svm_loss(&y), from_ref(&scores))?,
     ] {
         assert!(report.passed(), "{report}");
     }
