@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example 03_gradcheck`
 
+use std::slice::from_ref;
+
 use cotangent::autograd::{Op, apply};
 use cotangent::ops::gradcheck;
 use cotangent::random::Generator;
@@ -47,11 +49,11 @@ fn main() -> Result<()> {
     println!("{report}\npassed: {}", report.passed());
 
     println!("\n-- An op of our own, y = x^2 with dx = 2 x dy.");
-    let report = gradcheck(|v| apply(Square { factor: 2.0 }, [&v[0]]), &[x.clone()])?;
+    let report = gradcheck(|v| apply(Square { factor: 2.0 }, [&v[0]]), from_ref(&x))?;
     println!("{report}\npassed: {}", report.passed());
 
     println!("\n-- The same with the 2 forgotten. The report says where, and both numbers.");
-    let report = gradcheck(|v| apply(Square { factor: 1.0 }, [&v[0]]), &[x])?;
+    let report = gradcheck(|v| apply(Square { factor: 1.0 }, [&v[0]]), from_ref(&x))?;
     println!("{report}\npassed: {}", report.passed());
 
     println!("\n-- A kink: relu at exactly 0 has no derivative, so the check must fail there.");

@@ -22,6 +22,7 @@ fn affine_backward(dout: &Tensor, x: &Tensor, w: &Tensor) -> Result<(Tensor, Ten
     ))
 }
 
+/// The gradient passes where x was above 0.
 fn relu_backward(dout: &Tensor, x: &Tensor) -> Result<Tensor> {
     let open = x.gt(&Tensor::zeros((), x.dtype())?)?;
     dout.mul(&open.to_dtype(x.dtype())?)

@@ -107,23 +107,23 @@ fn main() -> Result<()> {
     println!("The size: (32 + 2 padding - kernel) / stride + 1, rounded down.");
 
     println!("\n-- Two filters by hand: one mixes the colours to grey, one sees horizontal edges.");
+    // what lies above less what lies below
+    let edges = [1.0, 2.0, 1.0, 0.0, 0.0, 0.0, -1.0, -2.0, -1.0];
     let mut filters = vec![0f32; 2 * 3 * 9];
     for (channel, share) in [0.3, 0.6, 0.1].into_iter().enumerate() {
         filters[9 * channel + 4] = share;
+        for (w, edge) in filters[9 * (3 + channel)..].iter_mut().zip(edges) {
+            *w = share * edge;
+        }
     }
-    // of the green channel: what lies above less what lies below
-    filters[27 + 9..27 + 18].copy_from_slice(&[1.0, 2.0, 1.0, 0.0, 0.0, 0.0, -1.0, -2.0, -1.0]);
     let filters = Tensor::from_vec(filters, [2, 3, 3, 3])?;
     let images = synthetic(0, 0, 10);
     let pixels: Vec<f32> = (0..10)
         .flat_map(|i| images.image(i))
         .map(|&p| f32::from(p))
         .collect();
-    let same = Window {
-        padding: [1, 1],
-        ..Window::new([3, 3])
-    };
-    let seen = Tensor::from_slice(&pixels, [10, 3, 32, 32])?.conv2d(&filters, None, same, 1)?;
+    let pictures = Tensor::from_slice(&pixels, [10, 3, 32, 32])?;
+    let seen = pictures.conv2d(&filters, None, Window::new([3, 3]), 1)?;
     println!("(10, 3, 32, 32) pictures become {}", seen.shape());
 
     create_dir(&folder)?;
@@ -132,7 +132,7 @@ fn main() -> Result<()> {
     save_grid(
         folder.join("grey_and_edges.png"),
         &seen,
-        (20, 1, 32, 32),
+        (20, 1, 30, 30),
         5,
         4,
     )?;

@@ -24,7 +24,10 @@ fn main() -> Result<()> {
         };
         ThreeLayerConvNet::new(config, &mut Generator::new(0))
     };
-    let sanity = SanityConfig::default();
+    let sanity = SanityConfig {
+        learning_rate: 4e-3,
+        ..SanityConfig::default()
+    };
 
     println!("-- The four checks of a fresh network.");
     let mut good = model(1e-2)?;
@@ -50,11 +53,11 @@ fn main() -> Result<()> {
     let config = SolverConfig {
         update_rule: UpdateRule::Adam,
         optim_config: OptimConfig {
-            learning_rate: Some(2e-3),
+            learning_rate: Some(4e-3),
             ..OptimConfig::default()
         },
         batch_size: 25,
-        num_epochs: 40,
+        num_epochs: 60,
         verbose: false,
         ..SolverConfig::default()
     };
@@ -62,7 +65,7 @@ fn main() -> Result<()> {
     solver.train()?;
     let history = solver.history();
     let percent = |a: f64| 100.0 * a;
-    for epoch in (4..=history.epochs).step_by(4) {
+    for epoch in (5..=history.epochs).step_by(5) {
         println!(
             "epoch {epoch:2}: loss {:.3}, train {:5.1} %, validation {:5.1} %",
             history.epoch_losses()[epoch - 1],
