@@ -218,6 +218,9 @@ fn main() {
 fn run(args: &Args) -> Result<()> {
     let device = Device::parse(&args.device)?;
     if let Some(n) = args.threads {
+        if n == 0 {
+            return Err(Error::config("threads", "0, expected at least 1"));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n)
             .build_global();

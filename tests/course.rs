@@ -1,10 +1,9 @@
 //! CS231n's notebooks as tests: their known answers in F64 through the public API, and the
 //! statements that they make about losses, norms, dropout and whole networks.
 //!
-//! The answers are in `$COTANGENT_GOLDEN`, else in `tests/golden`. They are printed to 8 decimals, so that each holds to half a unit of the last one as
-//! well as to the relative error that the file states.
+//! The answers are printed to 8 decimals, so that each holds to half a unit of the last one as well
+//! as to the relative error that the file states.
 
-use std::path::PathBuf;
 use std::slice::from_ref;
 use std::sync::LazyLock;
 
@@ -24,9 +23,7 @@ use serde_json::Value;
 const EIGHT_DECIMALS: f64 = 0.5e-8 + 1e-13;
 
 static ANSWERS: LazyLock<Value> = LazyLock::new(|| {
-    let folder = std::env::var_os("COTANGENT_GOLDEN");
-    let folder = folder.map_or_else(|| "tests/golden".into(), PathBuf::from);
-    let text = std::fs::read_to_string(folder.join("cs231n.json")).unwrap();
+    let text = std::fs::read_to_string("tests/golden/cs231n.json").unwrap();
     serde_json::from_str(&text).unwrap()
 });
 
