@@ -1,8 +1,9 @@
 //! CS231n's notebooks as tests: their known answers in F64 through the public API, and the
 //! statements that they make about losses, norms, dropout and whole networks.
 //!
-//! The answers are in `$COTANGENT_GOLDEN`, else in `tests/golden`. They are printed to 8 decimals, so that each holds to half a unit of the last one as
-//! well as to the relative error that the file states.
+//! The answers are in `$COTANGENT_GOLDEN`, else in `tests/golden`. They are printed to 8
+//! decimals: each holds to half a unit of the last one, and to the relative error that the file
+//! states where it states one.
 
 use std::path::PathBuf;
 use std::slice::from_ref;
