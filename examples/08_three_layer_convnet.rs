@@ -87,7 +87,6 @@ fn main() -> Result<()> {
             ..OptimConfig::default()
         },
         lr_decay: args.lr_decay,
-        reg: args.reg,
         batch_size: 50,
         num_epochs: args.epochs,
         print_every: 100,

@@ -29,6 +29,14 @@ use cotangent::train::{
 };
 use cotangent::{DType, Device, Error, Result, Tensor};
 
+/// A closed pipe (`| head`) must not end the work with a panic.
+macro_rules! println {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 /// Train DeeperConvNet: {conv - batch norm - ReLU} x 2 - max pool, repeated; then affine - batch
 /// norm - ReLU - [dropout] - affine - softmax.
 #[derive(Parser)]
@@ -44,7 +52,7 @@ struct Args {
     #[arg(long)]
     resume: bool,
     /// Times through the training images
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 8)]
     epochs: usize,
     /// Train on the first N images only
     #[arg(long)]
@@ -90,18 +98,42 @@ struct Args {
     /// sgd, sgd_momentum, rmsprop, adam or adamw
     #[arg(long, default_value = "adam")]
     update_rule: String,
-    /// The learning rate; of one-cycle, its peak
-    #[arg(long, default_value_t = 4e-3)]
-    learning_rate: f64,
-    /// How the learning rate moves
-    #[arg(long, value_enum, default_value_t = Moves::OneCycle)]
+    /// The learning rate; of one-cycle and warmup-cosine, its peak; default: 2e-3 for adam and adamw, else the rule's
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Of sgd_momentum and rmsprop
+    #[arg(long)]
+    momentum: Option<f64>,
+    /// Nesterov's look ahead, of sgd_momentum
+    #[arg(long)]
+    nesterov: bool,
+    /// Of rmsprop
+    #[arg(long)]
+    decay_rate: Option<f64>,
+    /// Of adam and adamw
+    #[arg(long)]
+    beta1: Option<f64>,
+    /// Of adam and adamw
+    #[arg(long)]
+    beta2: Option<f64>,
+    /// Of rmsprop, adam and adamw
+    #[arg(long)]
+    epsilon: Option<f64>,
+    /// An L2 penalty inside the rule; of adamw, the decoupled one
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// How the learning rate moves; one-cycle, warmup-cosine and cosine span --epochs, so a run of them resumes with the same --epochs only
+    #[arg(long, value_enum, default_value_t = Moves::Step)]
     schedule: Moves,
     /// Epochs between two changes of --schedule step
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 2)]
     step_size: usize,
     /// The factor of --schedule step and plateau
     #[arg(long, default_value_t = 0.5)]
     gamma: f64,
+    /// Steps of --schedule warmup-cosine until the peak
+    #[arg(long, default_value_t = 500)]
+    warmup_steps: usize,
     /// The learning rate's factor after each epoch, beside the schedule
     #[arg(long, default_value_t = 1.0)]
     lr_decay: f64,
@@ -123,6 +155,9 @@ struct Args {
     /// Training images for the accuracy after an epoch; 0 for all
     #[arg(long, default_value_t = 1000)]
     num_train_samples: usize,
+    /// Validation images for the accuracy after an epoch; default: all
+    #[arg(long)]
+    num_val_samples: Option<usize>,
     /// Steps between printed losses, where the output is no terminal
     #[arg(long, default_value_t = 100)]
     print_every: usize,
@@ -135,6 +170,7 @@ enum Moves {
     Plateau,
     Cosine,
     OneCycle,
+    WarmupCosine,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -167,6 +203,10 @@ impl Args {
                 div_factor: 10.0,
                 final_div_factor: 100.0,
             },
+            Moves::WarmupCosine => Schedule::WarmupCosine {
+                warmup_steps: self.warmup_steps,
+                eta_min: 0.0,
+            },
         }
     }
 
@@ -186,18 +226,26 @@ impl Args {
     }
 
     fn solver(&self) -> Result<SolverConfig> {
+        let update_rule = self.update_rule.parse::<UpdateRule>()?;
+        let adam = matches!(update_rule, UpdateRule::Adam | UpdateRule::AdamW);
         Ok(SolverConfig {
-            update_rule: self.update_rule.parse::<UpdateRule>()?,
+            update_rule,
             optim_config: OptimConfig {
-                learning_rate: Some(self.learning_rate),
-                ..Default::default()
+                learning_rate: self.learning_rate.or(adam.then_some(2e-3)),
+                momentum: self.momentum,
+                nesterov: self.nesterov,
+                decay_rate: self.decay_rate,
+                beta1: self.beta1,
+                beta2: self.beta2,
+                epsilon: self.epsilon,
+                weight_decay: self.weight_decay,
             },
             schedule: self.schedule(),
             lr_decay: self.lr_decay,
-            reg: self.reg,
             label_smoothing: self.label_smoothing,
             batch_size: self.batch_size,
             num_epochs: self.epochs,
+            num_val_samples: self.num_val_samples,
             num_train_samples: Some(self.num_train_samples).filter(|&n| n > 0),
             print_every: self.print_every,
             patience: self.patience,
@@ -275,6 +323,7 @@ fn run(args: &Args) -> Result<()> {
         "solver": solver_config,
         "data": splits.source,
         "augment": data.augment,
+        "normalize": args.normalize.to_possible_value().map(|v| v.get_name().to_string()),
         "threads": rayon::current_num_threads(),
     });
     let mut solver = Solver::new(&mut model, data, solver_config)?

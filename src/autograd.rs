@@ -163,11 +163,11 @@ pub fn apply<O: Op<N>, const N: usize>(op: O, inputs: [&Tensor; N]) -> Result<Te
             b: other.device().to_string(),
         });
     }
-    // 16-bit floats are computed in f32 and rounded once, at the op's door
-    let half = inputs
-        .iter()
-        .map(|t| t.dtype())
-        .find(|d| d.is_half() && !O::ANY_DTYPE);
+    // 16-bit floats are computed in f32 and rounded once, at the op's door; beside an f32 or
+    // another 16-bit type the result stays f32, as PyTorch promotes
+    let floats = || inputs.iter().map(|t| t.dtype()).filter(|d| d.is_float());
+    let half = floats().find(|d| d.is_half() && !O::ANY_DTYPE);
+    let narrow = half.filter(|h| floats().all(|d| d == *h));
     let mut wide = inputs.map(Tensor::detach);
     for t in wide
         .iter_mut()
@@ -179,7 +179,7 @@ pub fn apply<O: Op<N>, const N: usize>(op: O, inputs: [&Tensor; N]) -> Result<Te
         let _quiet = no_grad();
         op.forward(wide.each_ref())?
     };
-    let mut out = match half {
+    let mut out = match narrow {
         Some(dtype) if out.dtype() == DType::F32 => out.cast(dtype)?,
         _ => out,
     };

@@ -248,7 +248,7 @@ macro_rules! with_real {
             }
             got => Err($crate::error::Error::DType {
                 op: $op,
-                expected: "a float tensor",
+                expected: "a float tensor (to_dtype converts)",
                 got,
             }),
         }

@@ -50,7 +50,7 @@ pub enum Error {
         got: DType,
     },
     /// Tensors of two devices in one op.
-    #[error("{op}: inputs are on {a} and {b}; move one with to_device")]
+    #[error("{op}: inputs are on {a} and {b}")]
     Device {
         /// The op that refused.
         op: &'static str,

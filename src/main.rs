@@ -10,6 +10,14 @@ use cotangent::ops::{all_cases, gradcheck};
 use cotangent::train::{SanityConfig, sanity_checks};
 use cotangent::{DType, Result, Tensor, cuda};
 
+/// A closed pipe (`| head`) must not end the work with a panic.
+macro_rules! println {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 /// A from-scratch tensor and autograd engine: check its gradients, look at its networks.
 #[derive(Parser)]
 #[command(name = "cotangent", version, arg_required_else_help = true)]

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 
-/// Every buffer starts at a cache line, as wide as the widest vector register.
+/// Every buffer of the pool starts at a cache line, as wide as the widest vector register.
 const ALIGN: usize = 64;
 
 /// What the allocator has given out and what it holds.
@@ -32,6 +32,21 @@ struct Pool {
     stats: MemoryStats,
     /// The most bytes that were ever in use: what bounds the memory held for reuse.
     most: usize,
+}
+
+impl Pool {
+    fn add(&mut self, bytes: usize) {
+        let s = &mut self.stats;
+        s.live += 1;
+        s.live_bytes += bytes;
+        s.peak_bytes = s.peak_bytes.max(s.live_bytes);
+        self.most = self.most.max(s.live_bytes);
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.stats.live -= 1;
+        self.stats.live_bytes -= bytes;
+    }
 }
 
 struct Address(NonNull<u8>);
@@ -107,12 +122,8 @@ impl Buffer {
             }
         };
         with_pool(|p| {
-            let s = &mut p.stats;
-            s.allocations += reused.is_none() as usize;
-            s.live += 1;
-            s.live_bytes += class;
-            s.peak_bytes = s.peak_bytes.max(s.live_bytes);
-            p.most = p.most.max(s.live_bytes);
+            p.stats.allocations += reused.is_none() as usize;
+            p.add(class);
         });
         Ok(Buffer {
             ptr,
@@ -133,12 +144,11 @@ fn out_of_memory(asked: usize) -> Error {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Owner::Pool(class) = self.owner else {
-            return;
+            return with_pool(|p| p.remove(self.bytes));
         };
         let ptr = self.ptr;
         let keep = with_pool(|p| {
-            p.stats.live -= 1;
-            p.stats.live_bytes -= class;
+            p.remove(class);
             // sizes that are in use at different times both stay, so half as much again as was
             // ever needed at once; beyond it memory goes back to the system
             let keep = p.stats.held_bytes + class + p.stats.live_bytes <= p.most + p.most / 2;
@@ -184,6 +194,7 @@ impl Storage {
     pub(crate) fn from_vec<T: Element>(mut v: Vec<T>) -> Self {
         let ptr = NonNull::new(v.as_mut_ptr().cast()).unwrap_or(NonNull::dangling());
         let bytes = size_of_val(v.as_slice());
+        with_pool(|p| p.add(bytes));
         Storage {
             dtype: T::DTYPE,
             memory: Memory::Cpu(Buffer {

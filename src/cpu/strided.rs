@@ -178,6 +178,21 @@ pub struct Fold {
 /// ones of size 1) of its result; `None` if `l` is not dense or the kept axes lie in more than
 /// two groups.
 pub fn fold(l: &Layout, reduce: &[bool]) -> Option<(Fold, Layout)> {
+    if l.numel() == 0 {
+        // nothing to walk: each result is a sum of none
+        let mut shape = *l.shape();
+        shape
+            .iter_mut()
+            .zip(reduce)
+            .filter(|r| *r.1)
+            .for_each(|(d, _)| *d = 1);
+        let fold = Fold {
+            outer: shape.numel(),
+            reduced: 0,
+            inner: 1,
+        };
+        return Some((fold, Layout::contiguous(shape)));
+    }
     if !l.is_dense() {
         return None;
     }

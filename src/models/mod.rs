@@ -12,6 +12,10 @@ macro_rules! model {
                 self.net.visit(visitor);
             }
 
+            fn reg(&self) -> f64 {
+                self.config.reg
+            }
+
             fn describe(&self) -> String {
                 self.net.describe_as(stringify!($name))
             }

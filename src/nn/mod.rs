@@ -45,6 +45,12 @@ pub trait Module: Send {
     /// Show every parameter, buffer and random stream, by PyTorch's names, in a fixed order.
     fn visit(&mut self, visitor: &mut Visitor<'_>);
 
+    /// The strength of the L2 penalty 0.5 reg sum(W^2) that the Solver adds to the loss. CS231n's
+    /// networks carry it among their settings; a layer has none.
+    fn reg(&self) -> f64 {
+        0.0
+    }
+
     /// As PyTorch prints it: `Conv2d(3, 32, kernel_size=[3, 3], padding=[1, 1])`.
     fn describe(&self) -> String;
 
@@ -155,10 +161,10 @@ pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
     })
 }
 
-/// Whether L2 regularization holds a parameter down: weights of two axes or more, not biases and
-/// norms.
+/// Whether weight decay and L2 are for this parameter: weights are (two axes or more), biases and
+/// the numbers of norms are not.
 pub fn is_decayed(name: &str, t: &Tensor) -> bool {
-    t.rank() >= 2 && name.rsplit('.').next() == Some("weight")
+    t.rank() >= 2 && !name.ends_with("bias")
 }
 
 /// The parameters by name. The tensors share storage with the module's own: drop them before

@@ -167,8 +167,11 @@ impl Tensor {
         self.transpose(-2, -1)
     }
 
-    /// An axis of size 1 before `axis`.
-    pub fn unsqueeze(&self, axis: usize) -> Result<Tensor> {
+    /// An axis of size 1 before `axis`; -1 is behind the last.
+    pub fn unsqueeze(&self, axis: isize) -> Result<Tensor> {
+        // there is one place more than axes: -1 is behind the last
+        let places = self.rank() as isize + 1;
+        let axis = if axis < 0 { axis + places } else { axis } as usize;
         if axis > self.rank() {
             return Err(Error::Axis {
                 op: "unsqueeze",
@@ -234,7 +237,13 @@ impl Tensor {
     /// ```
     pub fn narrow(&self, axis: isize, start: usize, len: usize) -> Result<Tensor> {
         let i = self.shape().axis("narrow", axis)?;
-        let size = self.shape().get(i).copied().unwrap_or(0);
+        let Some(&size) = self.shape().get(i) else {
+            return Err(Error::Axis {
+                op: "narrow",
+                axis,
+                rank: 0,
+            });
+        };
         if start.checked_add(len).is_none_or(|end| end > size) {
             return Err(Error::Index {
                 op: "narrow",
@@ -338,7 +347,7 @@ impl Tensor {
             .ok_or_else(|| Error::argument("cat", "no tensors were given"))?;
         let a = first.shape().axis("cat", axis)?;
         let op = Cat { axis: a };
-        // an op has a fixed number of inputs: more than eight are joined in groups
+        // an op has a fixed number of inputs: more than four are joined in groups
         match *tensors {
             [x] => Ok(x.clone()),
             [a, b] => apply(op, [a, b]),
@@ -355,12 +364,12 @@ impl Tensor {
     }
 
     /// Tensors of one shape joined along a new axis.
-    pub fn stack(tensors: &[&Tensor], axis: usize) -> Result<Tensor> {
+    pub fn stack(tensors: &[&Tensor], axis: isize) -> Result<Tensor> {
         let rows = tensors
             .iter()
             .map(|t| t.unsqueeze(axis))
             .collect::<Result<Vec<_>>>()?;
-        Tensor::cat(&rows.iter().collect::<Vec<_>>(), axis as isize)
+        Tensor::cat(&rows.iter().collect::<Vec<_>>(), axis)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::autograd::{Op, apply, folded, sum_axes};
 use crate::cpu::strided::{self, Fold};
-use crate::dtype::{Element, Real};
+use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::unary;
@@ -53,19 +53,35 @@ fn finish(y: Tensor, reduce: &[bool], keepdim: bool) -> Result<Tensor> {
     y.reshape(dims)
 }
 
+/// y = scale sum x; dx = scale dy, repeated. The mean is a sum with scale 1 / n, in one op so that
+/// 16-bit floats round once.
 struct Sum {
     reduce: Vec<bool>,
+    scale: f64,
 }
 impl Op<1> for Sum {
     const NAME: &'static str = "sum";
     type Saved = Shape;
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Shape)> {
-        Ok((sum_axes(x, &self.reduce)?, *x.shape()))
+        let y = sum_axes(x, &self.reduce)?;
+        Ok((
+            if self.scale == 1.0 {
+                y
+            } else {
+                y.mul_scalar(self.scale)?
+            },
+            *x.shape(),
+        ))
     }
 
     fn backward(&self, shape: Shape, dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
-        Ok([Some(dy.expand(shape)?)])
+        let dx = if self.scale == 1.0 {
+            dy
+        } else {
+            dy.mul_scalar(self.scale)?
+        };
+        Ok([Some(dx.expand(shape)?)])
     }
 }
 
@@ -174,7 +190,7 @@ fn amax_axes(x: &Tensor, reduce: &[bool]) -> Result<Tensor> {
 
 impl Tensor {
     /// The sum over `axes` (negative count from the end; none named: all). `keepdim` keeps them
-    /// with size 1.
+    /// with size 1. Integers sum to I64.
     ///
     /// ```
     /// # use cotangent::{DType, Tensor};
@@ -183,17 +199,7 @@ impl Tensor {
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     pub fn sum(&self, axes: &[isize], keepdim: bool) -> Result<Tensor> {
-        let reduce = marks("sum", self, axes)?;
-        finish(
-            apply(
-                Sum {
-                    reduce: reduce.clone(),
-                },
-                [self],
-            )?,
-            &reduce,
-            keepdim,
-        )
+        self.scaled_sum(marks("sum", self, axes)?, 1.0, keepdim)
     }
 
     /// The sum of all elements, a scalar.
@@ -203,8 +209,22 @@ impl Tensor {
 
     /// The mean over `axes`, as [`Tensor::sum`] takes them; NaN of nothing.
     pub fn mean(&self, axes: &[isize], keepdim: bool) -> Result<Tensor> {
-        let n = count(self, &marks("mean", self, axes)?);
-        self.sum(axes, keepdim)?.mul_scalar(1.0 / n as f64)
+        let reduce = marks("mean", self, axes)?;
+        let n = count(self, &reduce);
+        self.scaled_sum(reduce, 1.0 / n as f64, keepdim)
+    }
+
+    fn scaled_sum(&self, reduce: Vec<bool>, scale: f64, keepdim: bool) -> Result<Tensor> {
+        if !self.dtype().is_float() && scale == 1.0 {
+            // whole numbers are exact in f64 up to 2^53
+            let sum = sum_axes(&self.cast(DType::F64)?, &reduce)?.cast(DType::I64)?;
+            return finish(sum, &reduce, keepdim);
+        }
+        let op = Sum {
+            reduce: reduce.clone(),
+            scale,
+        };
+        finish(apply(op, [self])?, &reduce, keepdim)
     }
 
     /// The mean of all elements, a scalar.
@@ -293,7 +313,7 @@ impl Tensor {
             })
         })?;
         if keepdim {
-            index.unsqueeze(a)
+            index.unsqueeze(a as isize)
         } else {
             Ok(index)
         }
@@ -357,7 +377,6 @@ pub const MORE_CASES: &[Case] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
 
     #[test]
     fn large_sums_are_exact_enough_and_steady() -> Result<()> {
@@ -381,6 +400,11 @@ mod tests {
         let n = Tensor::from_vec(vec![1f32, f32::NAN, 3.0], [3])?;
         assert_eq!(n.argmax(0, false)?.item()?, 1.0);
         assert!(n.amax(&[], false)?.item()?.is_nan());
+        assert_eq!(Tensor::ones([70000], DType::F16)?.mean_all()?.item()?, 1.0);
+        let nothing = Tensor::zeros([0, 3, 2, 2], DType::F32)?;
+        assert_eq!(nothing.sum(&[0, 2, 3], false)?.to_vec::<f32>()?, [0.0; 3]);
+        let three = n.gt(&Tensor::zeros([3], DType::F32)?)?.sum_all()?;
+        assert_eq!(three.to_vec::<i64>()?, [2]);
         assert!(
             Tensor::zeros([2, 0], DType::F32)?
                 .mean_all()?

@@ -23,6 +23,10 @@ enum Keep {
 trait Pointwise: Copy + Send + Sync + 'static {
     const NAME: &'static str;
     const KEEP: Keep;
+    /// The name in messages; for one formula that serves several methods.
+    fn name(self) -> &'static str {
+        Self::NAME
+    }
     fn f<T: Real>(self, x: T) -> T;
     /// df/dx, from x or from y = f(x), as `KEEP` says.
     fn df<T: Real>(self, kept: T) -> T;
@@ -34,9 +38,13 @@ impl<P: Pointwise> Op<1> for Unary<P> {
     const NAME: &'static str = P::NAME;
     type Saved = Option<Tensor>;
 
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
         let p = self.0;
-        let y = with_real!(P::NAME, x.dtype(), T => map::<T>(x, P::NAME, |x| p.f(x)))?;
+        let y = with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), |x| p.f(x)))?;
         let kept = match P::KEEP {
             Keep::X => Some(x.clone()),
             Keep::Y => Some(y.clone()),
@@ -269,10 +277,13 @@ impl Pointwise for PowScalar {
 
 /// a x + b: every op with a number.
 #[derive(Clone, Copy)]
-struct Linear(f64, f64);
+struct Linear(f64, f64, &'static str);
 impl Pointwise for Linear {
-    const NAME: &'static str = "mul_scalar";
+    const NAME: &'static str = "linear";
     const KEEP: Keep = Keep::Nothing;
+    fn name(self) -> &'static str {
+        self.2
+    }
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
         T::of(self.0) * x + T::of(self.1)
@@ -324,12 +335,12 @@ impl Tensor {
 
     /// x + `value`.
     pub fn add_scalar(&self, value: f64) -> Result<Tensor> {
-        unary(Linear(1.0, value), self)
+        unary(Linear(1.0, value, "add_scalar"), self)
     }
 
     /// x `factor`.
     pub fn mul_scalar(&self, factor: f64) -> Result<Tensor> {
-        unary(Linear(factor, 0.0), self)
+        unary(Linear(factor, 0.0, "mul_scalar"), self)
     }
 
     /// x held between `min` and `max`; the gradient passes where x lies within.

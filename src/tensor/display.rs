@@ -4,10 +4,13 @@ use std::fmt;
 
 use super::Tensor;
 use crate::dtype::DType;
+use crate::error::Result;
 
 /// Above this many elements an axis shows its first and last three only.
 const SUMMARIZE: usize = 1000;
 const EDGE: usize = 3;
+/// Characters a line.
+const LINE: usize = 80;
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -17,26 +20,18 @@ impl fmt::Debug for Tensor {
 
 impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let values = self
-            .cast(DType::F64)
-            .and_then(|t| t.to_vec::<f64>())
-            .map_err(|_| fmt::Error)?;
         let skip = self.numel() > SUMMARIZE;
-        let shown = {
-            let mut shown = Vec::new();
-            visit(self.shape(), skip, 0, &mut |i| shown.push(values[i]));
-            shown
-        };
-        let number = Number::of(&shown, self.dtype());
-        let width = shown
-            .iter()
-            .map(|&x| number.text(x).len())
-            .max()
-            .unwrap_or(0);
+        let mut places = Vec::new();
+        visit(self.shape(), skip, 0, &mut |i| places.push(i));
+        let texts = self.texts(&places).map_err(|_| fmt::Error)?;
+        let width = texts.iter().map(String::len).max().unwrap_or(0);
         f.write_str("tensor(")?;
-        write_axis(f, self.shape(), skip, 0, 7, &mut |i, f| {
-            write!(f, "{:>width$}", number.text(values[i]))
-        })?;
+        if self.numel() == 0 {
+            f.write_str("[]")?;
+        } else {
+            let mut texts = texts.into_iter().map(|t| format!("{t:>width$}"));
+            write_axis(f, self.shape(), skip, 7, width + 2, &mut texts)?;
+        }
         if self.numel() == 0 && self.rank() != 1 {
             write!(f, ", size={:?}", self.shape())?;
         }
@@ -52,16 +47,29 @@ impl fmt::Display for Tensor {
     }
 }
 
-/// How PyTorch writes a tensor's numbers: integers as they are, floats with four decimals, or in
-/// scientific notation where they differ too much.
+impl Tensor {
+    /// The elements at these places (row-major) as text.
+    fn texts(&self, places: &[usize]) -> Result<Vec<String>> {
+        if !self.dtype().is_float() {
+            let values = self.cast(DType::I64)?.to_vec::<i64>()?;
+            return Ok(places.iter().map(|&i| values[i].to_string()).collect());
+        }
+        let values = self.cast(DType::F64)?.to_vec::<f64>()?;
+        let shown: Vec<f64> = places.iter().map(|&i| values[i]).collect();
+        let number = Number::of(&shown);
+        Ok(shown.iter().map(|&x| number.text(x)).collect())
+    }
+}
+
+/// How PyTorch writes floats: with four decimals, or in scientific notation where they differ too
+/// much.
 struct Number {
-    integer: bool,
     whole: bool,
     scientific: bool,
 }
 
 impl Number {
-    fn of(shown: &[f64], dtype: DType) -> Self {
+    fn of(shown: &[f64]) -> Self {
         let sizes = || {
             shown
                 .iter()
@@ -73,14 +81,13 @@ impl Number {
         let whole = shown.iter().all(|x| !x.is_finite() || x.fract() == 0.0);
         let spread = most > 0.0 && (most / least > 1e3 || most > 1e8 || least < 1e-4);
         Number {
-            integer: !dtype.is_float(),
             whole,
             scientific: if whole { most > 1e8 } else { spread },
         }
     }
 
     fn text(&self, x: f64) -> String {
-        if self.integer || !x.is_finite() {
+        if !x.is_finite() {
             return format!("{x}").replace("NaN", "nan");
         }
         if self.scientific {
@@ -123,32 +130,35 @@ fn visit(dims: &[usize], skip: bool, at: usize, f: &mut impl FnMut(usize)) {
     }
 }
 
+/// Write an axis in brackets; `indent` is where its bracket stands, `step` an element's width with
+/// the comma and the blank after it.
 fn write_axis(
     f: &mut fmt::Formatter<'_>,
     dims: &[usize],
     skip: bool,
-    at: usize,
     indent: usize,
-    element: &mut impl FnMut(usize, &mut fmt::Formatter<'_>) -> fmt::Result,
+    step: usize,
+    texts: &mut impl Iterator<Item = String>,
 ) -> fmt::Result {
     let [size, rest @ ..] = dims else {
-        return element(at, f);
+        return f.write_str(&texts.next().unwrap_or_default());
     };
-    let stride: usize = rest.iter().product();
+    let a_line = (LINE.saturating_sub(indent) / step).max(1);
     f.write_str("[")?;
     for (n, i) in indices(*size, skip).enumerate() {
-        if n > 0 {
-            f.write_str(",")?;
-            match rest.len() {
-                0 => f.write_str(" ")?,
-                blank => {
-                    f.write_str(&"\n".repeat(blank))?;
-                    f.write_str(&" ".repeat(indent + 1))?;
-                }
-            }
+        // rows are apart by as many line ends as there are axes within; numbers fill lines
+        let ends = if rest.is_empty() {
+            (n % a_line == 0) as usize
+        } else {
+            rest.len()
+        };
+        match (n, ends) {
+            (0, _) => {}
+            (_, 0) => f.write_str(", ")?,
+            _ => write!(f, ",{}{}", "\n".repeat(ends), " ".repeat(indent + 1))?,
         }
         match i {
-            Some(i) => write_axis(f, rest, skip, at + i * stride, indent + 1, element)?,
+            Some(_) => write_axis(f, rest, skip, indent + 1, step, texts)?,
             None => f.write_str("...")?,
         }
     }
@@ -158,7 +168,6 @@ fn write_axis(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Result;
 
     #[test]
     fn like_pytorch() -> Result<()> {
@@ -174,7 +183,7 @@ mod tests {
         assert_eq!(t(&[], &[0])?, "tensor([])");
         assert_eq!(
             Tensor::zeros([2, 0], DType::F64)?.to_string(),
-            "tensor([[],\n        []], size=[2, 0], dtype=f64)"
+            "tensor([], size=[2, 0], dtype=f64)"
         );
         assert_eq!(
             Tensor::from_slice(&[1i64, 20], 2)?.to_string(),
@@ -187,6 +196,18 @@ mod tests {
         assert_eq!(
             Tensor::arange(0.0, 2000.0, 1.0, DType::F32)?.to_string(),
             "tensor([   0.,    1.,    2., ..., 1997., 1998., 1999.])"
+        );
+        assert_eq!(
+            Tensor::from_slice(&[i64::MAX], 1)?.to_string(),
+            "tensor([9223372036854775807], dtype=i64)"
+        );
+        // 80 characters a line, as PyTorch fills them
+        let lines = Tensor::arange(0.0, 30.0, 1.0, DType::F32)?.to_string();
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(
+            lines[0].ends_with("13.,") && lines[1].starts_with("        14., 15."),
+            "{lines:?}"
         );
         Ok(())
     }

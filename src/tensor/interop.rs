@@ -1,9 +1,10 @@
-//! To and from ndarray, without a copy where the layout allows it.
+//! To and from ndarray, without a copy where the layout allows it; comparison, also with approx.
 
+use approx::{AbsDiffEq, RelativeEq};
 use ndarray::{ArrayD, ArrayViewD, IxDyn, ShapeBuilder};
 
 use super::Tensor;
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 
@@ -51,10 +52,74 @@ impl Tensor {
     }
 }
 
+/// The same shape, dtype and elements, wherever they lie and whatever graph they are in. NaN
+/// differs from itself. [`Tensor::eq`] compares element by element instead.
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.agrees(other, |a, b| a == b)
+    }
+}
+
+impl Tensor {
+    /// Whether shapes and dtypes are equal and `same` holds for each pair of elements, as f64.
+    fn agrees(&self, other: &Self, same: impl Fn(f64, f64) -> bool) -> bool {
+        let values = |t: &Tensor| t.cast(DType::F64)?.to_vec::<f64>();
+        match (values(self), values(other)) {
+            (Ok(a), Ok(b)) if self.shape() == other.shape() && self.dtype() == other.dtype() => {
+                a.iter().zip(&b).all(|(&a, &b)| same(a, b))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// So that `approx::assert_abs_diff_eq!` takes tensors.
+///
+/// ```
+/// # use cotangent::Tensor;
+/// let x = Tensor::from_vec(vec![1f32, 2.0], [2])?;
+/// approx::assert_abs_diff_eq!(x.exp()?.log()?, x, epsilon = 1e-6);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+impl AbsDiffEq for Tensor {
+    type Epsilon = f64;
+
+    fn default_epsilon() -> f64 {
+        f64::default_epsilon()
+    }
+
+    fn abs_diff_eq(&self, other: &Self, epsilon: f64) -> bool {
+        self.agrees(other, |a, b| a.abs_diff_eq(&b, epsilon))
+    }
+}
+
+/// So that `approx::assert_relative_eq!` takes tensors.
+impl RelativeEq for Tensor {
+    fn default_max_relative() -> f64 {
+        f64::default_max_relative()
+    }
+
+    fn relative_eq(&self, other: &Self, epsilon: f64, max_relative: f64) -> bool {
+        self.agrees(other, |a, b| a.relative_eq(&b, epsilon, max_relative))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
+
+    #[test]
+    fn comparison() -> Result<()> {
+        let x = Tensor::arange(0.0, 6.0, 1.0, DType::F32)?.reshape([2, 3])?;
+        assert!(
+            x == x.t()?.contiguous()?.t()? && x != x.reshape([3, 2])? && x != x.cast(DType::F64)?
+        );
+        approx::assert_relative_eq!(x.add_scalar(1e-7)?, x, epsilon = 1e-6);
+        approx::assert_abs_diff_ne!(x.add_scalar(1e-3)?, x, epsilon = 1e-6);
+        let nan = Tensor::scalar(f32::NAN)?;
+        assert!(nan != nan && !nan.abs_diff_eq(&nan, 1.0));
+        Ok(())
+    }
 
     #[test]
     fn round_trips() -> Result<()> {

@@ -195,7 +195,15 @@ impl Tensor {
         options: impl Into<Options>,
     ) -> Result<Self> {
         let (layout, o) = (Layout::contiguous(shape.into_shape()?), options.into());
-        with_element!(o.dtype, T => Self::build::<T>(layout, o.device, |out| rng.fill_uniform(out, |x| T::from_f64(x as f64))))
+        // 24 random bits, fewer where the type has fewer: rounding up would give 1
+        let steps = match o.dtype {
+            DType::BF16 => 2f64.powi(8),
+            DType::F16 => 2f64.powi(11),
+            _ => 2f64.powi(24),
+        };
+        with_element!(o.dtype, T => Self::build::<T>(layout, o.device, |out| {
+            rng.fill_uniform(out, |x| T::from_f64((x as f64 * steps).floor() / steps))
+        }))
     }
 
     /// Normal with mean 0 and variance 1, from `rng`.
@@ -490,6 +498,10 @@ mod tests {
         );
         assert!(x.to_vec::<f32>().is_err());
         assert!(x.item().is_err());
+        for dtype in [DType::BF16, DType::F16] {
+            let u = Tensor::rand([20_000], &mut Generator::new(1), dtype)?.cast(DType::F32)?;
+            assert!(u.to_vec::<f32>()?.iter().all(|u| (0.0..1.0).contains(u)));
+        }
         Ok(())
     }
 }

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::autograd::{Gradients, no_grad};
 use crate::data::{Augment, Batch, Dataset, Loader, Normalize};
-use crate::dtype::{DType, Element, Real};
+use crate::dtype::{Element, Real};
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
+use crate::ops::accuracy;
 use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{
     Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
@@ -161,7 +162,8 @@ pub struct SolverConfig {
     pub schedule: Schedule,
     /// The learning rate is multiplied by it after each epoch, on top of the schedule.
     pub lr_decay: f64,
-    /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss.
+    /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss, on
+    /// top of the model's own [`Module::reg`].
     pub reg: f64,
     /// The share of each target that is spread over all classes.
     pub label_smoothing: f64,
@@ -242,8 +244,17 @@ impl SolverConfig {
     /// The settings that a resumed run must share with the run it goes on from.
     fn fixed(&self) -> serde_json::Value {
         let free = Self::default();
+        let planned = matches!(
+            self.schedule,
+            Schedule::OneCycle { .. } | Schedule::WarmupCosine { .. }
+        );
         let fixed = SolverConfig {
-            num_epochs: free.num_epochs,
+            // a schedule over the whole run would take other values for another length
+            num_epochs: if planned {
+                self.num_epochs
+            } else {
+                free.num_epochs
+            },
             print_every: free.print_every,
             patience: None,
             checkpoint_dir: None,
@@ -470,7 +481,8 @@ impl<'m> Solver<'m> {
         let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()])?;
         let scores = self.model.forward(&images, Mode::Train)?;
         let loss = (self.loss)(&scores, &labels)?;
-        let value = loss.item()? + l2_loss(self.model, self.config.reg)?;
+        let reg = self.config.reg + self.model.reg();
+        let value = loss.item()? + l2_loss(self.model, reg)?;
         self.history.loss_history.push(value);
         if !value.is_finite() {
             let step = position.step as u64;
@@ -480,7 +492,7 @@ impl<'m> Solver<'m> {
         let mut grads = loss.backward()?;
         // the graph shares storage with parameters, which are to be written in place
         drop((images, scores, loss));
-        add_l2_gradients(self.model, self.config.reg, &mut grads)?;
+        add_l2_gradients(self.model, reg, &mut grads)?;
         self.optimizer.step(self.model, &grads)?;
         self.batch += 1;
         Ok(value)
@@ -522,7 +534,7 @@ impl<'m> Solver<'m> {
             optimizer: self.optimizer.state()?,
             best: self.best.clone(),
             run: Run {
-                model: self.model.describe(),
+                model: self.describe_model(),
                 data: self.describe_data(),
                 settings: self.config.fixed(),
                 batch: self.batch,
@@ -537,9 +549,27 @@ impl<'m> Solver<'m> {
         self.history.save(&dir)
     }
 
+    fn describe_model(&self) -> String {
+        format!("{}, reg={}", self.model.describe(), self.model.reg())
+    }
+
     fn describe_data(&self) -> String {
-        let SolverData { train, augment, .. } = &self.data;
-        format!("{} images of {}, {augment:?}", train.len(), train.name())
+        let SolverData {
+            train,
+            val,
+            normalize,
+            augment,
+        } = &self.data;
+        // thousands of numbers: a checksum tells whether they are the same
+        let mut numbers = flate2::Crc::new();
+        numbers.update(format!("{normalize:?}").as_bytes());
+        format!(
+            "{} and {} images of {}, {augment:?}, normalized by {:08x}",
+            train.len(),
+            val.len(),
+            train.name(),
+            numbers.sum()
+        )
     }
 
     /// Go on from a checkpoint, within an epoch or between two. Epochs, patience, printing and
@@ -553,8 +583,8 @@ impl<'m> Solver<'m> {
             let why = format!("is of {theirs}; this run is of {ours}");
             Err(refuse(path, what, why))
         };
-        if run.model != self.model.describe() {
-            return differs("model", &run.model, &self.model.describe());
+        if run.model != self.describe_model() {
+            return differs("model", &run.model, &self.describe_model());
         }
         if run.data != self.describe_data() {
             return differs("data", &run.data, &self.describe_data());
@@ -630,13 +660,8 @@ fn correct(scores: &Tensor, labels: &[i64]) -> Result<usize> {
         let why = format!("scores {:?} for {} labels", scores.shape(), labels.len());
         return Err(Error::shape("accuracy", &[*scores.shape()], why));
     }
-    let scores = scores.cast(DType::F64)?.to_vec::<f64>()?;
-    let rows = scores.chunks(classes).zip(labels);
-    let right = rows.filter(|(row, label)| {
-        let best = (1..classes).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-        best as i64 == **label
-    });
-    Ok(right.count())
+    let labels = Tensor::from_slice(labels, [n])?;
+    Ok((accuracy(scores, &labels)? * n as f64).round() as usize)
 }
 
 /// Elements that one thread sums at a time, whatever the number of threads.
@@ -694,7 +719,7 @@ fn weights(model: &mut (impl Module + ?Sized)) -> Named {
     let mut all = Named::new();
     nn::visit(model, |name, slot| {
         if let Slot::Parameter(w) = slot
-            && w.rank() >= 2
+            && nn::is_decayed(name, w)
         {
             all.push((name.to_string(), w.clone()));
         }
@@ -706,6 +731,7 @@ fn weights(model: &mut (impl Module + ?Sized)) -> Named {
 mod tests {
     use super::*;
     use crate::data::synthetic;
+    use crate::dtype::DType;
     use crate::nn::Visitor;
 
     /// A linear classifier with noise on its input, a running mean, and a name.
