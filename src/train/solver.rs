@@ -1023,8 +1023,25 @@ mod tests {
             ..data()
         };
         assert_eq!(refused(&mut net(), fewer, same), "data");
+        let scaled = SolverData {
+            normalize: Normalize::mean_image(&synthetic(0, 0, 70))?,
+            ..data()
+        };
+        assert_eq!(refused(&mut net(), scaled, same), "data");
         assert_eq!(refused(&mut net(), data(), |c| c.seed = 5), "seed");
         assert_eq!(refused(&mut net(), data(), |c| c.reg = 0.2), "reg");
+        // one cycle of one epoch cannot become one of two
+        let cycle: fn(&mut SolverConfig) = |c| {
+            c.schedule = Schedule::OneCycle {
+                pct_start: 0.3,
+                div_factor: 10.0,
+                final_div_factor: 10.0,
+            }
+        };
+        let mut c = config(dir.path(), 1);
+        cycle(&mut c);
+        Solver::new(&mut net(), data(), c)?.train()?;
+        assert_eq!(refused(&mut net(), data(), cycle), "num_epochs");
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 5]).unwrap();
         assert_eq!(refused(&mut net(), data(), same), "header");
