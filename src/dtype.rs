@@ -110,6 +110,9 @@ pub trait Real:
     const ONE: Self;
     /// Minus infinity, the start of a maximum.
     const NEG_INFINITY: Self;
+    /// Small enough to be 0 wherever it is added, far enough from the smallest normal number that
+    /// products with it stay normal.
+    const TINY: Self;
     /// From a constant in a formula.
     #[inline(always)]
     fn of(x: f64) -> Self {
@@ -154,11 +157,12 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($($t:ident, $erf:expr;)*) => {$(
+    ($($t:ident, $tiny:expr, $erf:expr;)*) => {$(
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            const TINY: Self = $tiny;
             #[inline(always)] fn exp(self) -> Self { $t::exp(self) }
             #[inline(always)] fn ln(self) -> Self { $t::ln(self) }
             #[inline(always)] fn ln_1p(self) -> Self { $t::ln_1p(self) }
@@ -175,8 +179,8 @@ macro_rules! real {
     )*};
 }
 real! {
-    f32, erf_f32;
-    f64, erf;
+    f32, 1e-30, erf_f32;
+    f64, 1e-290, erf;
 }
 
 /// The error function to within 1e-15: its Maclaurin series below 3, the continued fraction
