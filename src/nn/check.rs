@@ -2,33 +2,56 @@
 
 use std::cell::RefCell;
 
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::nn::{Mode, Module, Slot, visit};
 use crate::ops::check::{Report, gradcheck_at};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
-/// Compare the gradients of a module's output with central differences, at no more than `samples`
-/// random elements of the input and of each parameter. The module and `x` must be in F64 (see
-/// [`to_dtype`](super::to_dtype)). Random streams are wound back before every pass, so that
-/// dropout drops the same elements; afterwards the module is as it was before.
+/// Compare the gradients of a module's output with central differences in f64, at no more than
+/// `samples` random elements of the input and of each parameter.
 ///
 /// In the report, input 0 is `x` and input i the i-th parameter, from 1.
 pub fn gradcheck(m: &mut dyn Module, x: &Tensor, mode: Mode, samples: usize) -> Result<Report> {
-    let (mut inputs, mut buffers, mut streams) = (vec![x.clone()], Vec::new(), Vec::new());
+    gradcheck_of(m, std::slice::from_ref(x), samples, |m, x| {
+        m.forward(&x[0], mode)
+    })
+}
+
+/// [`gradcheck`] of any function of a module and of `inputs`: a loss, say. Every evaluation starts
+/// from the same buffers and random streams, so that dropout drops the same elements; afterwards
+/// the module is as it was before.
+///
+/// In the report the inputs come first, then the parameters.
+pub fn gradcheck_of(
+    m: &mut dyn Module,
+    inputs: &[Tensor],
+    samples: usize,
+    f: impl Fn(&mut dyn Module, &[Tensor]) -> Result<Tensor>,
+) -> Result<Report> {
+    let (mut all, mut buffers, mut streams) = (inputs.to_vec(), Vec::new(), Vec::new());
     visit(m, |_, slot| match slot {
-        Slot::Parameter(t) => inputs.push(t.clone()),
+        Slot::Parameter(t) => all.push(t.clone()),
         Slot::Buffer(t) => buffers.push(t.clone()),
         Slot::Generator(g) => streams.push(*g),
     });
+    let wide = buffers
+        .iter()
+        .map(|b| match b.dtype().is_float() {
+            true => b.cast(DType::F64),
+            false => Ok(b.clone()),
+        })
+        .collect::<Result<Vec<_>>>()?;
     let m = RefCell::new(m);
-    let rewind = |values: &[Tensor]| set(&mut **m.borrow_mut(), &values[1..], &buffers, &streams);
+    let n = inputs.len();
     let run = |values: &[Tensor]| {
-        rewind(values);
-        m.borrow_mut().forward(&values[0], mode)
+        let m = &mut **m.borrow_mut();
+        set(m, &values[n..], &wide, &streams);
+        f(m, &values[..n])
     };
-    let report = gradcheck_at(run, &inputs, samples);
-    rewind(&inputs);
+    let report = gradcheck_at(run, &all, samples);
+    set(&mut **m.borrow_mut(), &all[n..], &buffers, &streams);
     report
 }
 
@@ -45,7 +68,6 @@ fn set(m: &mut dyn Module, parameters: &[Tensor], buffers: &[Tensor], streams: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::DType;
     use crate::nn::{BatchNorm1d, Dropout, Linear, Sequential, Visitor, state_dict, to_dtype};
 
     #[test]

@@ -17,7 +17,7 @@ use crate::random::Generator;
 use crate::tensor::Tensor;
 
 pub use activation::Activation;
-pub use check::gradcheck;
+pub use check::{gradcheck, gradcheck_of};
 pub use conv::{Conv2d, Conv2dConfig, ConvNormAct};
 pub use dropout::Dropout;
 pub use init::{Fan, Init};

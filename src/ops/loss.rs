@@ -246,6 +246,12 @@ impl Tensor {
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 pub fn accuracy(logits: &Tensor, labels: &Tensor) -> Result<f64> {
+    Ok(correct(logits, labels)? as f64 / labels.numel() as f64)
+}
+
+/// How many samples have their greatest logit (the first of equals) at the label; logits (N, C),
+/// I64 labels (N). NaN is never the greatest.
+pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
     let labels = self::labels("accuracy", logits, labels)?;
     let (v, c) = (logits.cast(DType::F64)?.to_vec::<f64>()?, logits.shape()[1]);
     let right = labels.iter().enumerate().filter(|&(r, &label)| {
@@ -253,7 +259,7 @@ pub fn accuracy(logits: &Tensor, labels: &Tensor) -> Result<f64> {
         // nothing before is as great, nothing after is greater
         x[..label].iter().all(|&o| o < x[label]) && x[label..].iter().all(|&o| o <= x[label])
     });
-    Ok(right.count() as f64 / labels.len() as f64)
+    Ok(right.count())
 }
 
 macro_rules! cases {

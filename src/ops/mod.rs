@@ -16,7 +16,7 @@ pub mod unary;
 
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
-pub use loss::{CrossEntropy, Reduction, accuracy};
+pub use loss::{CrossEntropy, Reduction, accuracy, correct};
 
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {

@@ -1,15 +1,13 @@
 //! CS231n's sanity checks of a model before it is trained: initial loss, gradients, overfitting.
 
-use std::cell::RefCell;
 use std::fmt;
 
 use crate::autograd::no_grad;
 use crate::data::{Augment, Dataset, Normalize};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::nn::{self, Activation, Fan, Init, Mode, Module, Slot};
+use crate::nn::{self, Activation, Fan, Init, Mode, Module};
 use crate::ops::check::Report;
-use crate::ops::gradcheck_at;
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{generators, set_generators};
@@ -193,48 +191,9 @@ pub fn check_gradients(
     loss: &LossFn,
     samples: usize,
 ) -> Result<Report> {
-    let (mut parameters, mut buffers) = (Vec::new(), Vec::new());
-    nn::visit(model, |_, slot| match slot {
-        Slot::Parameter(t) => parameters.push(t.clone()),
-        Slot::Buffer(t) => buffers.push(t.clone()),
-        Slot::Generator(_) => {}
-    });
-    let streams = generators(model);
-    let wide = buffers
-        .iter()
-        .map(|b| match b.dtype().is_float() {
-            true => b.cast(DType::F64),
-            false => Ok(b.clone()),
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let model = RefCell::new(model);
-    // every evaluation starts from the same buffers and random numbers: dropout drops the same
-    let set = |parameters: &[Tensor], buffers: &[Tensor]| {
-        let (mut parameters, mut buffers) = (parameters.iter(), buffers.iter());
-        let mut model = model.borrow_mut();
-        nn::visit(&mut **model, |_, slot| {
-            let (t, new) = match slot {
-                Slot::Parameter(t) => (t, parameters.next()),
-                Slot::Buffer(t) => (t, buffers.next()),
-                Slot::Generator(_) => return,
-            };
-            if let Some(new) = new {
-                *t = new.clone();
-            }
-        });
-        set_generators(&mut **model, &streams);
-    };
-    let report = gradcheck_at(
-        |parameters| {
-            set(parameters, &wide);
-            let scores = model.borrow_mut().forward(images, Mode::Train)?;
-            loss(&scores, labels)
-        },
-        &parameters,
-        samples,
-    );
-    set(&parameters, &buffers);
-    report
+    nn::gradcheck_of(model, &[], samples, |model, _| {
+        loss(&model.forward(images, Mode::Train)?, labels)
+    })
 }
 
 /// The accuracy on the first `images` training images after learning from them alone.

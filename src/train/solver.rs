@@ -15,7 +15,7 @@ use crate::data::{Augment, Batch, Dataset, Loader, Normalize};
 use crate::dtype::{Element, Real};
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
-use crate::ops::accuracy;
+use crate::ops::correct;
 use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{
     Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
@@ -478,7 +478,7 @@ impl<'m> Solver<'m> {
         self.optimizer.set_learning_rate(lr);
 
         let images = Tensor::from_vec(batch.images, batch.shape)?;
-        let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()])?;
+        let labels = Tensor::from_vec(batch.labels, images.shape()[0])?;
         let scores = self.model.forward(&images, Mode::Train)?;
         let loss = (self.loss)(&scores, &labels)?;
         let reg = self.config.reg + self.model.reg();
@@ -488,7 +488,7 @@ impl<'m> Solver<'m> {
             let step = position.step as u64;
             return Err(Error::NonFinite { step, loss: value });
         }
-        self.correct += correct(&scores, &batch.labels)?;
+        self.correct += correct(&scores, &labels)?;
         let mut grads = loss.backward()?;
         // the graph shares storage with parameters, which are to be written in place
         drop((images, scores, loss));
@@ -647,21 +647,10 @@ pub fn check_accuracy(
     for batch in loader.epoch(0) {
         let batch = batch?;
         let images = Tensor::from_vec(batch.images, batch.shape)?;
-        right += correct(&model.forward(&images, Mode::Eval)?, &batch.labels)?;
+        let labels = Tensor::from_vec(batch.labels, images.shape()[0])?;
+        right += correct(&model.forward(&images, Mode::Eval)?, &labels)?;
     }
     Ok(right as f64 / data.len() as f64)
-}
-
-/// How many rows of the scores (N, C) are greatest at their label; the first of equal scores
-/// counts as the greatest.
-fn correct(scores: &Tensor, labels: &[i64]) -> Result<usize> {
-    let [n, classes] = scores.dims("accuracy", "scores (N, C)")?;
-    if n != labels.len() || classes == 0 {
-        let why = format!("scores {:?} for {} labels", scores.shape(), labels.len());
-        return Err(Error::shape("accuracy", &[*scores.shape()], why));
-    }
-    let labels = Tensor::from_slice(labels, [n])?;
-    Ok((accuracy(scores, &labels)? * n as f64).round() as usize)
 }
 
 /// Elements that one thread sums at a time, whatever the number of threads.
