@@ -1,5 +1,7 @@
 //! CUDA: looking for a driver. cudarc opens libcuda at run time; nothing is linked.
 
+pub mod ptx;
+
 use cudarc::driver::{result, sys};
 
 use crate::error::{Error, Result};
