@@ -159,17 +159,18 @@ def resources(report):
 
 def check_spills(source, rows):
     """f64 kernels are there for the gradient checks; all others are hot."""
-    allowed = re.findall(r"(?m)^// spills-allowed: (\S+) +\S", source)
+    allowed, found = re.findall(r"(?m)^// spills-allowed: (\S+) +\S", source), []
     for kernel, _, stack, stores, loads, _ in rows:
         hot = "f64" not in kernel.split("_")
-        if (stack, stores, loads) == ("0", "0", "0") or not hot:
-            continue
-        if not any(fnmatch.fnmatchcase(kernel, pattern) for pattern in allowed):
-            raise BuildError(
-                f"{kernel} keeps registers in memory: {stack} bytes of stack, {stores} of spill "
-                f"stores, {loads} of spill loads.\nAn array indexed at run time does it, and too "
-                f"much unrolling; if it must be:  // spills-allowed: {kernel} REASON"
-            )
+        spills = (stack, stores, loads) != ("0", "0", "0")
+        if spills and hot and not any(fnmatch.fnmatchcase(kernel, name) for name in allowed):
+            found.append(f"  {kernel}: {stack} of stack, {stores} of stores, {loads} of loads")
+    if found:
+        raise BuildError(
+            "\n".join(["kernels that keep registers in memory, in bytes:", *sorted(found)])
+            + "\nAn array indexed at run time does it, and too much unrolling; if it must be, say"
+            + "\n// spills-allowed: KERNEL reason"
+        )
 
 
 def assemble(assembler, card, ptx, scratch, what):
