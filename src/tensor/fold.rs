@@ -56,7 +56,10 @@ pub(crate) fn reduce(
     } else {
         let pack = 16 / x.dtype().size();
         let aligned = x.layout().offset() % pack == 0 && fold.inner % pack == 0;
-        (Pass::of_columns(fold, if aligned { pack } else { 1 }), columns)
+        (
+            Pass::of_columns(fold, if aligned { pack } else { 1 }),
+            columns,
+        )
     };
     let last = pass.parts == 1;
     let layout = if last {
@@ -112,10 +115,18 @@ impl Pass {
 
     /// `pack` neighbours are one thread's.
     fn of_columns(f: Fold, pack: usize) -> Self {
-        let Fold { outer, reduced, inner } = f;
+        let Fold {
+            outer,
+            reduced,
+            inner,
+        } = f;
         let columns = outer * (inner / pack);
         // side by side at least what makes a good read, the rest of the block below each other
-        let read = if columns * reduced * pack > CACHED { 32 } else { 8 };
+        let read = if columns * reduced * pack > CACHED {
+            32
+        } else {
+            8
+        };
         let narrow = (inner / pack).next_power_of_two().min(read / pack);
         let tall = (reduced / 4 + 1).next_power_of_two() / 2;
         let tall = tall.clamp(1, BLOCK / narrow);
@@ -148,7 +159,10 @@ impl Team {
             Team { lanes, block: 128 }
         } else {
             let lanes = (n / 8).next_power_of_two().clamp(64, 1024);
-            Team { lanes, block: lanes }
+            Team {
+                lanes,
+                block: lanes,
+            }
         }
     }
 
@@ -178,7 +192,11 @@ mod tests {
                     if outer * reduced * inner >= 1 << 31 {
                         continue;
                     }
-                    let mut f = Fold { outer, reduced, inner };
+                    let mut f = Fold {
+                        outer,
+                        reduced,
+                        inner,
+                    };
                     for pass in 0.. {
                         let pack = if inner % 4 == 0 { 4 } else { 1 };
                         let p = match inner {
