@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::cpu::strided;
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::{Layout, Shape};
@@ -42,6 +43,9 @@ pub trait Op<const N: usize>: Send + 'static {
     const NAME: &'static str;
     /// Whether 16-bit floats arrive as they are: for ops that move elements and compute nothing.
     const ANY_DTYPE: bool = false;
+    /// Whether 16-bit floats arrive as they are on a CUDA device, where the op's kernels widen them
+    /// in registers: the output and the gradients are then of the inputs' dtype.
+    const HALF_ON_CUDA: bool = false;
     /// The name in messages; for one struct that serves several ops.
     fn name(&self) -> &'static str {
         Self::NAME
@@ -168,6 +172,9 @@ pub fn apply<O: Op<N>, const N: usize>(op: O, inputs: [&Tensor; N]) -> Result<Te
     let floats = || inputs.iter().map(|t| t.dtype()).filter(|d| d.is_float());
     let half = floats().find(|d| d.is_half() && !O::ANY_DTYPE);
     let narrow = half.filter(|h| floats().all(|d| d == *h));
+    let on_cuda = matches!(inputs[0].device(), Device::Cuda(_));
+    // what the op's own kernels take needs no conversion
+    let half = half.filter(|_| !(O::HALF_ON_CUDA && on_cuda && narrow.is_some()));
     let mut wide = inputs.map(Tensor::detach);
     for t in wide
         .iter_mut()

@@ -106,6 +106,15 @@ pub enum Error {
         /// What is missing.
         why: String,
     },
+    /// A CUDA call or kernel that failed. After a kernel's fault the device's context is lost: every
+    /// later call on that device fails in the same way until the process ends.
+    #[error("cuda: {what}: {why}")]
+    Cuda {
+        /// The kernel or the driver's call.
+        what: String,
+        /// What happened.
+        why: String,
+    },
     /// The device has no memory left for a tensor.
     #[error("out of memory: asked for {asked} bytes, {held} held, {free} free")]
     OutOfMemory {
@@ -176,6 +185,15 @@ impl Error {
             op,
             shapes: shapes.to_vec(),
             why: why.into(),
+        }
+    }
+
+    /// An [`Error::Device`] of `op`.
+    pub fn devices(op: &'static str, a: impl ToString, b: impl ToString) -> Self {
+        Error::Device {
+            op,
+            a: a.to_string(),
+            b: b.to_string(),
         }
     }
 

@@ -409,6 +409,51 @@ impl Layout {
     }
 }
 
+/// Loops over one shape with K operands, beside an output that is written front to back: the
+/// axes in the output's memory order, neighbours merged where every operand allows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Loops<const K: usize> {
+    /// The sizes of the axes, slow to fast.
+    pub dims: Vec<usize>,
+    /// In elements, an axis and an operand each.
+    pub strides: Vec<[usize; K]>,
+    /// Where each operand starts.
+    pub base: [usize; K],
+}
+
+impl<const K: usize> Loops<K> {
+    /// For an output of layout `out` (dense) and operands expanded to its shape.
+    pub fn new(out: &Layout, inputs: [&Layout; K]) -> Self {
+        let mut axes: Vec<usize> = (0..out.shape().len())
+            .filter(|&a| out.shape()[a] != 1)
+            .collect();
+        axes.sort_by_key(|&a| std::cmp::Reverse(out.strides()[a]));
+        let (mut dims, mut strides) = (Vec::<usize>::new(), Vec::<[usize; K]>::new());
+        for a in axes {
+            let (size, stride) = (out.shape()[a], inputs.map(|l| l.strides()[a]));
+            match (dims.last_mut(), strides.last_mut()) {
+                (Some(d), Some(s)) if (0..K).all(|k| s[k] == size * stride[k]) => {
+                    *d *= size;
+                    *s = stride;
+                }
+                _ => {
+                    dims.push(size);
+                    strides.push(stride);
+                }
+            }
+        }
+        if dims.is_empty() {
+            dims.push(1);
+            strides.push([1; K]);
+        }
+        Loops {
+            dims,
+            strides,
+            base: inputs.map(Layout::offset),
+        }
+    }
+}
+
 /// The shape that two shapes broadcast to, by PyTorch's rule: aligned at the last axis, sizes
 /// equal or one of them 1.
 pub fn broadcast(op: &'static str, a: &Shape, b: &Shape) -> Result<Shape> {

@@ -5,27 +5,14 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 
+use crate::cuda;
 use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::memory::{MemoryStats, size_class};
 
 /// Every buffer of the pool starts at a cache line, as wide as the widest vector register.
 const ALIGN: usize = 64;
-
-/// What the allocator has given out and what it holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryStats {
-    /// Buffers in use.
-    pub live: usize,
-    /// Bytes in use.
-    pub live_bytes: usize,
-    /// The most bytes in use since the start or [`reset_peak`].
-    pub peak_bytes: usize,
-    /// Bytes free, held for reuse.
-    pub held_bytes: usize,
-    /// Buffers taken from the system since the start.
-    pub allocations: usize,
-}
 
 struct Pool {
     free: HashMap<usize, Vec<Address>>,
@@ -36,16 +23,8 @@ struct Pool {
 
 impl Pool {
     fn add(&mut self, bytes: usize) {
-        let s = &mut self.stats;
-        s.live += 1;
-        s.live_bytes += bytes;
-        s.peak_bytes = s.peak_bytes.max(s.live_bytes);
-        self.most = self.most.max(s.live_bytes);
-    }
-
-    fn remove(&mut self, bytes: usize) {
-        self.stats.live -= 1;
-        self.stats.live_bytes -= bytes;
+        self.stats.take(bytes);
+        self.most = self.most.max(self.stats.live_bytes);
     }
 }
 
@@ -75,14 +54,6 @@ pub fn reset_peak() {
     with_pool(|p| p.stats.peak_bytes = p.stats.live_bytes);
 }
 
-/// Bytes rounded up to a size class: an eighth of a power of two, so that nearly equal sizes
-/// share buffers and at most an eighth is wasted.
-fn size_class(bytes: usize) -> usize {
-    let bytes = bytes.max(ALIGN);
-    let step = (bytes.next_power_of_two() / 16).max(ALIGN);
-    bytes.div_ceil(step) * step
-}
-
 /// Memory of the CPU, aligned, always initialized (by zeros or by an earlier owner), so that it
 /// can be read as any plain number type.
 struct Buffer {
@@ -105,7 +76,7 @@ unsafe impl Sync for Buffer {}
 
 impl Buffer {
     fn new(bytes: usize) -> Result<Self> {
-        let class = size_class(bytes);
+        let class = size_class(bytes, ALIGN);
         let reused = with_pool(|p| {
             let a = p.free.get_mut(&class)?.pop()?;
             p.stats.held_bytes -= class;
@@ -123,6 +94,7 @@ impl Buffer {
         };
         with_pool(|p| {
             p.stats.allocations += reused.is_none() as usize;
+            p.stats.hits += reused.is_some() as usize;
             p.add(class);
         });
         Ok(Buffer {
@@ -144,11 +116,11 @@ fn out_of_memory(asked: usize) -> Error {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Owner::Pool(class) = self.owner else {
-            return with_pool(|p| p.remove(self.bytes));
+            return with_pool(|p| p.stats.give_back(self.bytes));
         };
         let ptr = self.ptr;
         let keep = with_pool(|p| {
-            p.remove(class);
+            p.stats.give_back(class);
             // sizes that are in use at different times both stay, so half as much again as was
             // ever needed at once; beyond it memory goes back to the system
             let keep = p.stats.held_bytes + class + p.stats.live_bytes <= p.most + p.most / 2;
@@ -179,6 +151,7 @@ pub struct Storage {
 
 enum Memory {
     Cpu(Buffer),
+    Cuda(cuda::Buffer),
 }
 
 impl Storage {
@@ -186,6 +159,7 @@ impl Storage {
     pub(crate) fn new(dtype: DType, len: usize, device: Device) -> Result<Self> {
         let memory = match device {
             Device::Cpu => Memory::Cpu(Buffer::new(len * dtype.size())?),
+            Device::Cuda(gpu) => Memory::Cuda(cuda::Buffer::new(gpu, len, dtype.size())?),
         };
         Ok(Storage { dtype, memory })
     }
@@ -212,9 +186,35 @@ impl Storage {
 
     /// Where it lies.
     pub fn device(&self) -> Device {
-        match self.memory {
+        match &self.memory {
             Memory::Cpu(_) => Device::Cpu,
+            Memory::Cuda(b) => Device::Cuda(b.gpu()),
         }
+    }
+
+    /// A GPU's memory as elements of `dtype`.
+    pub(crate) fn from_cuda(dtype: DType, buffer: cuda::Buffer) -> Self {
+        Storage {
+            dtype,
+            memory: Memory::Cuda(buffer),
+        }
+    }
+
+    /// The GPU's memory; `None` on the CPU.
+    pub(crate) fn cuda(&self) -> Option<&cuda::Buffer> {
+        match &self.memory {
+            Memory::Cpu(_) => None,
+            Memory::Cuda(b) => Some(b),
+        }
+    }
+
+    /// Elements that fit.
+    pub(crate) fn capacity(&self) -> usize {
+        let bytes = match &self.memory {
+            Memory::Cpu(b) => b.bytes,
+            Memory::Cuda(b) => b.bytes(),
+        };
+        bytes / self.dtype.size()
     }
 
     fn check<T: Element>(&self, op: &'static str) -> Result<()> {
@@ -236,10 +236,25 @@ impl Storage {
         })
     }
 
-    /// All elements; an error if they are of another type.
+    fn cpu(&self, op: &'static str) -> Result<&Buffer> {
+        match &self.memory {
+            Memory::Cpu(b) => Ok(b),
+            Memory::Cuda(_) => Err(self.elsewhere(op)),
+        }
+    }
+
+    fn elsewhere(&self, op: &'static str) -> Error {
+        Error::Device {
+            op,
+            a: self.device().to_string(),
+            b: Device::Cpu.to_string(),
+        }
+    }
+
+    /// All elements; an error if they are of another type or on a GPU.
     pub(crate) fn slice<T: Element>(&self, op: &'static str) -> Result<&[T]> {
         self.check::<T>(op)?;
-        let Memory::Cpu(b) = &self.memory;
+        let b = self.cpu(op)?;
         // SAFETY: the buffer holds this many initialized bytes, aligned for T; T is plain data
         Ok(unsafe { std::slice::from_raw_parts(b.ptr.as_ptr().cast(), b.bytes / size_of::<T>()) })
     }
@@ -247,7 +262,9 @@ impl Storage {
     /// All elements, to be written.
     pub(crate) fn slice_mut<T: Element>(&mut self, op: &'static str) -> Result<&mut [T]> {
         self.check::<T>(op)?;
-        let Memory::Cpu(b) = &mut self.memory;
+        let Memory::Cpu(b) = &mut self.memory else {
+            return Err(self.elsewhere(op));
+        };
         // SAFETY: as in `slice`, and `&mut self` makes it the only reference
         Ok(unsafe {
             std::slice::from_raw_parts_mut(b.ptr.as_ptr().cast(), b.bytes / size_of::<T>())
@@ -258,18 +275,6 @@ impl Storage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn size_classes_waste_little() {
-        for n in [1, 64, 65, 1000, 4097, 1 << 20, (1 << 20) + 1] {
-            let c = size_class(n);
-            assert!(
-                c >= n && c.is_multiple_of(ALIGN) && (c - n <= n / 8 + ALIGN),
-                "{n} -> {c}"
-            );
-            assert_eq!(size_class(c), c);
-        }
-    }
 
     #[test]
     fn too_much_is_an_error() {

@@ -3,53 +3,15 @@
 use rayon::prelude::*;
 
 use crate::dtype::{Element, Real};
-use crate::shape::{Layout, Shape};
+use crate::shape::{Layout, Loops, Shape};
 
 /// Elements below which a loop stays on one thread.
 pub const PARALLEL: usize = 1 << 15;
-
-/// Loops over one shape with K operands, beside an output that is written front to back: the
-/// axes in the output's memory order, neighbours merged where every operand allows it.
-struct Loops<const K: usize> {
-    dims: Vec<usize>,
-    strides: Vec<[usize; K]>,
-    base: [usize; K],
-}
 
 /// What a walk does with one stretch: (output, where each operand starts, its stride).
 type Row<'a, U, const K: usize> = &'a (dyn Fn(&mut [U], [usize; K], [usize; K]) + Sync);
 
 impl<const K: usize> Loops<K> {
-    fn new(out: &Layout, inputs: [&Layout; K]) -> Self {
-        let mut axes: Vec<usize> = (0..out.shape().len())
-            .filter(|&a| out.shape()[a] != 1)
-            .collect();
-        axes.sort_by_key(|&a| std::cmp::Reverse(out.strides()[a]));
-        let (mut dims, mut strides) = (Vec::<usize>::new(), Vec::<[usize; K]>::new());
-        for a in axes {
-            let (size, stride) = (out.shape()[a], inputs.map(|l| l.strides()[a]));
-            match (dims.last_mut(), strides.last_mut()) {
-                (Some(d), Some(s)) if (0..K).all(|k| s[k] == size * stride[k]) => {
-                    *d *= size;
-                    *s = stride;
-                }
-                _ => {
-                    dims.push(size);
-                    strides.push(stride);
-                }
-            }
-        }
-        if dims.is_empty() {
-            dims.push(1);
-            strides.push([1; K]);
-        }
-        Loops {
-            dims,
-            strides,
-            base: inputs.map(Layout::offset),
-        }
-    }
-
     /// Call `row(out, offsets, strides)` for each stretch of the innermost axis. The row is behind
     /// a pointer so that the walk and its threads are compiled once, not once a formula.
     fn run<U: Send>(&self, out: &mut [U], row: Row<'_, U, K>) {

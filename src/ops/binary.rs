@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
+use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
@@ -16,6 +18,9 @@ trait Pair: Copy + Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether the derivatives depend on the inputs, so that backward must keep them.
     const KEEP: bool;
+    /// The same formulas of `kernels/binary.cu`: f, da, db. The derivatives are there only of what
+    /// keeps its inputs.
+    fn kernels() -> [&'static Kernels; 3];
     fn f<T: Real>(a: T, b: T) -> T;
     fn da<T: Real>(a: T, b: T) -> T;
     fn db<T: Real>(a: T, b: T) -> T;
@@ -25,10 +30,16 @@ struct Binary<P>(PhantomData<fn() -> P>);
 
 impl<P: Pair> Op<2> for Binary<P> {
     const NAME: &'static str = P::NAME;
+    const HALF_ON_CUDA: bool = true;
     type Saved = Option<[Tensor; 2]>;
 
     fn forward(&self, [a, b]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
-        let y = with_real!(P::NAME, a.dtype(), T => zip::<T, T, T>(P::NAME, a, b, P::f))?;
+        let y = match a.device() {
+            Device::Cpu => {
+                with_real!(P::NAME, a.dtype(), T => zip::<T, T, T>(P::NAME, a, b, P::f))?
+            }
+            Device::Cuda(gpu) => launch(P::NAME, gpu, P::kernels()[0], [a, b], a.dtype())?,
+        };
         Ok((y, P::KEEP.then(|| [a.clone(), b.clone()])))
     }
 
@@ -38,23 +49,69 @@ impl<P: Pair> Op<2> for Binary<P> {
         dy: Tensor,
         needs: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
-        with_real!(P::NAME, dy.dtype(), T => {
-            // the engine sums a gradient down to its input's shape
-            let side = |d: fn(T, T) -> T| -> Result<Tensor> {
-                match &saved {
-                    Some([a, b]) => dy.mul(&zip::<T, T, T>(P::NAME, a, b, d)?),
-                    None => {
-                        let d = d(T::ZERO, T::ZERO);
-                        if d == T::ONE { Ok(dy.clone()) } else { dy.mul_scalar(d.to_f64()) }
-                    }
+        // the engine sums a gradient down to its input's shape
+        let side = |kernel: usize, constant: f64| -> Result<Tensor> {
+            match (&saved, dy.device()) {
+                (None, _) if constant == 1.0 => Ok(dy.clone()),
+                (None, _) => dy.mul_scalar(constant),
+                (Some([a, b]), Device::Cuda(gpu)) => {
+                    launch(P::NAME, gpu, P::kernels()[kernel], [a, b, &dy], dy.dtype())
                 }
-            };
-            Ok([
-                if needs[0] { Some(side(P::da)?) } else { None },
-                if needs[1] { Some(side(P::db)?) } else { None },
-            ])
-        })
+                (Some([a, b]), Device::Cpu) => with_real!(P::NAME, dy.dtype(), T => {
+                    let d = if kernel == 1 { P::da::<T> } else { P::db::<T> };
+                    dy.mul(&zip::<T, T, T>(P::NAME, a, b, d)?)
+                }),
+            }
+        };
+        Ok([
+            if needs[0] {
+                Some(side(1, P::da(0.0, 0.0))?)
+            } else {
+                None
+            },
+            if needs[1] {
+                Some(side(2, P::db(0.0, 0.0))?)
+            } else {
+                None
+            },
+        ])
     }
+}
+
+/// A new tensor of `dtype` from a kernel that takes `inputs` (the first two of one dtype), all
+/// broadcast; it lies in memory as an input that has its shape.
+fn launch<const K: usize>(
+    op: &'static str,
+    gpu: Gpu,
+    kernel: &'static Kernels,
+    inputs: [&Tensor; K],
+    dtype: DType,
+) -> Result<Tensor> {
+    let (a, b) = (inputs[0], inputs[1]);
+    if a.dtype() != b.dtype() {
+        return Err(Error::DType {
+            op,
+            expected: "tensors of one dtype",
+            got: b.dtype(),
+        });
+    }
+    let shape = shape::broadcast(op, a.shape(), b.shape())?;
+    let same = inputs.iter().find(|t| *t.shape() == shape);
+    let layout = same.map_or(Layout::contiguous(shape), |t| t.layout().dense_like());
+    let y = Tensor::empty(layout, dtype, a.device())?;
+    let expanded = inputs.map(|t| t.layout().expand(shape));
+    let walk = Walk::new(y.layout(), expanded.each_ref())?;
+    let mut args: Vec<Arg<'_>> = inputs.iter().map(|t| t.input()).collect();
+    args.extend([y.output(), walk.arg()]);
+    // what a block owns: packs forward, 1024 elements of the rest
+    let each = if K == 2 && dtype == a.dtype() {
+        256 * 16 / dtype.size()
+    } else {
+        1024
+    };
+    let grid = [cuda::blocks(y.numel(), each), 1, 1];
+    gpu.launch(kernel.of(a.dtype())?, grid, [256, 1, 1], 0, &args)?;
+    Ok(y)
 }
 
 /// A new tensor of f(a, b), broadcast; it lies in memory as the input that has its shape.
@@ -87,6 +144,12 @@ macro_rules! pairs {
             impl Pair for $name {
                 const NAME: &'static str = stringify!($method);
                 const KEEP: bool = $keep;
+                fn kernels() -> [&'static Kernels; 3] {
+                    static F: Kernels = float_kernels!(stringify!($method));
+                    static DA: Kernels = float_kernels!(concat!(stringify!($method), "_da"));
+                    static DB: Kernels = float_kernels!(concat!(stringify!($method), "_db"));
+                    [&F, &DA, &DB]
+                }
                 #[inline(always)]
                 fn f<T: Real>(a: T, b: T) -> T { let f: fn(T, T) -> T = $f; f(a, b) }
                 #[inline(always)]
@@ -150,7 +213,25 @@ macro_rules! compare {
             $(
                 $(#[$doc])*
                 pub fn $method(&self, other: &Tensor) -> Result<Tensor> {
-                    with_element!(self.dtype(), T => zip::<T, T, u8>(stringify!($method), self, other, |a, b| (a $op b) as u8))
+                    let op = stringify!($method);
+                    if self.device() != other.device() {
+                        return Err(Error::devices(op, self.device(), other.device()));
+                    }
+                    if let Device::Cuda(gpu) = self.device() {
+                        static KERNELS: Kernels = Kernels::new(
+                            stringify!($method),
+                            &[
+                                (DType::F32, concat!(stringify!($method), "_f32")),
+                                (DType::F64, concat!(stringify!($method), "_f64")),
+                                (DType::BF16, concat!(stringify!($method), "_bf16")),
+                                (DType::F16, concat!(stringify!($method), "_f16")),
+                                (DType::I64, concat!(stringify!($method), "_i64")),
+                                (DType::U8, concat!(stringify!($method), "_u8")),
+                            ],
+                        );
+                        return launch(op, gpu, &KERNELS, [self, other], DType::U8);
+                    }
+                    with_element!(self.dtype(), T => zip::<T, T, u8>(op, self, other, |a, b| (a $op b) as u8))
                 }
             )*
         }
@@ -364,5 +445,26 @@ pub const MORE_CASES: &[Case] = &[
             Input::Normal(&[]),
         ],
         run: |x| x[0].select_where(&x[1], &x[2]),
+    },
+];
+/// More than a block, broadcast on either side.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "mul",
+        name: "several blocks",
+        inputs: &[Input::Normal(&[4099]), Input::Normal(&[4099])],
+        run: |x| x[0].mul(&x[1]),
+    },
+    Case {
+        op: "add",
+        name: "rows and a bias",
+        inputs: &[Input::Normal(&[67, 129]), Input::Normal(&[129])],
+        run: |x| x[0].add(&x[1]),
+    },
+    Case {
+        op: "div",
+        name: "columns and channels",
+        inputs: &[Input::Normal(&[3, 33, 5, 7]), Input::Positive(&[33, 1, 1])],
+        run: |x| x[0].div(&x[1]),
     },
 ];

@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels, kernels};
+use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
@@ -27,6 +29,11 @@ trait Pointwise: Copy + Send + Sync + 'static {
     fn name(self) -> &'static str {
         Self::NAME
     }
+    /// The same formulas of `kernels/unary.cu`, and the numbers that they take as p and q.
+    fn kernels() -> [&'static Kernels; 2];
+    fn settings(self) -> [f64; 2] {
+        [0.0; 2]
+    }
     fn f<T: Real>(self, x: T) -> T;
     /// df/dx, from x or from y = f(x), as `KEEP` says.
     fn df<T: Real>(self, kept: T) -> T;
@@ -36,6 +43,7 @@ struct Unary<P>(P, PhantomData<fn() -> P>);
 
 impl<P: Pointwise> Op<1> for Unary<P> {
     const NAME: &'static str = P::NAME;
+    const HALF_ON_CUDA: bool = true;
     type Saved = Option<Tensor>;
 
     fn name(&self) -> &'static str {
@@ -44,7 +52,10 @@ impl<P: Pointwise> Op<1> for Unary<P> {
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
         let p = self.0;
-        let y = with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), |x| p.f(x)))?;
+        let y = match x.device() {
+            Device::Cpu => with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), |x| p.f(x)))?,
+            Device::Cuda(gpu) => launch(gpu, P::kernels()[0], [x], p.settings())?,
+        };
         let kept = match P::KEEP {
             Keep::X => Some(x.clone()),
             Keep::Y => Some(y.clone()),
@@ -60,12 +71,56 @@ impl<P: Pointwise> Op<1> for Unary<P> {
         _: [bool; 1],
     ) -> Result<[Option<Tensor>; 1]> {
         let p = self.0;
+        if let Device::Cuda(gpu) = dy.device() {
+            let kept = kept.as_ref().unwrap_or(&dy);
+            let dx = launch(gpu, P::kernels()[1], [kept, &dy], p.settings())?;
+            return Ok([Some(dx)]);
+        }
         let dx = with_real!(P::NAME, dy.dtype(), T => match kept {
             Some(kept) => zip::<T>(&kept, &dy, P::NAME, |k, dy| p.df(k) * dy),
             None => map::<T>(&dy, P::NAME, |dy| p.df(T::ZERO) * dy),
         })?;
         Ok([Some(dx)])
     }
+}
+
+/// A new tensor from a kernel that takes `inputs` of one shape, in the first one's memory order.
+fn launch<const K: usize>(
+    gpu: Gpu,
+    kernel: &'static Kernels,
+    inputs: [&Tensor; K],
+    [p, q]: [f64; 2],
+) -> Result<Tensor> {
+    let x = inputs[0];
+    let layout = x.layout().dense_like();
+    let y = Tensor::empty(layout, x.dtype(), x.device())?;
+    let walk = Walk::new(y.layout(), inputs.map(Tensor::layout))?;
+    let mut args: Vec<Arg<'_>> = inputs.iter().map(|t| t.input()).collect();
+    args.extend([y.output(), walk.arg(), Arg::F64(p), Arg::F64(q)]);
+    let pack = 256 * 16 / y.dtype().size();
+    let grid = [cuda::blocks(y.numel(), pack), 1, 1];
+    gpu.launch(kernel.of(x.dtype())?, grid, [256, 1, 1], 0, &args)?;
+    Ok(y)
+}
+
+/// The kernels of a formula, forward and backward.
+macro_rules! formula_kernels {
+    ($base:expr) => {
+        fn kernels() -> [&'static Kernels; 2] {
+            static FORWARD: Kernels = float_kernels!($base);
+            static BACKWARD: Kernels = float_kernels!(concat!($base, "_backward"));
+            [&FORWARD, &BACKWARD]
+        }
+    };
+}
+
+/// 0 where x is infinite or NaN: what logsumexp may subtract. Has no gradient.
+pub(crate) fn finite(x: &Tensor) -> Result<Tensor> {
+    let Device::Cuda(gpu) = x.device() else {
+        return with_real!("finite", x.dtype(), T => map::<T>(x, "finite", |x| if x.is_finite() { x } else { T::ZERO }));
+    };
+    kernels! { FINITE = "finite" [F32, F64, BF16, F16]; }
+    launch(gpu, &FINITE, [x], [0.0; 2])
 }
 
 /// A new tensor of f(x), in x's memory order.
@@ -104,6 +159,7 @@ macro_rules! pointwise {
             impl Pointwise for $name {
                 const NAME: &'static str = stringify!($method);
                 const KEEP: Keep = Keep::$keep;
+                formula_kernels!(stringify!($method));
                 #[inline(always)]
                 fn f<T: Real>(self, x: T) -> T { let f: fn(T) -> T = $f; f(x) }
                 #[inline(always)]
@@ -222,6 +278,10 @@ struct LeakyRelu(f64);
 impl Pointwise for LeakyRelu {
     const NAME: &'static str = "leaky_relu";
     const KEEP: Keep = Keep::X;
+    formula_kernels!("leaky_relu");
+    fn settings(self) -> [f64; 2] {
+        [self.0, 0.0]
+    }
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
         if x > T::ZERO { x } else { T::of(self.0) * x }
@@ -237,6 +297,10 @@ struct Elu(f64);
 impl Pointwise for Elu {
     const NAME: &'static str = "elu";
     const KEEP: Keep = Keep::X;
+    formula_kernels!("elu");
+    fn settings(self) -> [f64; 2] {
+        [self.0, 0.0]
+    }
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
         if x > T::ZERO {
@@ -260,6 +324,10 @@ struct PowScalar(f64);
 impl Pointwise for PowScalar {
     const NAME: &'static str = "pow_scalar";
     const KEEP: Keep = Keep::X;
+    formula_kernels!("pow_scalar");
+    fn settings(self) -> [f64; 2] {
+        [self.0, 0.0]
+    }
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
         x.powf(T::of(self.0))
@@ -284,6 +352,10 @@ impl Pointwise for Linear {
     fn name(self) -> &'static str {
         self.2
     }
+    formula_kernels!("linear");
+    fn settings(self) -> [f64; 2] {
+        [self.0, self.1]
+    }
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
         T::of(self.0) * x + T::of(self.1)
@@ -299,6 +371,10 @@ struct Clamp(f64, f64);
 impl Pointwise for Clamp {
     const NAME: &'static str = "clamp";
     const KEEP: Keep = Keep::X;
+    formula_kernels!("clamp");
+    fn settings(self) -> [f64; 2] {
+        [self.0, self.1]
+    }
     #[inline(always)]
     fn f<T: Real>(self, x: T) -> T {
         x.nan_max(T::of(self.0)).nan_min(T::of(self.1))
@@ -374,6 +450,40 @@ impl Tensor {
             return self.cast(dtype);
         }
         apply(ToDType(dtype), [self])
+    }
+}
+
+impl Tensor {
+    /// The elements on another device; itself if they are there already. The gradient goes back.
+    ///
+    /// ```
+    /// # use cotangent::{Device, DType, Tensor};
+    /// let device = Device::cuda(0).unwrap_or_default();
+    /// let x = Tensor::ones([2], DType::F32)?.to(device)?;
+    /// assert_eq!(x.device(), device);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn to(&self, device: Device) -> Result<Tensor> {
+        if device == self.device() {
+            return Ok(self.clone());
+        }
+        apply(To(device), [self])
+    }
+}
+
+struct To(Device);
+impl Op<1> for To {
+    const NAME: &'static str = "to";
+    const ANY_DTYPE: bool = true;
+    /// Where it came from.
+    type Saved = Device;
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Device)> {
+        Ok((x.moved(self.0)?, x.device()))
+    }
+
+    fn backward(&self, from: Device, dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(dy.moved(from)?)])
     }
 }
 
@@ -491,5 +601,27 @@ pub const MORE_CASES: &[Case] = &[
         name: "images",
         inputs: &[Input::Normal(&[2, 3, 2, 2])],
         run: |x| x[0].gelu(),
+    },
+];
+
+/// More than a block, not a whole number of packs, with and without gaps.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "gelu",
+        name: "several blocks",
+        inputs: &[Input::Normal(&[5003])],
+        run: |x| x[0].gelu(),
+    },
+    Case {
+        op: "relu",
+        name: "a strided view",
+        inputs: &[Input::NonZero(&[37, 2, 71])],
+        run: |x| x[0].select(1, 1)?.t()?.relu(),
+    },
+    Case {
+        op: "tanh",
+        name: "an unaligned view",
+        inputs: &[Input::Normal(&[6001])],
+        run: |x| x[0].narrow(0, 1, 5555)?.tanh(),
     },
 ];

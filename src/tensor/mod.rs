@@ -1,6 +1,7 @@
 //! The tensor: storage, a layout over it, and its place in the graph. Creation, reading and
 //! writing; ops with a gradient live in `ops`.
 
+mod cuda;
 mod display;
 mod interop;
 
@@ -60,13 +61,17 @@ impl From<(DType, Device)> for Options {
 /// Creation.
 impl Tensor {
     /// Allocate a tensor of this layout (dense; its offset is dropped) and let `fill` write its
-    /// elements in memory order. What every op's forward ends with.
+    /// elements in memory order. What every op's forward ends with on the CPU; for a GPU the CPU
+    /// computes the elements and they are copied.
     pub(crate) fn build<T: Element>(
         layout: Layout,
         device: Device,
         fill: impl FnOnce(&mut [T]),
     ) -> Result<Self> {
         let (n, layout) = (layout.numel(), layout.at_start());
+        if let Device::Cuda(gpu) = device {
+            return Self::build(layout, Device::Cpu, fill)?.upload::<T>(gpu);
+        }
         let mut storage = Storage::new(T::DTYPE, n, device)?;
         fill(&mut storage.slice_mut("build")?[..n]);
         Ok(Tensor {
@@ -86,6 +91,9 @@ impl Tensor {
     /// ```
     pub fn full(shape: impl IntoShape, value: f64, options: impl Into<Options>) -> Result<Self> {
         let (layout, o) = (Layout::contiguous(shape.into_shape()?), options.into());
+        if let Device::Cuda(gpu) = o.device {
+            return Self::filled(layout, value, o.dtype, gpu);
+        }
         with_element!(o.dtype, T => Self::build::<T>(layout, o.device, |out| out.fill(T::from_f64(value))))
     }
 
@@ -292,6 +300,10 @@ impl Tensor {
     /// The elements in row-major order.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         let mut v = vec![T::default(); self.numel()];
+        if let Device::Cuda(_) = self.device() {
+            self.packed()?.download(&mut v)?;
+            return Ok(v);
+        }
         strided::copy(
             self.storage.slice::<T>("to_vec")?,
             &self.layout,
@@ -308,6 +320,9 @@ impl Tensor {
                 op: "item",
                 shape: self.shape().to_vec(),
             });
+        }
+        if let Device::Cuda(_) = self.device() {
+            return self.moved(Device::Cpu)?.item();
         }
         with_element!(self.dtype(), T => Ok(self.storage.slice::<T>("item")?[self.layout.offset()].to_f64()))
     }
@@ -331,6 +346,14 @@ impl Tensor {
     pub(crate) fn laid_out(&self, layout: Layout) -> Result<Self> {
         if self.layout.is_dense() && self.layout.same_order(&layout) {
             return Ok(self.detach());
+        }
+        self.copied(layout)
+    }
+
+    /// A copy in the order of `layout` (dense, of the same shape).
+    fn copied(&self, layout: Layout) -> Result<Self> {
+        if let Device::Cuda(gpu) = self.device() {
+            return self.copied_as(layout, self.dtype(), gpu);
         }
         with_element!(self.dtype(), T => {
             let x = self.storage.slice::<T>("copy")?;
@@ -363,6 +386,9 @@ impl Tensor {
             return Ok(self.detach());
         }
         let layout = self.layout.dense_like();
+        if let Device::Cuda(gpu) = self.device() {
+            return self.copied_as(layout, dtype, gpu);
+        }
         with_element!(self.dtype(), T => {
             let x = self.storage.slice::<T>("to_dtype")?;
             with_element!(dtype, U => Self::build::<U>(layout, self.device(), |out| {
@@ -377,18 +403,8 @@ impl Tensor {
     /// The elements in memory order, to be written in place. Storage that another tensor or a
     /// graph still holds, or that has gaps, is copied first.
     pub fn make_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        // as a view of a larger storage, it may not be the only one looking at these elements
-        let whole =
-            self.layout.is_dense() && self.storage.slice::<T>("make_mut")?.len() == self.numel();
-        if !whole || Arc::get_mut(&mut self.storage).is_none() {
-            let layout = self.layout.dense_like();
-            let x = self.storage.slice::<T>("make_mut")?;
-            let copy = Self::build::<T>(layout, self.device(), |out| {
-                strided::copy(x, &self.layout, out, &layout)
-            })?;
-            self.storage = copy.storage;
-            self.layout = layout;
-        }
+        self.storage.slice::<T>("make_mut")?;
+        self.make_unique()?;
         let n = self.numel();
         let storage = Arc::get_mut(&mut self.storage)
             .ok_or_else(|| Error::argument("make_mut", "the storage is shared"))?;
@@ -399,6 +415,10 @@ impl Tensor {
     pub(crate) fn accumulate(&mut self, other: &Tensor) -> Result<()> {
         // both in one memory order, so that the loop is a plain zip
         let other = other.laid_out(self.layout.dense_like())?;
+        if let Device::Cuda(gpu) = self.device() {
+            self.make_unique()?;
+            return self.add_in_place(&other, gpu);
+        }
         with_element!(self.dtype(), T => {
             let y = other.dense_slice::<T>("accumulate")?;
             let x = self.make_mut::<T>()?;
@@ -426,6 +446,12 @@ impl Tensor {
                     source.shape()
                 ),
             ));
+        }
+        let source = source.moved(self.device())?;
+        if let Device::Cuda(gpu) = self.device() {
+            // in place: a captured step knows the address
+            self.make_unique()?;
+            return self.overwrite(&source, gpu);
         }
         let fresh = source
             .cast(self.dtype())?

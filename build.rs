@@ -1,0 +1,160 @@
+//! Compiles the CUDA kernels as C++ for the emulated device, with the feature `emulator` only.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "emulator")]
+    emulator::build();
+}
+
+#[cfg(feature = "emulator")]
+mod emulator {
+    use std::fmt::Write;
+    use std::path::{Path, PathBuf};
+    use std::{env, fs};
+
+    /// A file of kernels: `kernels/pool.cu`, compiled through a generated `pool.cpp`.
+    struct Kernels {
+        stem: String,
+        source: PathBuf,
+    }
+
+    pub fn build() {
+        println!("cargo:rerun-if-env-changed=COTANGENT_SANITIZER");
+        let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+        let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
+        let (target, system) = (
+            env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default(),
+            env::var("CARGO_CFG_TARGET_OS").unwrap_or_default(),
+        );
+        if (target.as_str(), system.as_str()) != ("x86_64", "linux") {
+            panic!("the feature `emulator` (the emulated CUDA device) works on x86-64 Linux only");
+        }
+        let sanitizer = env::var("COTANGENT_SANITIZER").unwrap_or_default();
+
+        let mut kernels = compiler(&root);
+        let mut runtime = compiler(&root);
+        if let Err(reason) = kernels.try_get_compiler() {
+            panic!(
+                "the feature `emulator` needs a C++17 compiler (g++ 12 or newer; Debian: apt install g++; \
+                 or name one in CXX): {reason}"
+            );
+        }
+        sanitize(&sanitizer, &mut kernels, &mut runtime);
+
+        let mut link_all = String::new();
+        let mut calls = String::new();
+        for Kernels { stem, source } in kernel_files(&root) {
+            // an unnamed namespace, so that files cannot clash and templates may hold __shared__ arrays
+            let wrapper = format!(
+                "#define EMU_TU {stem}\n#include \"emulator/emu.h\"\nnamespace {{\n#include \"{}\"\n}}\n\
+                 extern \"C\" void emu_link_{stem}(void) {{}}\n",
+                source.display()
+            );
+            let path = out.join(format!("{stem}.cpp"));
+            write(&path, &wrapper);
+            kernels.file(path);
+            let _ = writeln!(link_all, "extern \"C\" void emu_link_{stem}(void);");
+            let _ = writeln!(calls, "  emu_link_{stem}();");
+        }
+        let any = !calls.is_empty();
+        let _ = write!(
+            link_all,
+            "extern \"C\" void emu_link_all_kernels(void) {{\n{calls}}}\n"
+        );
+        let path = out.join("link_all.cpp");
+        write(&path, &link_all);
+        runtime.file(path);
+        for source in files(&root.join("kernels/emulator"), "cpp") {
+            runtime.file(source);
+        }
+        println!("cargo:rerun-if-changed=kernels");
+
+        if any {
+            kernels.compile("cotangent_emulated_kernels");
+        }
+        runtime.compile("cotangent_emulator");
+        // rustc links with -nodefaultlibs, where the compiler's -fsanitize adds nothing: name the libraries
+        for library in match sanitizer.as_str() {
+            "asan" => &["asan", "ubsan"][..],
+            "tsan" => &["tsan"][..],
+            _ => &[],
+        } {
+            println!("cargo:rustc-link-lib=dylib={library}");
+        }
+    }
+
+    fn compiler(root: &Path) -> cc::Build {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(2)
+            .debug(true)
+            .warnings(false)
+            .include(root.join("kernels"))
+            // fused multiply-add and conversion of f16, as the device has them
+            .flag("-march=x86-64-v3")
+            // messages name kernels/pool.cu, wherever the tree lies
+            .flag(format!("-fmacro-prefix-map={}/=", root.display()));
+        build
+    }
+
+    /// `asan`: addresses and undefined behaviour. `tsan`: races. The runtime switches stacks, which
+    /// ASan must see and TSan must not: it is told by hand.
+    fn sanitize(name: &str, kernels: &mut cc::Build, runtime: &mut cc::Build) {
+        match name {
+            "" => {}
+            "asan" => {
+                for build in [kernels, runtime] {
+                    build
+                        .flag("-fsanitize=address,undefined")
+                        .flag("-fno-sanitize-recover=undefined")
+                        .flag("-fsanitize-sections=emu_shared_*")
+                        .flag("-fno-omit-frame-pointer");
+                }
+            }
+            "tsan" => {
+                kernels.flag("-fsanitize=thread").define("EMU_TSAN", None);
+                runtime.define("EMU_TSAN", None);
+            }
+            other => panic!("COTANGENT_SANITIZER={other}: asan and tsan are known"),
+        }
+    }
+
+    fn kernel_files(root: &Path) -> Vec<Kernels> {
+        let shipped = files(&root.join("kernels"), "cu");
+        let emulated_only = files(&root.join("kernels/emulator"), "cu");
+        shipped
+            .into_iter()
+            .chain(emulated_only)
+            .map(|source| {
+                let stem = source
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                let identifier = stem.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                assert!(
+                    identifier,
+                    "{}: name it by letters, digits and _",
+                    source.display()
+                );
+                Kernels { stem, source }
+            })
+            .collect()
+    }
+
+    fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let mut files: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|e| e == extension))
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn write(path: &Path, text: &str) {
+        fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+}

@@ -1,0 +1,121 @@
+// language.h - CUDA's additions to C++: vector types, keywords, built-in variables, and how a kernel is declared.
+#pragma once
+
+// ---------------------------------------------------------------- vector types, aligned as CUDA aligns them
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef long long longlong;
+typedef unsigned long long ulonglong;
+
+#define EMU_VECTORS(T, NAME, ALIGN2, ALIGN4)                                              \
+  struct NAME##1 { T x; };                                                                \
+  struct alignas(ALIGN2) NAME##2 { T x, y; };                                             \
+  struct NAME##3 { T x, y, z; };                                                          \
+  struct alignas(ALIGN4) NAME##4 { T x, y, z, w; };                                       \
+  inline NAME##1 make_##NAME##1(T x) { return {x}; }                                      \
+  inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                              \
+  inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                      \
+  inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+EMU_VECTORS(signed char, char, 2, 4)
+EMU_VECTORS(unsigned char, uchar, 2, 4)
+EMU_VECTORS(short, short, 4, 8)
+EMU_VECTORS(unsigned short, ushort, 4, 8)
+EMU_VECTORS(int, int, 8, 16)
+EMU_VECTORS(unsigned, uint, 8, 16)
+EMU_VECTORS(float, float, 8, 16)
+EMU_VECTORS(double, double, 16, 16)
+EMU_VECTORS(long long, longlong, 16, 16)
+EMU_VECTORS(unsigned long long, ulonglong, 16, 16)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+// ---------------------------------------------------------------- built-in variables
+// Ordinary globals that the scheduler sets before a thread goes on, so that gdb can print them.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+// ---------------------------------------------------------------- keywords
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 800
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __align__(n) __attribute__((aligned(n)))
+#define __grid_constant__
+#undef assert
+#define assert(c) ((c) ? (void)0 : emu::fail("%s:%d: assertion failed: %s", __FILE__, __LINE__, #c))
+inline void __trap() { emu::fail("__trap()"); }
+
+// ---------------------------------------------------------------- shared memory
+// Static arrays of one file (EMU_TU is its name) lie in a section of their own, whose bounds the linker knows:
+// the runtime fills it with NaN before each block.
+#define EMU_JOIN_(a, b) a##b
+#define EMU_JOIN(a, b) EMU_JOIN_(a, b)
+#define EMU_STRING_(a) #a
+#define EMU_STRING(a) EMU_STRING_(a)
+#define EMU_SHARED_BEGIN EMU_JOIN(__start_emu_shared_, EMU_TU)
+#define EMU_SHARED_END EMU_JOIN(__stop_emu_shared_, EMU_TU)
+extern "C" char EMU_SHARED_BEGIN[] __attribute__((weak, visibility("hidden")));
+extern "C" char EMU_SHARED_END[] __attribute__((weak, visibility("hidden")));
+#define __shared__ static __attribute__((section("emu_shared_" EMU_STRING(EMU_TU))))
+
+// Dynamic shared memory as an array of T.
+#define DYN_SMEM(T, name) T* name = reinterpret_cast<T*>(emu::dynamic_shared())
+
+// ---------------------------------------------------------------- kernels
+namespace emu {
+
+template <class T> char element_letter() {
+  using E = std::remove_cv_t<T>;
+  if (std::is_same_v<E, float>) return 'f';
+  if (std::is_same_v<E, double>) return 'd';
+  if (std::is_same_v<E, __nv_bfloat16>) return 'b';
+  if (std::is_same_v<E, __half>) return 'h';
+  if (std::is_same_v<E, long long> || std::is_same_v<E, long>) return 'l';
+  if (std::is_same_v<E, unsigned char>) return 'c';
+  if (std::is_same_v<E, int>) return 'i';
+  if (std::is_same_v<E, unsigned>) return 'u';
+  return 'v';
+}
+
+// One parameter of a signature (device.h lists them).
+template <class T> std::string parameter() {
+  if constexpr (std::is_pointer_v<T>) {
+    using E = std::remove_pointer_t<T>;
+    return std::string(1, std::is_const_v<E> ? 'r' : 'p') + element_letter<E>();
+  } else if constexpr (std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, long long> ||
+                       std::is_same_v<T, long> || std::is_same_v<T, float> || std::is_same_v<T, double>) {
+    return std::string(1, element_letter<T>());
+  } else {
+    static_assert(std::is_trivially_copyable_v<T>, "a kernel's parameter is copied byte by byte");
+    return "{" + std::to_string(sizeof(T)) + "}";
+  }
+}
+
+// Calls a kernel with arguments given by address, as the driver's cuLaunchKernel does.
+template <class F, F* kernel> struct Adapter;
+template <class... P, void (*kernel)(P...)> struct Adapter<void(P...), kernel> {
+  template <size_t... I> static void call_with(void** args, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<P>*>(args[I])...);
+  }
+  static void call(void** args) { call_with(args, std::index_sequence_for<P...>{}); }
+  static std::string signature() { return (std::string() + ... + parameter<P>()); }
+};
+
+}  // namespace emu
+
+// KERNEL(threads, name, parameters...) { body }: `threads` is the most that a block may have.
+#define KERNEL(THREADS, NAME, ...)                                                                              \
+  extern "C" void NAME(__VA_ARGS__);                                                                            \
+  static emu::Kernel EMU_JOIN(emu_kernel_, NAME)(#NAME, emu::Adapter<decltype(NAME), NAME>::signature(), THREADS, \
+                                                 emu::Adapter<decltype(NAME), NAME>::call, EMU_SHARED_BEGIN,    \
+                                                 EMU_SHARED_END);                                               \
+  extern "C" void NAME(__VA_ARGS__)

@@ -1,0 +1,277 @@
+//! The emulated device: `kernels/emulator` runs the kernels, compiled as C++, on the CPU.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::Once;
+use std::time::Instant;
+
+use crate::cuda::driver::{Arg, Driver, EventId, Function, GraphId, Shape};
+use crate::error::{Error, Result};
+
+// `kernels/emulator/emu.cpp` says what these do
+unsafe extern "C" {
+    fn emu_init();
+    fn emu_set_seed(seed: u64);
+    fn emu_find(name: *const c_char) -> *const c_void;
+    fn emu_signature(kernel: *const c_void) -> *const c_char;
+    fn emu_launch(
+        kernel: *const c_void,
+        grid: *const u32,
+        block: *const u32,
+        shared: u32,
+        args: *mut *mut c_void,
+    ) -> c_int;
+    fn emu_last_error() -> *const c_char;
+    fn emu_malloc(bytes: usize) -> *mut c_void;
+    fn emu_free(address: *mut c_void);
+}
+
+/// The order in which emulated threads run: 0 forward, 1 in reverse, others at random. Odd seeds
+/// also delay asynchronous copies until they are waited for. A kernel without races gives the same
+/// bits with each.
+pub fn set_thread_order(seed: u64) {
+    // SAFETY: sets one number
+    unsafe { emu_set_seed(seed) }
+}
+
+/// Work recorded by a capture.
+enum Work {
+    Launch(&'static str, usize, Shape, Values),
+    Copy(u64, u64, usize),
+    Zero(u64, usize),
+}
+
+/// A launch's arguments, each at an address that any type is content with.
+struct Values {
+    words: Vec<u128>,
+    /// Where each argument starts.
+    at: Vec<usize>,
+}
+
+impl Values {
+    fn new(args: &[Arg<'_>]) -> Self {
+        let (mut words, mut at) = (Vec::new(), Vec::new());
+        for arg in args {
+            at.push(words.len());
+            for chunk in arg.bytes().chunks(16) {
+                let mut word = [0; 16];
+                word[..chunk.len()].copy_from_slice(chunk);
+                words.push(u128::from_ne_bytes(word));
+            }
+        }
+        Values { words, at }
+    }
+
+    fn launch(&self, kernel: &'static str, handle: usize, shape: Shape) -> Result<()> {
+        let start =
+            |&at: &usize| -> *mut c_void { self.words.as_ptr().wrapping_add(at).cast_mut().cast() };
+        let mut pointers: Vec<*mut c_void> = self.at.iter().map(start).collect();
+        // SAFETY: the handle is a kernel's; the pointers are to values of its parameters' types,
+        // which the caller has checked, and are only read; what a kernel does to memory it
+        // was not given is caught by guard pages
+        let code = unsafe {
+            emu_launch(
+                handle as *const c_void,
+                shape.grid.as_ptr(),
+                shape.block.as_ptr(),
+                shape.shared,
+                pointers.as_mut_ptr(),
+            )
+        };
+        match code {
+            0 => Ok(()),
+            1 => Err(Error::argument(kernel, last_error())),
+            _ => Err(Error::Cuda {
+                what: kernel.into(),
+                why: last_error(),
+            }),
+        }
+    }
+}
+
+fn last_error() -> String {
+    // SAFETY: a string that ends in 0, kept until this thread's next launch
+    unsafe { CStr::from_ptr(emu_last_error()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The emulated device.
+pub(super) struct Emulated {
+    recording: Option<Vec<Work>>,
+    graphs: HashMap<GraphId, Vec<Work>>,
+    events: HashMap<EventId, Instant>,
+    next: u64,
+}
+
+impl Emulated {
+    pub fn new() -> Self {
+        static ONCE: Once = Once::new();
+        // SAFETY: once
+        ONCE.call_once(|| unsafe { emu_init() });
+        Emulated {
+            recording: None,
+            graphs: HashMap::new(),
+            events: HashMap::new(),
+            next: 0,
+        }
+    }
+
+    fn name_next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn refuse_capture(&self, what: &'static str) -> Result<()> {
+        match self.recording {
+            None => Ok(()),
+            Some(_) => Err(Error::argument("capture", what)),
+        }
+    }
+
+    fn perform(&mut self, work: Work) -> Result<()> {
+        match &mut self.recording {
+            Some(all) => {
+                all.push(work);
+                Ok(())
+            }
+            None => work.perform(),
+        }
+    }
+}
+
+impl Work {
+    fn perform(&self) -> Result<()> {
+        match self {
+            Work::Launch(kernel, handle, shape, values) => values.launch(kernel, *handle, *shape),
+            Work::Copy(to, from, bytes) => {
+                // SAFETY: both are buffers of this device of at least so many bytes
+                unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) }
+                Ok(())
+            }
+            Work::Zero(to, bytes) => {
+                // SAFETY: a buffer of this device of at least so many bytes
+                unsafe { std::ptr::write_bytes(*to as *mut u8, 0, *bytes) }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Driver for Emulated {
+    fn name(&self) -> String {
+        "emulated CUDA device".into()
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Option<u64>> {
+        // SAFETY: a plain allocation
+        let p = unsafe { emu_malloc(bytes) };
+        Ok((!p.is_null()).then_some(p as u64))
+    }
+
+    fn free(&mut self, address: u64) -> Result<()> {
+        // SAFETY: from `alloc`, and the allocator gives it back once
+        unsafe { emu_free(address as *mut c_void) }
+        Ok(())
+    }
+
+    fn free_memory(&mut self) -> usize {
+        usize::MAX
+    }
+
+    fn write(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.refuse_capture("the host writes to the device within it")?;
+        // SAFETY: a buffer of this device of at least so many bytes
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) }
+        Ok(())
+    }
+
+    fn read(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.refuse_capture("the host reads from the device within it")?;
+        // SAFETY: a buffer of this device of at least so many bytes
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) }
+        Ok(())
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.perform(Work::Copy(to, from, bytes))
+    }
+
+    fn zero(&mut self, to: u64, bytes: usize) -> Result<()> {
+        self.perform(Work::Zero(to, bytes))
+    }
+
+    fn find(&mut self, kernel: &'static str) -> Result<Function> {
+        let name = CString::new(kernel).unwrap_or_default();
+        // SAFETY: a string that ends in 0
+        let handle = unsafe { emu_find(name.as_ptr()) };
+        if handle.is_null() {
+            return Err(Error::argument(kernel, "there is no such kernel"));
+        }
+        // SAFETY: a kernel's signature is a constant string
+        let signature = unsafe { CStr::from_ptr(emu_signature(handle)) };
+        Ok(Function {
+            handle: handle as usize,
+            signature: signature.to_string_lossy().into_owned(),
+            from_ptx: false,
+        })
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &'static str,
+        function: &Function,
+        shape: Shape,
+        args: &[Arg<'_>],
+    ) -> Result<()> {
+        self.perform(Work::Launch(
+            kernel,
+            function.handle,
+            shape,
+            Values::new(args),
+        ))
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.refuse_capture("the host waits for the device within it")
+    }
+
+    fn begin_capture(&mut self) -> Result<()> {
+        self.recording = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<GraphId> {
+        let all = self.recording.take().unwrap_or_default();
+        let id = self.name_next();
+        self.graphs.insert(id, all);
+        Ok(id)
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<()> {
+        let all = self.graphs.get(&graph);
+        let all = all.ok_or_else(|| Error::argument("replay", "no such graph"))?;
+        all.iter().try_for_each(Work::perform)
+    }
+
+    fn drop_graph(&mut self, graph: GraphId) {
+        self.graphs.remove(&graph);
+    }
+
+    fn record_event(&mut self) -> Result<EventId> {
+        let id = self.name_next();
+        self.events.insert(id, Instant::now());
+        Ok(id)
+    }
+
+    fn elapsed_ms(&mut self, from: EventId, to: EventId) -> Result<f32> {
+        match (self.events.get(&from), self.events.get(&to)) {
+            (Some(a), Some(b)) => Ok(b.duration_since(*a).as_secs_f32() * 1e3),
+            _ => Err(Error::argument("elapsed_ms", "no such event")),
+        }
+    }
+
+    fn drop_event(&mut self, event: EventId) {
+        self.events.remove(&event);
+    }
+}
