@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
@@ -260,10 +260,18 @@ compare! {
     le <=;
 }
 
+kernels! {
+    /// One thread an element.
+    WHERE = "where" [F32, F64, BF16, F16];
+    /// One thread an element of one side's gradient.
+    WHERE_BACKWARD = "where_backward" [F32, F64, BF16, F16];
+}
+
 /// y = a where the mask is set, else b.
 struct Where;
 impl Op<3> for Where {
     const NAME: &'static str = "where";
+    const HALF_ON_CUDA: bool = true;
     type Saved = Tensor;
 
     fn forward(&self, [mask, a, b]: [&Tensor; 3]) -> Result<(Tensor, Tensor)> {
@@ -274,9 +282,31 @@ impl Op<3> for Where {
                 got: mask.dtype(),
             });
         }
+        let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
+        let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
+        if let Device::Cuda(gpu) = a.device() {
+            if a.dtype() != b.dtype() {
+                return Err(Error::DType {
+                    op: Self::NAME,
+                    expected: "two tensors of one dtype",
+                    got: b.dtype(),
+                });
+            }
+            let like = if *a.shape() == shape { a } else { b };
+            let layout = if *like.shape() == shape {
+                like.layout().dense_like()
+            } else {
+                Layout::contiguous(shape)
+            };
+            let y = Tensor::empty(layout, a.dtype(), a.device())?;
+            let [m, s, t] = [mask, a, b].map(|t| t.layout().expand(shape));
+            let walk = Walk::new(y.layout(), [&m, &s, &t])?;
+            let args = [walk.arg(), mask.input(), a.input(), b.input(), y.output()];
+            let grid = [cuda::blocks(y.numel(), 256), 1, 1];
+            gpu.launch(WHERE.of(a.dtype())?, grid, [256, 1, 1], 0, &args)?;
+            return Ok((y, mask.clone()));
+        }
         let y = with_real!(Self::NAME, a.dtype(), T => {
-            let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
-            let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
             let [mask, a, b] = [mask, a, b].map(|t| t.view_as(t.layout().expand(shape)).packed());
             let (mask, a, b) = (mask?, a?, b?);
             let device = a.device();
@@ -291,7 +321,22 @@ impl Op<3> for Where {
         Ok((y, mask.clone()))
     }
 
-    fn backward(&self, mask: Tensor, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+    fn backward(&self, mask: Tensor, dy: Tensor, needs: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        if let Device::Cuda(gpu) = dy.device() {
+            let side = |needed: bool, side: i32| {
+                if !needed {
+                    return Ok(None);
+                }
+                let dx = Tensor::empty(dy.layout().dense_like(), dy.dtype(), dy.device())?;
+                let mask_at = mask.layout().expand(*dy.shape());
+                let walk = Walk::new(dx.layout(), [&mask_at, dy.layout()])?;
+                let args = [walk.arg(), Arg::I32(side), mask.input(), dy.input(), dx.output()];
+                let grid = [cuda::blocks(dx.numel(), 256), 1, 1];
+                gpu.launch(WHERE_BACKWARD.of(dy.dtype())?, grid, [256, 1, 1], 0, &args)?;
+                Ok(Some(dx))
+            };
+            return Ok([None, side(needs[1], 1)?, side(needs[2], 0)?]);
+        }
         with_real!(Self::NAME, dy.dtype(), T => {
             let da = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { dy } else { T::ZERO })?;
             let db = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { T::ZERO } else { dy })?;
