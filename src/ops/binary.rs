@@ -330,7 +330,13 @@ impl Op<3> for Where {
                 let dx = Tensor::empty(dy.layout().dense_like(), dy.dtype(), dy.device())?;
                 let mask_at = mask.layout().expand(*dy.shape());
                 let walk = Walk::new(dx.layout(), [&mask_at, dy.layout()])?;
-                let args = [walk.arg(), Arg::I32(side), mask.input(), dy.input(), dx.output()];
+                let args = [
+                    walk.arg(),
+                    Arg::I32(side),
+                    mask.input(),
+                    dy.input(),
+                    dx.output(),
+                ];
                 let grid = [cuda::blocks(dx.numel(), 256), 1, 1];
                 gpu.launch(WHERE_BACKWARD.of(dy.dtype())?, grid, [256, 1, 1], 0, &args)?;
                 Ok(Some(dx))
