@@ -10,7 +10,21 @@ macro_rules! embed {
     };
 }
 
-const MODULES: &[(&str, &str)] = embed![];
+const MODULES: &[(&str, &str)] = embed![
+    "augment",
+    "batch_norm",
+    "binary",
+    "copy",
+    "dropout",
+    "gemm",
+    "layer_norm",
+    "loss",
+    "optimizer",
+    "pool",
+    "reduce",
+    "softmax",
+    "unary",
+];
 
 /// A kernel: where it is, and what a launch has to hand it.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
