@@ -109,7 +109,9 @@ impl Rows {
             let mut args = vec![Arg::Struct(bytemuck::cast_slice(&words))];
             args.extend(rest(before));
             let kernel = kernels.of(rows[0].dtype)?;
-            rows[0].gpu.launch(kernel, [blocks, 1, 1], [256, 1, 1], 0, &args)?;
+            rows[0]
+                .gpu
+                .launch(kernel, [blocks, 1, 1], [256, 1, 1], 0, &args)?;
             before += blocks as usize;
         }
         Ok(())
@@ -142,7 +144,11 @@ pub(crate) fn sum_squares(
     }
     let dense = |t: &&Tensor| {
         let t = t.detach();
-        let t = if t.dtype().is_half() { t.cast(DType::F32)? } else { t };
+        let t = if t.dtype().is_half() {
+            t.cast(DType::F32)?
+        } else {
+            t
+        };
         t.laid_out(t.layout().dense_like())
     };
     let tensors = tensors.iter().map(dense).collect::<Result<Vec<_>>>()?;
@@ -192,7 +198,12 @@ mod tests {
         let c = Tensor::randn([9], &mut rng, DType::BF16)?;
         let mut sum = 0.0;
         for t in [&a, &b, &c] {
-            sum += t.cast(DType::F64)?.to_vec::<f64>()?.iter().map(|x| x * x).sum::<f64>();
+            sum += t
+                .cast(DType::F64)?
+                .to_vec::<f64>()?
+                .iter()
+                .map(|x| x * x)
+                .sum::<f64>();
         }
         let got = global_norm(&[&a, &b, &c])?.item()?;
         assert!((got - sum.sqrt()).abs() < 1e-12 * got);
