@@ -65,8 +65,7 @@ impl Rows {
             }
             if (t.dtype(), t.device()) != (first.dtype(), first.device()) {
                 let what = |t: &Tensor| format!("{} on {}", t.dtype(), t.device());
-                let (a, b) = (what(first), what(t));
-                return Err(Error::Device { op, a, b });
+                return Err(Error::devices(op, what(first), what(t)));
             }
             if let Arg::In(p) = t.input() {
                 (gpu, *at) = (p.gpu, p.address);
@@ -110,7 +109,9 @@ impl Rows {
             let mut args = vec![Arg::Struct(bytemuck::cast_slice(&words))];
             args.extend(rest(before));
             let kernel = kernels.of(rows[0].dtype)?;
-            rows[0].gpu.launch(kernel, [blocks, 1, 1], [256, 1, 1], 0, &args)?;
+            rows[0]
+                .gpu
+                .launch(kernel, [blocks, 1, 1], [256, 1, 1], 0, &args)?;
             before += blocks as usize;
         }
         Ok(())
@@ -139,15 +140,15 @@ pub(crate) fn sum_squares(
 ) -> Result<Tensor> {
     let first = tensors.first().map_or(Device::Cpu, |t| t.device());
     if let Some(other) = tensors.iter().find(|t| t.device() != first) {
-        return Err(Error::Device {
-            op,
-            a: first.to_string(),
-            b: other.device().to_string(),
-        });
+        return Err(Error::devices(op, first, other.device()));
     }
     let dense = |t: &&Tensor| {
         let t = t.detach();
-        let t = if t.dtype().is_half() { t.cast(DType::F32)? } else { t };
+        let t = if t.dtype().is_half() {
+            t.cast(DType::F32)?
+        } else {
+            t
+        };
         t.laid_out(t.layout().dense_like())
     };
     let tensors = tensors.iter().map(dense).collect::<Result<Vec<_>>>()?;
@@ -197,7 +198,12 @@ mod tests {
         let c = Tensor::randn([9], &mut rng, DType::BF16)?;
         let mut sum = 0.0;
         for t in [&a, &b, &c] {
-            sum += t.cast(DType::F64)?.to_vec::<f64>()?.iter().map(|x| x * x).sum::<f64>();
+            sum += t
+                .cast(DType::F64)?
+                .to_vec::<f64>()?
+                .iter()
+                .map(|x| x * x)
+                .sum::<f64>();
         }
         let got = global_norm(&[&a, &b, &c])?.item()?;
         assert!((got - sum.sqrt()).abs() < 1e-12 * got);

@@ -19,8 +19,8 @@ use crate::nn::{self, Mode, Module, Slot};
 use crate::ops::correct;
 use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{
-    self, Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
-    ScheduleState, Sgd, SgdConfig,
+    self, Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig,
+    Schedule, ScheduleState, Sgd, SgdConfig,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
