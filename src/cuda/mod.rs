@@ -9,6 +9,7 @@ mod context;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
+pub(crate) mod gemm;
 mod kernel;
 pub mod ptx;
 mod real;
