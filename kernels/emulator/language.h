@@ -55,17 +55,16 @@ constexpr int warpSize = 32;
 inline void __trap() { emu::fail("__trap()"); }
 
 // ---------------------------------------------------------------- shared memory
-// Static arrays of one file (EMU_TU is its name) lie in a section of their own, whose bounds the linker knows:
-// the runtime fills it with NaN before each block.
+// Static arrays are what C++ calls static. Those of one file (EMU_TU is its name) are put beside each other by build.rs,
+// in a section whose bounds the linker knows: the runtime fills it with NaN before each block. (An attribute cannot say
+// so: gcc drops it in a template.)
+#define __shared__ static
 #define EMU_JOIN_(a, b) a##b
 #define EMU_JOIN(a, b) EMU_JOIN_(a, b)
-#define EMU_STRING_(a) #a
-#define EMU_STRING(a) EMU_STRING_(a)
 #define EMU_SHARED_BEGIN EMU_JOIN(__start_emu_shared_, EMU_TU)
 #define EMU_SHARED_END EMU_JOIN(__stop_emu_shared_, EMU_TU)
-extern "C" char EMU_SHARED_BEGIN[] __attribute__((weak, visibility("hidden")));
+extern "C" char EMU_SHARED_BEGIN[] __attribute__((weak, visibility("hidden")));  // null: the file has none
 extern "C" char EMU_SHARED_END[] __attribute__((weak, visibility("hidden")));
-#define __shared__ static __attribute__((section("emu_shared_" EMU_STRING(EMU_TU))))
 
 // Dynamic shared memory as an array of T.
 #define DYN_SMEM(T, name) T* name = reinterpret_cast<T*>(emu::dynamic_shared())

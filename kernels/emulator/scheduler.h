@@ -45,7 +45,6 @@ struct Thread {
 struct Launch {
   const Kernel* kernel;
   void** args;
-  uint64_t seed;
   bool delay_copies;
   bool failed;
   std::string error;
