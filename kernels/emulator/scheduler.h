@@ -3,10 +3,10 @@
 #include <string>
 #include <vector>
 
-#include "emu.h"
 #include "fiber.h"
+#include "runtime.h"
 #include "sanitizers.h"
-#undef __noinline__
+#include "vector_types.h"
 
 namespace emu {
 
