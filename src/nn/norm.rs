@@ -109,7 +109,7 @@ impl<const RANK: usize> BatchNorm<RANK> {
             &op,
         )?;
         if mode == Mode::Train {
-            self.num_batches_tracked.make_mut::<i64>()?[0] += 1;
+            batch_norm::increment(&mut self.num_batches_tracked)?;
         }
         if relu { Ok(y) } else { activation.of(&y) }
     }
