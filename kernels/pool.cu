@@ -49,6 +49,7 @@ template <class F> __device__ __forceinline__ void windows(const Pool& p, const 
   for (int oi = ri.first; oi < ri.end; oi++) {
     int y = e.i + p.ph - oi * p.sh;
     if (p.dh > 1 && y % p.dh) continue;
+#pragma unroll 1
     for (int oj = rj.first; oj < rj.end; oj++) {
       int x = e.j + p.pw - oj * p.sw;
       if (p.dw > 1 && x % p.dw) continue;
@@ -91,7 +92,7 @@ __device__ __forceinline__ void max_pool2d_backward_body(const Pool& p, const I*
     Lane<T, V> g = load<T, V>(dy + at);
     Lane<I, V> index = load<I, V>(arg + at);
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[v] += (int)index.v[v] == k ? widen(g.v[v]) : 0;
+    for (int v = 0; v < V; v++) sum[v] += index.v[v] == (I)k ? widen(g.v[v]) : 0;
   });
   Lane<T, V> out;
 #pragma unroll
