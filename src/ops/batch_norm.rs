@@ -603,53 +603,114 @@ pub const LARGE: &[Case] = cases! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::check::devices;
 
     #[test]
     fn running_statistics_follow_pytorch() -> Result<()> {
-        // batch mean 3, biased variance 2, unbiased 2.5
-        let x = Tensor::arange(1.0, 6.0, 1.0, DType::F32)?.reshape([5, 1])?;
-        let (mut mean, mut var) = (
-            Tensor::full(1, 1.0, DType::F64)?,
-            Tensor::ones(1, DType::F64)?,
-        );
-        let settings = BatchNorm::default();
-        x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
-        assert!((mean.item()? - 1.2).abs() < 1e-12 && (var.item()? - 1.15).abs() < 1e-12);
-        // evaluation reads them and leaves them
-        let before = var.to_vec::<f64>()?;
-        let settings = BatchNorm {
-            training: false,
-            eps: 0.0,
-            ..settings
-        };
-        let y = x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
-        assert!((y.to_vec::<f32>()?[4] as f64 - 3.8 / 1.15f64.sqrt()).abs() < 1e-6);
-        assert_eq!(var.to_vec::<f64>()?, before);
+        for device in devices()? {
+            // batch mean 3, biased variance 2, unbiased 2.5
+            let x = Tensor::arange(1.0, 6.0, 1.0, (DType::F32, device))?.reshape([5, 1])?;
+            let (mut mean, mut var) = (
+                Tensor::full(1, 1.0, (DType::F64, device))?,
+                Tensor::ones(1, (DType::F64, device))?,
+            );
+            let settings = BatchNorm::default();
+            x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
+            assert!((mean.item()? - 1.2).abs() < 1e-12 && (var.item()? - 1.15).abs() < 1e-12);
+            // evaluation reads them and leaves them
+            let before = var.to_vec::<f64>()?;
+            let settings = BatchNorm {
+                training: false,
+                eps: 0.0,
+                ..settings
+            };
+            let y = x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
+            assert!((y.to_vec::<f32>()?[4] as f64 - 3.8 / 1.15f64.sqrt()).abs() < 1e-6);
+            assert_eq!(var.to_vec::<f64>()?, before);
+        }
         Ok(())
     }
 
     #[test]
     fn numbers_far_from_zero_keep_their_variance() -> Result<()> {
-        // around 4096 the square's last bit is 1: an unshifted f32 sum would lose the variance
-        let v: Vec<f32> = (0..4000).map(|i| 4096.0 + (i % 2) as f32).collect();
-        let y =
-            Tensor::from_vec(v, [4000, 1])?.batch_norm(None, None, None, &BatchNorm::default())?;
-        let y = y.to_vec::<f32>()?;
-        assert!(
-            (y[0] + 1.0).abs() < 2e-3 && (y[1] - 1.0).abs() < 2e-3,
-            "{} {}",
-            y[0],
-            y[1]
-        );
+        for device in devices()? {
+            // a third of the rows 1 above the others: deviation sqrt(2) / 3, whose square an
+            // unshifted f32 sum would lose; the mean ends between two f32
+            let v: Vec<f32> = (0..3999).map(|i| 1e6 + (i % 3 / 2) as f32).collect();
+            let x = Tensor::from_vec(v, [3999, 1])?.to(device)?;
+            let y = x.batch_norm(None, None, None, &BatchNorm::default())?;
+            let y = y.to_vec::<f32>()?;
+            assert!(
+                (y[0] + 0.5f32.sqrt()).abs() < 1e-4 && (y[2] - 2f32.sqrt()).abs() < 1e-4,
+                "{} {}",
+                y[0],
+                y[2]
+            );
+        }
         Ok(())
     }
 
     #[test]
     fn nan_stays() -> Result<()> {
-        let x = Tensor::from_vec(vec![1f32, f32::NAN, 2.0], [3, 1])?;
-        let y = train(&[x], true)?.to_vec::<f32>()?;
-        assert!(y.iter().all(|y| y.is_nan()));
+        for device in devices()? {
+            let x = Tensor::from_vec(vec![1f32, f32::NAN, 2.0], [3, 1])?.to(device)?;
+            let y = train(&[x], true)?.to_vec::<f32>()?;
+            assert!(y.iter().all(|y| y.is_nan()));
+        }
         Ok(())
+    }
+
+    /// A captured step knows the running statistics by their address and is never read back.
+    #[test]
+    #[cfg(feature = "emulator")]
+    fn a_replay_moves_the_running_statistics() -> Result<()> {
+        let device = Device::cuda_emulated()?;
+        let Device::Cuda(gpu) = device else {
+            return Err(Error::argument(NAME, "no GPU"));
+        };
+        let x = Tensor::randn([6, 3], &mut crate::random::Generator::new(1), DType::F32)?;
+        let settings = BatchNorm::default();
+        let step = |x: &Tensor, stats: &mut [Tensor; 3]| -> Result<Tensor> {
+            let [mean, var, count] = stats;
+            let y = x.batch_norm(None, None, Some((mean, var)), &settings)?;
+            increment(count)?;
+            let grads = y.mul(&y)?.mul(&y)?.sum_all()?.backward()?;
+            grads
+                .get(x)
+                .cloned()
+                .ok_or_else(|| Error::argument(NAME, "no gradient"))
+        };
+        let start = |device| -> Result<[Tensor; 3]> {
+            Ok([
+                Tensor::zeros(3, (DType::F32, device))?,
+                Tensor::ones(3, (DType::F32, device))?,
+                Tensor::zeros((), (DType::I64, device))?,
+            ])
+        };
+        let on_gpu = x.to(device)?.requires_grad();
+        let mut stats = start(device)?;
+        let (graph, dx) = gpu.capture(|| step(&on_gpu, &mut stats))?;
+        let mut expected = start(Device::Cpu)?;
+        let x = x.requires_grad();
+        for _ in 0..3 {
+            graph.replay(graph.scalars())?;
+            let wanted = step(&x, &mut expected)?;
+            assert!(close(&dx, &wanted)?);
+        }
+        for (a, b) in stats.iter().zip(&expected) {
+            assert!(close(a, b)?, "{a:?} {b:?}");
+        }
+        assert_eq!(stats[2].item()?, 3.0);
+        Ok(())
+    }
+
+    #[cfg(feature = "emulator")]
+    fn close(a: &Tensor, b: &Tensor) -> Result<bool> {
+        let read = |t: &Tensor| t.cast(DType::F64)?.to_vec::<f64>();
+        Ok(read(a)?
+            .iter()
+            .zip(read(b)?)
+            .all(|(a, b)| (a - b).abs() < 1e-5))
     }
 
     #[test]
@@ -669,6 +730,11 @@ mod tests {
         assert_eq!(
             e(w.batch_norm(None, None, None, &settings)),
             "batch_norm: expected (N, C) or (N, C, H, W) but got [4]"
+        );
+        let w = Tensor::ones(3, DType::F64)?;
+        assert_eq!(
+            e(x.batch_norm(Some(&w), None, None, &settings)),
+            "batch_norm: expected tensors of one dtype but got f64"
         );
         let settings = BatchNorm {
             training: false,

@@ -169,6 +169,7 @@ pub const LARGE: &[Case] = &[
 mod tests {
     use super::*;
     use crate::DType;
+    use crate::ops::check::devices;
 
     #[test]
     fn keeps_a_share_of_1_minus_p_and_the_mean() -> Result<()> {
@@ -191,6 +192,58 @@ mod tests {
         let y = x.dropout(0.5, &mut Generator::new(1))?;
         let grads = y.backward_from(&y.ones_like()?)?;
         assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, y.to_vec::<f32>()?);
+        Ok(())
+    }
+
+    #[test]
+    fn devices_have_the_same_bits() -> Result<()> {
+        let x = Tensor::randn([3, 5, 7, 2], &mut Generator::new(2), DType::F32)?;
+        let mut seen = Vec::new();
+        for device in devices()? {
+            let x = x.to(device)?;
+            let rng = Generator {
+                seed: u64::MAX - 3,
+                offset: u32::MAX as u64 - 8,
+            };
+            for x in [
+                x.clone(),
+                x.permute(&[3, 1, 0, 2])?.reshape(x.shape())?,
+                x.channels_last()?,
+            ] {
+                seen.push(x.dropout(0.3, &mut rng.clone())?.to_vec::<f32>()?);
+            }
+        }
+        // the mask goes by the row-major number, whatever the memory order
+        assert_eq!(seen[0], seen[2]);
+        assert!(seen.chunks(3).all(|s| s == &seen[..3]));
+        Ok(())
+    }
+
+    /// A captured step reads its place in the stream from memory that a replay rewrites.
+    #[test]
+    #[cfg(feature = "emulator")]
+    fn a_replay_takes_another_place_of_the_stream() -> Result<()> {
+        let device = Device::cuda_emulated()?;
+        let Device::Cuda(gpu) = device else {
+            return Err(Error::argument("dropout", "no GPU"));
+        };
+        let x = Tensor::ones([103], (DType::F32, device))?.requires_grad();
+        let (graph, (y, dx)) = gpu.capture(|| {
+            let y = x.dropout(0.5, &mut Generator::new(4))?;
+            let dx = y.backward_from(&y.ones_like()?)?.get(&x).cloned();
+            Ok((
+                y.detach(),
+                dx.ok_or_else(|| Error::argument("dropout", "no gradient"))?,
+            ))
+        })?;
+        assert_eq!(graph.scalars(), [4, 0]);
+        for offset in [0, 26, 1 << 33] {
+            graph.replay(&[4, offset])?;
+            let mut rng = Generator { seed: 4, offset };
+            let wanted = Tensor::ones([103], DType::F32)?.dropout(0.5, &mut rng)?;
+            assert_eq!(y.to_vec::<f32>()?, wanted.to_vec::<f32>()?);
+            assert_eq!(dx.to_vec::<f32>()?, wanted.to_vec::<f32>()?);
+        }
         Ok(())
     }
 

@@ -51,8 +51,12 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         binary::LARGE,
         dropout::LARGE,
         layer_norm::LARGE,
+        layout::LARGE,
+        loss::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
+        reduce::LARGE,
+        softmax::LARGE,
         unary::LARGE,
     ]
     .into_iter()

@@ -531,12 +531,21 @@ pub const MORE_LARGE: &[Case] = &[Case {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
+    use crate::ops::check::devices;
 
     #[test]
     fn ties_nan_and_empty_windows_follow_pytorch() -> Result<()> {
+        for device in devices()? {
+            ties_nan_and_empty_windows(device)?;
+        }
+        Ok(())
+    }
+
+    fn ties_nan_and_empty_windows(device: Device) -> Result<()> {
         let pool = |v: Vec<f32>, w: Window| -> Result<(Vec<f32>, Vec<f32>)> {
-            let x = Tensor::from_vec(v, [1, 1, 2, 2])?.requires_grad();
+            let x = Tensor::from_vec(v, [1, 1, 2, 2])?
+                .to(device)?
+                .requires_grad();
             let y = x.max_pool2d(w)?;
             let grads = y.backward_from(&y.ones_like()?)?;
             Ok((y.to_vec()?, grads.get(&x).unwrap().to_vec()?))

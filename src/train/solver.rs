@@ -12,14 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::autograd::{Gradients, no_grad};
 use crate::data::{Augment, Batch, Dataset, Loader, Normalize};
-use crate::dtype::{Element, Real};
+use crate::device::Device;
+use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
 use crate::ops::correct;
 use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{
-    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
-    ScheduleState, Sgd, SgdConfig,
+    self, Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig,
+    Schedule, ScheduleState, Sgd, SgdConfig,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -653,25 +654,24 @@ pub fn check_accuracy(
     Ok(right as f64 / data.len() as f64)
 }
 
-/// Elements that one thread sums at a time, whatever the number of threads.
+/// Elements that one thread works on at a time, whatever the number of threads.
 const STRETCH: usize = 1 << 14;
 
 /// CS231n's L2 loss, 0.5 reg sum(W^2) over the parameters of two axes or more; biases and the
 /// like are free.
 pub fn l2_loss(model: &mut (impl Module + ?Sized), reg: f64) -> Result<f64> {
+    l2_penalty(model, reg)?.map_or(Ok(0.0), |loss| loss.item())
+}
+
+/// [`l2_loss`] as an F64 scalar on the weights' device, which nothing waits for; `None` where it
+/// is 0 without looking.
+pub fn l2_penalty(model: &mut (impl Module + ?Sized), reg: f64) -> Result<Option<Tensor>> {
     if reg == 0.0 {
-        return Ok(0.0);
+        return Ok(None);
     }
-    let mut sum = 0.0;
-    for (_, w) in weights(model) {
-        let w = w.laid_out(w.layout().dense_like())?;
-        sum += with_real!("l2_loss", w.dtype(), T => {
-            let squares = |x: &[T]| x.iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>();
-            let parts: Vec<f64> = w.dense_slice::<T>("l2_loss")?.par_chunks(STRETCH).map(squares).collect();
-            Ok(parts.iter().sum::<f64>())
-        })?;
-    }
-    Ok(0.5 * reg * sum)
+    let weights = weights(model);
+    let weights: Vec<&Tensor> = weights.iter().map(|(_, w)| w).collect();
+    optim::sum_squares("l2_loss", &weights, 0.5 * reg, false).map(Some)
 }
 
 /// The gradient of [`l2_loss`], reg W, added to those of the data.
@@ -683,6 +683,8 @@ pub fn add_l2_gradients(
     if reg == 0.0 {
         return Ok(());
     }
+    // on a CUDA device all in one launch
+    let (mut rows, mut held) = (optim::Rows::default(), Vec::new());
     for (_, w) in weights(model) {
         let values = w.laid_out(w.layout().dense_like())?;
         if grads.get(&w).is_none() {
@@ -694,6 +696,12 @@ pub fn add_l2_gradients(
         if !grad.layout().same_order(values.layout()) {
             *grad = grad.laid_out(values.layout().dense_like())?;
         }
+        grad.make_unique()?;
+        if let Device::Cuda(_) = w.device() {
+            rows.push("l2_loss", &[&*grad, &values])?;
+            held.push(values);
+            continue;
+        }
         with_real!("l2_loss", w.dtype(), T => {
             let (values, reg) = (values.dense_slice::<T>("l2_loss")?, T::of(reg));
             let stretches = grad.make_mut::<T>()?.par_chunks_mut(STRETCH).zip(values.par_chunks(STRETCH));
@@ -701,7 +709,7 @@ pub fn add_l2_gradients(
             Ok(())
         })?;
     }
-    Ok(())
+    optim::axpy(rows, reg)
 }
 
 fn weights(model: &mut (impl Module + ?Sized)) -> Named {
