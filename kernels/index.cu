@@ -175,29 +175,19 @@ FOR_FLOAT(GATHER_BACKWARD)
 
 // ---------------------------------------------------------------- where
 // y = mask ? a : b, broadcast
-// One thread an element.
+// A block owns 1024 elements, each thread 4 of them.
 template <class T>
-__device__ __forceinline__ void where_body(const Walk<3>& w, const u8* mask, const T* a, const T* b, T* y) {
-  unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= w.n) return;
-  i64 at[3];
-  walk_to(w, i, at);
-  y[i] = mask[at[0]] ? a[at[1]] : b[at[2]];
+__device__ __forceinline__ void where_body(const T* a, const T* b, const u8* mask, T* y, const Walk<3>& w) {
+  unsigned first = blockIdx.x * 1024u + threadIdx.x;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    unsigned i = first + j * 256;
+    if (i >= w.n) return;
+    i64 at[3];
+    walk_to(w, i, at);
+    y[i] = mask[at[2]] ? a[at[0]] : b[at[1]];
+  }
 }
 #define WHERE(NAME, T) \
-  KERNEL(256, where_##NAME, Walk<3> w, const u8* mask, const T* a, const T* b, T* y) { where_body<T>(w, mask, a, b, y); }
+  KERNEL(256, where_##NAME, const T* a, const T* b, const u8* mask, T* y, Walk<3> w) { where_body<T>(a, b, mask, y, w); }
 FOR_FLOAT(WHERE)
-
-// dx = dy where the mask is set (`side` 1, for a) or not (0, for b), else 0
-// One thread an element.
-template <class T>
-__device__ __forceinline__ void where_backward_body(const Walk<2>& w, int side, const u8* mask, const T* dy, T* dx) {
-  unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= w.n) return;
-  i64 at[2];
-  walk_to(w, i, at);
-  dx[i] = (mask[at[0]] != 0) == side ? dy[at[1]] : narrow<T>(wide<T>(0));
-}
-#define WHERE_BACKWARD(NAME, T) \
-  KERNEL(256, where_backward_##NAME, Walk<2> w, int side, const u8* mask, const T* dy, T* dx) { where_backward_body<T>(w, side, mask, dy, dx); }
-FOR_FLOAT(WHERE_BACKWARD)

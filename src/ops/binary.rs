@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::shape::{self, Layout};
+use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::{with_element, with_real};
 
@@ -95,7 +95,8 @@ fn launch<const K: usize>(
             got: b.dtype(),
         });
     }
-    let shape = shape::broadcast(op, a.shape(), b.shape())?;
+    let join = |s: Shape, t: &&Tensor| shape::broadcast(op, &s, t.shape());
+    let shape = inputs[1..].iter().try_fold(*a.shape(), join)?;
     let same = inputs.iter().find(|t| *t.shape() == shape);
     let layout = same.map_or(Layout::contiguous(shape), |t| t.layout().dense_like());
     let y = Tensor::empty(layout, dtype, a.device())?;
@@ -261,10 +262,8 @@ compare! {
 }
 
 kernels! {
-    /// One thread an element.
+    /// A block owns 1024 elements.
     WHERE = "where" [F32, F64, BF16, F16];
-    /// One thread an element of one side's gradient.
-    WHERE_BACKWARD = "where_backward" [F32, F64, BF16, F16];
 }
 
 /// y = a where the mask is set, else b.
@@ -285,25 +284,7 @@ impl Op<3> for Where {
         let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
         let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
         if let Device::Cuda(gpu) = a.device() {
-            if a.dtype() != b.dtype() {
-                return Err(Error::DType {
-                    op: Self::NAME,
-                    expected: "two tensors of one dtype",
-                    got: b.dtype(),
-                });
-            }
-            let like = if *a.shape() == shape { a } else { b };
-            let layout = if *like.shape() == shape {
-                like.layout().dense_like()
-            } else {
-                Layout::contiguous(shape)
-            };
-            let y = Tensor::empty(layout, a.dtype(), a.device())?;
-            let [m, s, t] = [mask, a, b].map(|t| t.layout().expand(shape));
-            let walk = Walk::new(y.layout(), [&m, &s, &t])?;
-            let args = [walk.arg(), mask.input(), a.input(), b.input(), y.output()];
-            let grid = [cuda::blocks(y.numel(), 256), 1, 1];
-            gpu.launch(WHERE.of(a.dtype())?, grid, [256, 1, 1], 0, &args)?;
+            let y = launch(Self::NAME, gpu, &WHERE, [a, b, mask], a.dtype())?;
             return Ok((y, mask.clone()));
         }
         let y = with_real!(Self::NAME, a.dtype(), T => {
@@ -321,27 +302,11 @@ impl Op<3> for Where {
         Ok((y, mask.clone()))
     }
 
-    fn backward(&self, mask: Tensor, dy: Tensor, needs: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+    fn backward(&self, mask: Tensor, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         if let Device::Cuda(gpu) = dy.device() {
-            let side = |needed: bool, side: i32| {
-                if !needed {
-                    return Ok(None);
-                }
-                let dx = Tensor::empty(dy.layout().dense_like(), dy.dtype(), dy.device())?;
-                let mask_at = mask.layout().expand(*dy.shape());
-                let walk = Walk::new(dx.layout(), [&mask_at, dy.layout()])?;
-                let args = [
-                    walk.arg(),
-                    Arg::I32(side),
-                    mask.input(),
-                    dy.input(),
-                    dx.output(),
-                ];
-                let grid = [cuda::blocks(dx.numel(), 256), 1, 1];
-                gpu.launch(WHERE_BACKWARD.of(dy.dtype())?, grid, [256, 1, 1], 0, &args)?;
-                Ok(Some(dx))
-            };
-            return Ok([None, side(needs[1], 1)?, side(needs[2], 0)?]);
+            let zero = Tensor::zeros((), dy.options())?;
+            let side = |a, b| launch(Self::NAME, gpu, &WHERE, [a, b, &mask], dy.dtype());
+            return Ok([None, Some(side(&dy, &zero)?), Some(side(&zero, &dy)?)]);
         }
         with_real!(Self::NAME, dy.dtype(), T => {
             let da = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { dy } else { T::ZERO })?;
@@ -472,5 +437,15 @@ pub const LARGE: &[Case] = &[
         name: "columns and channels",
         inputs: &[Input::Normal(&[3, 33, 5, 7]), Input::Positive(&[33, 1, 1])],
         run: |x| x[0].div(&x[1]),
+    },
+    Case {
+        op: "select_where",
+        name: "several blocks, the mask the widest",
+        inputs: &[
+            Input::Mask(&[3, 33, 35]),
+            Input::Normal(&[33, 1]),
+            Input::Normal(&[35]),
+        ],
+        run: |x| x[0].select_where(&x[1], &x[2]),
     },
 ];

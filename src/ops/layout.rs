@@ -409,19 +409,13 @@ fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result
     let like = parts[0].0;
     let place = |whole: Layout, part: &Tensor, at: &[usize]| {
         let axes = at.iter().zip(part.shape().iter()).enumerate();
-        axes.fold(whole, |l, (axis, (&start, &size))| {
-            l.narrow(axis, start, size)
-        })
+        axes.fold(whole, |l, (axis, (&start, &size))| l.narrow(axis, start, size))
     };
     let covered = parts.iter().map(|(t, _)| t.numel()).sum::<usize>() == shape.numel();
     let whole = Layout::contiguous(shape);
     if let Device::Cuda(gpu) = like.device() {
         let images = like.layout().is_channels_last() && !like.is_contiguous();
-        let whole = if images {
-            Layout::channels_last(shape)
-        } else {
-            whole
-        };
+        let whole = if images { Layout::channels_last(shape) } else { whole };
         let y = if covered {
             Tensor::empty(whole, like.dtype(), like.device())?
         } else {
@@ -449,20 +443,14 @@ fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result
 fn paste(gpu: Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
     // in the order of `to`'s memory, so that the writes of neighbouring threads lie side by side
     let mut walk = Walk::new(&to.layout().dense_like(), [from.layout(), to.layout()])?;
-    let elements = 16 / to.dtype().size();
-    let packs = walk.in_packs(elements, [from.input(), to.output()]);
-    run(
-        gpu,
-        &PASTE,
-        walk.n(),
-        to,
-        &[
-            walk.arg(),
-            Arg::I32(packs as i32),
-            from.input(),
-            to.output(),
-        ],
-    )
+    let packs = walk.in_packs(to.dtype().size(), [from.input(), to.output()]);
+    let args = [
+        walk.arg(),
+        Arg::I32(packs as i32),
+        from.input(),
+        to.output(),
+    ];
+    run(gpu, &PASTE, walk.n as usize, to, &args)
 }
 
 /// Launch a kernel of `of`'s dtype with one thread for each of `n`.
@@ -607,11 +595,7 @@ impl Op<1> for Flip {
         let (n, [_, inner]) = (x.numel(), around(x.shape(), self.axis));
         let x = x.packed()?;
         let y = Tensor::empty(*x.layout(), x.dtype(), x.device())?;
-        let numbers = [
-            Arg::U32(n as u32),
-            Arg::I32(size as i32),
-            Arg::I32(inner as i32),
-        ];
+        let numbers = [Arg::U32(n as u32), Arg::I32(size as i32), Arg::I32(inner as i32)];
         let args = [&[x.input(), y.output()], &numbers[..]].concat();
         run(gpu, &FLIP, n, &y, &args)?;
         Ok((y, ()))
@@ -839,7 +823,12 @@ impl Op<2> for Gather {
         if let Device::Cuda(gpu) = dy.device() {
             let dx = Tensor::empty(Layout::contiguous(shape), dy.dtype(), dy.device())?;
             let words = self.words(&shape, index.shape(), dx.numel());
-            let args = [Arg::Struct(&words), index.input(), dy.input(), dx.output()];
+            let args = [
+                Arg::Struct(&words),
+                index.input(),
+                dy.input(),
+                dx.output(),
+            ];
             run(gpu, &GATHER_BACKWARD, dx.numel(), &dx, &args)?;
             return Ok([Some(dx), None]);
         }
@@ -948,6 +937,18 @@ pub const CASES: &[Case] = &[
         run: |x| x[0].index_select(1, &x[1]),
     },
     Case {
+        op: "index_select",
+        name: "nothing",
+        inputs: &[Input::Normal(&[2, 4]), Input::Index(&[0], 4)],
+        run: |x| x[0].index_select(1, &x[1]),
+    },
+    Case {
+        op: "gather",
+        name: "fewer rows than there are",
+        inputs: &[Input::Normal(&[4, 3, 2]), Input::Index(&[3, 5, 2], 3)],
+        run: |x| x[0].gather(1, &x[1]),
+    },
+    Case {
         op: "gather",
         name: "axis 0",
         inputs: &[Input::Normal(&[4, 3]), Input::Index(&[5, 3], 4)],
@@ -986,6 +987,65 @@ pub const CASES: &[Case] = &[
         name: "two",
         inputs: &[Input::Normal(&[2, 3]), Input::Normal(&[2, 3])],
         run: |x| Tensor::stack(&[&x[0], &x[1]], 1),
+    },
+];
+
+/// Several blocks, packs of 16 bytes and ragged ends, images that are channels-last.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "pad",
+        name: "several blocks",
+        inputs: &[Input::Normal(&[5, 33, 67])],
+        run: |x| x[0].pad(&[(1, 2, 1), (2, 0, 3)], -0.5),
+    },
+    Case {
+        op: "cat",
+        name: "of whole packs",
+        inputs: &[
+            Input::Normal(&[37, 64]),
+            Input::Normal(&[37, 16]),
+            Input::Normal(&[37, 32]),
+        ],
+        run: |x| Tensor::cat(&[&x[0], &x[1], &x[2]], 1),
+    },
+    Case {
+        op: "cat",
+        name: "ragged",
+        inputs: &[Input::Normal(&[3, 41, 29]), Input::Normal(&[3, 8, 29])],
+        run: |x| Tensor::cat(&[&x[0], &x[1]], 1),
+    },
+    Case {
+        op: "cat",
+        name: "channels of channels-last images",
+        inputs: &[Input::Normal(&[2, 9, 9, 16]), Input::Normal(&[2, 9, 9, 8])],
+        run: |x| {
+            let [a, b] = [&x[0], &x[1]].map(|x| x.permute(&[0, 3, 1, 2]));
+            Tensor::cat(&[&a?, &b?], 1)
+        },
+    },
+    Case {
+        op: "flip",
+        name: "middle",
+        inputs: &[Input::Normal(&[5, 33, 21])],
+        run: |x| x[0].flip(1),
+    },
+    Case {
+        op: "index_select",
+        name: "many indices, several slices",
+        inputs: &[Input::Normal(&[40, 9, 67]), Input::Index(&[600], 9)],
+        run: |x| x[0].index_select(1, &x[1]),
+    },
+    Case {
+        op: "index_select",
+        name: "rows of a table",
+        inputs: &[Input::Normal(&[300, 35]), Input::Index(&[70], 300)],
+        run: |x| x[0].index_select(0, &x[1]),
+    },
+    Case {
+        op: "gather",
+        name: "several blocks",
+        inputs: &[Input::Normal(&[13, 31, 11]), Input::Index(&[12, 90, 11], 31)],
+        run: |x| x[0].gather(1, &x[1]),
     },
 ];
 

@@ -48,8 +48,8 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
 pub fn large_cases() -> impl Iterator<Item = &'static Case> {
     [
         binary::LARGE,
+        layout::LARGE,
         loss::LARGE,
-        loss::MORE_LARGE,
         reduce::LARGE,
         softmax::LARGE,
         unary::LARGE,

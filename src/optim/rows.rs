@@ -65,8 +65,7 @@ impl Rows {
             }
             if (t.dtype(), t.device()) != (first.dtype(), first.device()) {
                 let what = |t: &Tensor| format!("{} on {}", t.dtype(), t.device());
-                let (a, b) = (what(first), what(t));
-                return Err(Error::Device { op, a, b });
+                return Err(Error::devices(op, what(first), what(t)));
             }
             if let Arg::In(p) = t.input() {
                 (gpu, *at) = (p.gpu, p.address);
@@ -141,11 +140,7 @@ pub(crate) fn sum_squares(
 ) -> Result<Tensor> {
     let first = tensors.first().map_or(Device::Cpu, |t| t.device());
     if let Some(other) = tensors.iter().find(|t| t.device() != first) {
-        return Err(Error::Device {
-            op,
-            a: first.to_string(),
-            b: other.device().to_string(),
-        });
+        return Err(Error::devices(op, first, other.device()));
     }
     let dense = |t: &&Tensor| {
         let t = t.detach();
