@@ -257,7 +257,12 @@ impl Transform {
         let sizes = [labels.numel(), c, h, w].map(|n| Arg::I32(n as i32));
         let last = Arg::I32(!images.is_contiguous() as i32);
         let affine = self.affine_on(gpu)?;
-        let tensors = [raw.input(), affine.input(), images.output(), labels.output()];
+        let tensors = [
+            raw.input(),
+            affine.input(),
+            images.output(),
+            labels.output(),
+        ];
         let args = [&tensors[..], &sizes[..], &[last]].concat();
         let grid = [cuda::blocks(images.numel(), 256), 1, 1];
         gpu.launch(AUGMENT.of(DType::F32)?, grid, [256, 1, 1], 0, &args)

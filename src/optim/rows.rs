@@ -54,30 +54,19 @@ struct Row {
 impl Rows {
     /// One more row. The tensors must live until the launch, and those that it writes must be
     /// nobody else's ([`Tensor::make_unique`]).
-    pub fn push(&mut self, op: &'static str, tensors: &[&Tensor]) -> Result<()> {
-        let first = tensors[0];
+    pub fn push(&mut self, tensors: &[&Tensor]) {
         let (mut gpu, mut at) = (None, [0; 5]);
         for (at, t) in at.iter_mut().zip(tensors) {
-            if t.shape() != first.shape() {
-                let (a, b) = (*first.shape(), *t.shape());
-                let why = format!("{a:?} and {b:?} are to be walked side by side");
-                return Err(Error::shape(op, &[a, b], why));
-            }
-            if (t.dtype(), t.device()) != (first.dtype(), first.device()) {
-                let what = |t: &Tensor| format!("{} on {}", t.dtype(), t.device());
-                return Err(Error::devices(op, what(first), what(t)));
-            }
             if let Arg::In(p) = t.input() {
                 (gpu, *at) = (p.gpu, p.address);
             }
         }
-        let (dtype, n) = (first.dtype(), first.numel());
+        let (dtype, n) = (tensors[0].dtype(), tensors[0].numel());
         if let Some(gpu) = gpu
             && n > 0
         {
             self.0.push(Row { gpu, dtype, at, n });
         }
-        Ok(())
     }
 
     /// The number of blocks over all rows.
@@ -109,11 +98,27 @@ impl Rows {
             let mut args = vec![Arg::Struct(bytemuck::cast_slice(&words))];
             args.extend(rest(before));
             let kernel = kernels.of(rows[0].dtype)?;
-            rows[0].gpu.launch(kernel, [blocks, 1, 1], [256, 1, 1], 0, &args)?;
+            rows[0]
+                .gpu
+                .launch(kernel, [blocks, 1, 1], [256, 1, 1], 0, &args)?;
             before += blocks as usize;
         }
         Ok(())
     }
+}
+
+/// `x` in the memory order of `other` (dense), to be walked side by side; an error unless it is of
+/// its shape and dtype and on its device.
+pub(crate) fn beside(op: &'static str, x: &Tensor, other: &Tensor) -> Result<Tensor> {
+    if x.shape() != other.shape() {
+        let (a, b) = (*x.shape(), *other.shape());
+        return Err(Error::shape(op, &[a, b], format!("{a:?} beside {b:?}")));
+    }
+    if (x.dtype(), x.device()) != (other.dtype(), other.device()) {
+        let what = |t: &Tensor| format!("{} on {}", t.dtype(), t.device());
+        return Err(Error::devices(op, what(x), what(other)));
+    }
+    x.laid_out(*other.layout())
 }
 
 /// The 2-norm of all elements of `tensors` together (PyTorch's `get_total_norm`): an F64 scalar on
@@ -142,7 +147,11 @@ pub(crate) fn sum_squares(
     }
     let dense = |t: &&Tensor| {
         let t = t.detach();
-        let t = if t.dtype().is_half() { t.cast(DType::F32)? } else { t };
+        let t = if t.dtype().is_half() {
+            t.cast(DType::F32)?
+        } else {
+            t
+        };
         t.laid_out(t.layout().dense_like())
     };
     let tensors = tensors.iter().map(dense).collect::<Result<Vec<_>>>()?;
@@ -159,7 +168,7 @@ pub(crate) fn sum_squares(
     };
     let mut rows = Rows::default();
     for t in &tensors {
-        rows.push(op, &[t])?;
+        rows.push(&[t]);
     }
     let n = rows.blocks();
     let vector = |dims: &[usize]| Ok(Layout::contiguous(Shape::new(dims)?));
@@ -192,7 +201,12 @@ mod tests {
         let c = Tensor::randn([9], &mut rng, DType::BF16)?;
         let mut sum = 0.0;
         for t in [&a, &b, &c] {
-            sum += t.cast(DType::F64)?.to_vec::<f64>()?.iter().map(|x| x * x).sum::<f64>();
+            sum += t
+                .cast(DType::F64)?
+                .to_vec::<f64>()?
+                .iter()
+                .map(|x| x * x)
+                .sum::<f64>();
         }
         let got = global_norm(&[&a, &b, &c])?.item()?;
         assert!((got - sum.sqrt()).abs() < 1e-12 * got);

@@ -80,7 +80,16 @@ impl Rule for SgdConfig {
         // the first step's velocity is the gradient, without dampening
         let enters = if step == 1 { 1.0 } else { 1.0 - self.dampening };
         let (decay, nesterov) = (self.weight_decay, f64::from(self.nesterov));
-        [self.lr, decay, self.momentum, enters, nesterov, 0.0, 0.0, 0.0]
+        [
+            self.lr,
+            decay,
+            self.momentum,
+            enters,
+            nesterov,
+            0.0,
+            0.0,
+            0.0,
+        ]
     }
 
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {

@@ -19,8 +19,8 @@ use crate::nn::{self, Mode, Module, Slot};
 use crate::ops::correct;
 use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{
-    self, Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
-    ScheduleState, Sgd, SgdConfig,
+    self, Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig,
+    Schedule, ScheduleState, Sgd, SgdConfig,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -693,12 +693,10 @@ pub fn add_l2_gradients(
         let Some(grad) = grads.get_mut(&w) else {
             continue;
         };
-        if !grad.layout().same_order(values.layout()) {
-            *grad = grad.laid_out(values.layout().dense_like())?;
-        }
+        *grad = optim::beside("l2_loss", grad, &values)?;
         grad.make_unique()?;
         if let Device::Cuda(_) = w.device() {
-            rows.push("l2_loss", &[&*grad, &values])?;
+            rows.push(&[grad, &values]);
             held.push(values);
             continue;
         }
