@@ -706,12 +706,10 @@ pub fn add_l2_gradients(
         let Some(grad) = grads.get_mut(&w) else {
             continue;
         };
-        if !grad.layout().same_order(values.layout()) {
-            *grad = grad.laid_out(values.layout().dense_like())?;
-        }
+        *grad = optim::beside("l2_loss", grad, &values)?;
         grad.make_unique()?;
         if let Device::Cuda(_) = w.device() {
-            rows.push("l2_loss", &[&*grad, &values])?;
+            rows.push(&[grad, &values]);
             held.push(values);
             continue;
         }
