@@ -55,6 +55,8 @@ FORMULA(Elu, x > T(0) ? x : p * expm1(x), k > T(0) ? T(1) : p * exp(k))
 FORMULA(PowScalar, pow(x, p), p == T(0) ? T(0) : p * pow(k, p - T(1)))
 FORMULA(Linear, p* x + q, p)
 FORMULA(Clamp, nan_min(nan_max(x, p), q), k >= p && k <= q ? T(1) : T(0))
+// spills-allowed: sin_* the argument of a huge angle is reduced in local memory
+// spills-allowed: cos_* as of the sine
 // infinities and NaN are 0: what logsumexp may subtract
 FORMULA(Finite, fabs(x) < T(INFINITY) ? x : T(0), T(1))
 
