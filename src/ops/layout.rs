@@ -409,13 +409,19 @@ fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result
     let like = parts[0].0;
     let place = |whole: Layout, part: &Tensor, at: &[usize]| {
         let axes = at.iter().zip(part.shape().iter()).enumerate();
-        axes.fold(whole, |l, (axis, (&start, &size))| l.narrow(axis, start, size))
+        axes.fold(whole, |l, (axis, (&start, &size))| {
+            l.narrow(axis, start, size)
+        })
     };
     let covered = parts.iter().map(|(t, _)| t.numel()).sum::<usize>() == shape.numel();
     let whole = Layout::contiguous(shape);
     if let Device::Cuda(gpu) = like.device() {
         let images = like.layout().is_channels_last() && !like.is_contiguous();
-        let whole = if images { Layout::channels_last(shape) } else { whole };
+        let whole = if images {
+            Layout::channels_last(shape)
+        } else {
+            whole
+        };
         let y = if covered {
             Tensor::empty(whole, like.dtype(), like.device())?
         } else {
@@ -595,7 +601,11 @@ impl Op<1> for Flip {
         let (n, [_, inner]) = (x.numel(), around(x.shape(), self.axis));
         let x = x.packed()?;
         let y = Tensor::empty(*x.layout(), x.dtype(), x.device())?;
-        let numbers = [Arg::U32(n as u32), Arg::I32(size as i32), Arg::I32(inner as i32)];
+        let numbers = [
+            Arg::U32(n as u32),
+            Arg::I32(size as i32),
+            Arg::I32(inner as i32),
+        ];
         let args = [&[x.input(), y.output()], &numbers[..]].concat();
         run(gpu, &FLIP, n, &y, &args)?;
         Ok((y, ()))
@@ -823,12 +833,7 @@ impl Op<2> for Gather {
         if let Device::Cuda(gpu) = dy.device() {
             let dx = Tensor::empty(Layout::contiguous(shape), dy.dtype(), dy.device())?;
             let words = self.words(&shape, index.shape(), dx.numel());
-            let args = [
-                Arg::Struct(&words),
-                index.input(),
-                dy.input(),
-                dx.output(),
-            ];
+            let args = [Arg::Struct(&words), index.input(), dy.input(), dx.output()];
             run(gpu, &GATHER_BACKWARD, dx.numel(), &dx, &args)?;
             return Ok([Some(dx), None]);
         }
@@ -1044,7 +1049,10 @@ pub const LARGE: &[Case] = &[
     Case {
         op: "gather",
         name: "several blocks",
-        inputs: &[Input::Normal(&[13, 31, 11]), Input::Index(&[12, 90, 11], 31)],
+        inputs: &[
+            Input::Normal(&[13, 31, 11]),
+            Input::Index(&[12, 90, 11], 31),
+        ],
         run: |x| x[0].gather(1, &x[1]),
     },
 ];
