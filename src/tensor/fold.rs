@@ -55,7 +55,7 @@ pub(crate) fn reduce(
         (Pass::of_rows(fold), rows)
     } else {
         let pack = 16 / x.dtype().size();
-        let aligned = x.layout().offset() % pack == 0 && fold.inner % pack == 0;
+        let aligned = x.layout().offset().is_multiple_of(pack) && fold.inner.is_multiple_of(pack);
         (
             Pass::of_columns(fold, if aligned { pack } else { 1 }),
             columns,
@@ -199,7 +199,7 @@ mod tests {
                         inner,
                     };
                     for pass in 0.. {
-                        let pack = if inner % 4 == 0 { 4 } else { 1 };
+                        let pack = if inner.is_multiple_of(4) { 4 } else { 1 };
                         let p = match inner {
                             1 => Pass::of_rows(f),
                             _ => Pass::of_columns(f, pack),
