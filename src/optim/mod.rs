@@ -22,7 +22,7 @@ use crate::with_real;
 pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rows::global_norm;
-pub(crate) use rows::{Rows, axpy, sum_squares};
+pub(crate) use rows::{Rows, axpy, beside, sum_squares};
 pub use schedule::{Position, Schedule, ScheduleState};
 pub use sgd::{Sgd, SgdConfig};
 
@@ -108,8 +108,8 @@ impl<R: Rule> Elementwise<R> {
 
     fn update(&mut self, name: &str, parameter: &mut Tensor, grad: &Tensor) -> Result<()> {
         with_real!(STEP_OP, parameter.dtype(), T => {
-            let state = ready(&mut self.states, self.rule.state_names(), name, parameter)?;
-            let grad = grad.laid_out(*parameter.layout())?;
+            let kinds = self.rule.state_names();
+            let (state, grad) = ready(&mut self.states, kinds, name, parameter, grad)?;
             let (rule, c) = (&self.rule, self.rule.scalars(state.steps).map(T::of));
             let each = |p: &mut [T], g: &[T], s: &mut [&mut [T]]| {
                 rule.update(c, p, g, s);
@@ -125,17 +125,18 @@ impl<R: Rule> Elementwise<R> {
 
 const STEP_OP: &str = "optimizer step";
 
-/// A parameter's state, zeros before its first step, with one more step counted. It and the
-/// parameter are nobody else's then, so that they can be written in place, and lie in memory in
-/// the parameter's order, so that the loop is a plain zip.
+/// A parameter's state, zeros before its first step, with one more step counted, and its gradient.
+/// State and parameter are nobody else's then, so that they can be written in place, and all lie
+/// in memory in the parameter's order, so that the loop is a plain zip.
 fn ready<'s>(
     states: &'s mut BTreeMap<String, State>,
     kinds: &[&str],
     name: &str,
     parameter: &mut Tensor,
-) -> Result<&'s mut State> {
+    grad: &Tensor,
+) -> Result<(&'s mut State, Tensor)> {
     parameter.make_unique()?;
-    let layout = *parameter.layout();
+    let (layout, grad) = (*parameter.layout(), beside(STEP_OP, grad, parameter)?);
     let state = match states.entry(name.into()) {
         Entry::Occupied(e) => e.into_mut(),
         Entry::Vacant(e) => {
@@ -151,7 +152,7 @@ fn ready<'s>(
         s.make_unique()?;
     }
     state.steps += 1;
-    Ok(state)
+    Ok((state, grad))
 }
 
 /// Round what has all but vanished to 0. The weights of a unit that no image reaches decay by the
@@ -202,13 +203,13 @@ impl<R: Rule> Optimizer for Elementwise<R> {
                 return self.update(name, p, grad);
             };
             self.rule.kernels().of(p.dtype())?;
-            let state = ready(&mut self.states, self.rule.state_names(), name, p)?;
-            let grad = grad.laid_out(*p.layout())?;
+            let kinds = self.rule.state_names();
+            let (state, grad) = ready(&mut self.states, kinds, name, p, grad)?;
             let row: Vec<&Tensor> = [&*p, &grad].into_iter().chain(&state.tensors).collect();
             let new = || (gpu, Vec::new(), Rows::default());
             let (_, names, rows) = groups.entry(state.steps).or_insert_with(new);
             names.push(name.into());
-            rows.push(STEP_OP, &row)?;
+            rows.push(&row);
             held.push(grad);
             Ok(())
         })?;

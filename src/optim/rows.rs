@@ -54,30 +54,19 @@ struct Row {
 impl Rows {
     /// One more row. The tensors must live until the launch, and those that it writes must be
     /// nobody else's ([`Tensor::make_unique`]).
-    pub fn push(&mut self, op: &'static str, tensors: &[&Tensor]) -> Result<()> {
-        let first = tensors[0];
+    pub fn push(&mut self, tensors: &[&Tensor]) {
         let (mut gpu, mut at) = (None, [0; 5]);
         for (at, t) in at.iter_mut().zip(tensors) {
-            if t.shape() != first.shape() {
-                let (a, b) = (*first.shape(), *t.shape());
-                let why = format!("{a:?} and {b:?} are to be walked side by side");
-                return Err(Error::shape(op, &[a, b], why));
-            }
-            if (t.dtype(), t.device()) != (first.dtype(), first.device()) {
-                let what = |t: &Tensor| format!("{} on {}", t.dtype(), t.device());
-                return Err(Error::devices(op, what(first), what(t)));
-            }
             if let Arg::In(p) = t.input() {
                 (gpu, *at) = (p.gpu, p.address);
             }
         }
-        let (dtype, n) = (first.dtype(), first.numel());
+        let (dtype, n) = (tensors[0].dtype(), tensors[0].numel());
         if let Some(gpu) = gpu
             && n > 0
         {
             self.0.push(Row { gpu, dtype, at, n });
         }
-        Ok(())
     }
 
     /// The number of blocks over all rows.
@@ -116,6 +105,20 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// `x` in the memory order of `other` (dense), to be walked side by side; an error unless it is of
+/// its shape and dtype and on its device.
+pub(crate) fn beside(op: &'static str, x: &Tensor, other: &Tensor) -> Result<Tensor> {
+    if x.shape() != other.shape() {
+        let (a, b) = (*x.shape(), *other.shape());
+        return Err(Error::shape(op, &[a, b], format!("{a:?} beside {b:?}")));
+    }
+    if (x.dtype(), x.device()) != (other.dtype(), other.device()) {
+        let what = |t: &Tensor| format!("{} on {}", t.dtype(), t.device());
+        return Err(Error::devices(op, what(x), what(other)));
+    }
+    x.laid_out(*other.layout())
 }
 
 /// The 2-norm of all elements of `tensors` together (PyTorch's `get_total_norm`): an F64 scalar on
@@ -165,7 +168,7 @@ pub(crate) fn sum_squares(
     };
     let mut rows = Rows::default();
     for t in &tensors {
-        rows.push(op, &[t])?;
+        rows.push(&[t]);
     }
     let n = rows.blocks();
     let vector = |dims: &[usize]| Ok(Layout::contiguous(Shape::new(dims)?));
