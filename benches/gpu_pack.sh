@@ -9,8 +9,11 @@ rm -rf "$out" && mkdir -p "$out/bin"
 # what every host of such a card has, whatever this machine is; a folder of its own, as flags differ
 export RUSTFLAGS="-C target-cpu=x86-64-v3" CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/gpu
 export CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
-what=(--test cuda --bench speed --bench kernels --bin cotangent --example deeper_convnet)
-cargo build --locked --release "${what[@]}" --message-format=json-render-diagnostics >"$out/build.json"
+what=(--bench speed --bench kernels --bin cotangent --example cpu_vs_gpu)
+for file in tests/cuda*.rs; do what+=(--test "$(basename "$file" .rs)"); done
+# the tests' feature: some of them compare the card with the emulated device
+cargo build --locked --release --features emulator "${what[@]}" \
+  --message-format=json-render-diagnostics >"$out/build.json"
 
 # "test-cuda", "bench-speed" and so on
 python3 - "$out/build.json" >"$out/list" <<'PY'
@@ -24,14 +27,17 @@ PY
 while read -r kind name file; do cp "$file" "$out/bin/$kind-$name"; done <"$out/list"
 rm "$out/build.json" "$out/list"
 
-# nothing but the C library may be needed there
+# nothing but the C and C++ libraries may be needed there
 for file in "$out"/bin/*; do
-  needs=$(objdump -p "$file" | awk '/NEEDED/ {print $2}' | grep -vE '^(libc|libm|libgcc_s|ld-linux-x86-64)\.so' || true)
+  needs=$(objdump -p "$file" | awk '/NEEDED/ {print $2}' | grep -vE '^(libc|libm|libgcc_s|libstdc\+\+|ld-linux-x86-64)\.so' || true)
   glibc=$(objdump -T "$file" | grep -oE 'GLIBC_[0-9.]+' | sort -uV | tail -1)
   printf '%-28s %5s KiB  %s %s\n' "$(basename "$file")" "$(du -k "$file" | cut -f1)" "$glibc" "$needs"
   [ -z "$needs" ] || { echo "error: it links what may be missing there" >&2; exit 1; }
 done
 
+# every one holds all PTX, which shrinks to a twentieth
+tar -C "$out" -czf "$out/bin.tar.gz" bin
+rm -r "$out/bin"
 cp benches/gpu_run.sh "$out/run.sh"
 cp benches/gpu_table.py benches/torch_cases.py "$out"
 size=$(du -sm "$out" | cut -f1)

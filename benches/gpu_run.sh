@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # All that needs a real GPU, in one call of under nine minutes that ends with a short table:
-#   .gpu/run.sh [PART...]      parts: device parity capture kernels speed torch sanitizer
+#   .gpu/run.sh [PART...]      parts: device parity capture kernels speed solver torch sanitizer
 # gpu_pack.sh lays it beside the binaries. Each part has a limit; none runs past the whole's (LIMIT
 # seconds). Logs stay in the folder OUT. Fails if parity, capture or a bench fails.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-$(mktemp -d)}
 limit=${LIMIT:-520}
-parts=" ${*:-device parity capture kernels speed torch sanitizer} "
+parts=" ${*:-device parity capture kernels speed solver torch sanitizer} "
 failed=0
+
+unpacked=$(mktemp -d)
+trap 'rm -rf "$unpacked"' EXIT
+tar -C "$unpacked" -xzf "$here/bin.tar.gz" || exit 1
+bin=$unpacked/bin
 
 export GPU_REQUIRED=1 RUST_BACKTRACE=1
 # the driver compiles the PTX once; the parts share the result
@@ -40,20 +45,32 @@ must() {
   [[ $parts == *" $1 "* ]] || return 0
   run "$@" || failed=1
 }
+# tests ARGUMENT...: all test binaries, each with these
+tests() {
+  local rc=0 file
+  for file in "$bin"/test-*; do
+    echo "== ${file##*/}"
+    "$file" "$@" || rc=1
+  done
+  return $rc
+}
+export -f tests
+export bin
 skip() { printf '%s\t%s\t0\n' "$1" "$2" >>"$out/parts.tsv"; }
 
-must device 60 device.log "$here/bin/bin-cotangent" devices
+must device 60 device.log "$bin/bin-cotangent" devices
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
-must parity 150 parity.log "$here/bin/test-cuda" --skip capture
-must capture 60 capture.log "$here/bin/test-cuda" capture
-must kernels 90 kernels.jsonl "$here/bin/bench-kernels" --device cuda --json
-must speed 100 speed.jsonl "$here/bin/bench-speed" --device cuda --json
+must parity 150 parity.log bash -c 'tests --skip captur'
+must capture 50 capture.log bash -c 'tests captur'
+must kernels 90 kernels.jsonl "$bin/bench-kernels" --device cuda --json
+must speed 80 speed.jsonl "$bin/bench-speed" --device cuda --json
+must solver 60 solver.log "$bin/example-cpu_vs_gpu" --data embedded --train-samples 2000
 
 if [[ $parts == *" torch "* ]]; then
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    run "torch eager" 50 torch.jsonl python3 "$here/torch_cases.py" --mode eager
-    run "torch amp" 40 torch.jsonl python3 "$here/torch_cases.py" --mode amp
-    run "torch compile" 110 torch.jsonl python3 "$here/torch_cases.py" --mode compile
+    run "torch eager" 40 torch.jsonl python3 "$here/torch_cases.py" --mode eager
+    run "torch amp" 30 torch.jsonl python3 "$here/torch_cases.py" --mode amp
+    run "torch compile" 90 torch.jsonl python3 "$here/torch_cases.py" --mode compile
   else
     skip torch "not there"
   fi
@@ -65,7 +82,7 @@ if [[ $parts == *" sanitizer "* ]]; then
     for tool in memcheck racecheck; do
       COTANGENT_CASES=${COTANGENT_CASES:-add,relu,sum,matmul,conv2d,max_pool2d,batch_norm,layer_norm,cross_entropy,gather} \
         run $tool 80 $tool.log compute-sanitizer --tool $tool --error-exitcode 9 \
-        "$here/bin/test-cuda" --test-threads 1
+        "$bin/test-cuda" --test-threads 1
       [ $? -ne 9 ] || failed=1
     done
   else

@@ -62,12 +62,15 @@ def print_kernels(rows, card, own):
         if value := card.get(key) or own.get(key):
             best[key] = value
             print(f"{key:12} {value:10.1f}  by {by}")
-    print(f"\n{'kernel':46} dtype       ms       rate           share")
+    dtypes = list(dict.fromkeys(row["dtype"] for row in kernels))
+    print(f"\n{'kernel':42}" + "".join(f"{dtype:>11}  unit    share" for dtype in dtypes))
+    cells = {}
     for row in kernels:
         key = "copy_gbs" if row["unit"] == "GB/s" else f"{row['dtype']}_tflops"
-        share = f"{100 * row['rate'] / best[key]:4.0f} %" if key in best else ""
-        ms, rate = f"{row['ms']:8.3f}", f"{row['rate']:10.1f}"
-        print(f"{row['kernel']:46} {row['dtype']:5} {ms} {rate} {row['unit']:8} {share}")
+        share = f"{100 * row['rate'] / best[key]:.0f} %" if key in best else ""
+        cells[row["kernel"], row["dtype"]] = f"{row['rate']:11.1f} {row['unit']:>7} {share:>6}"
+    for name in dict.fromkeys(row["kernel"] for row in kernels):
+        print(f"{name:42}" + "".join(cells.get((name, dtype), " " * 26) for dtype in dtypes))
 
 
 def print_cases(ours, torch):
@@ -104,6 +107,8 @@ def main():
     print_kernels(kernels, rates_of(torch), rates_of(kernels))
     print()
     print_cases(speed, torch)
+    if (solver := folder / "solver.log").exists():
+        print("\n" + solver.read_text(errors="replace").strip())
 
 
 if __name__ == "__main__":

@@ -167,7 +167,11 @@ impl Rates {
                 "{{\"rates\": {{\"device\": \"{name}\", \"copy_gbs\": {copy:.1}, \"f32_tflops\": {f32:.3}, \"bf16_tflops\": {bf16:.3}}}}}"
             );
         } else {
-            println!("{name}: copy {copy:.1} GB/s, f32 {f32:.3} TFLOP/s, bf16 {bf16:.3} TFLOP/s");
+            print!("{name}: copy {copy:.1} GB/s, f32 {f32:.3} TFLOP/s");
+            match device {
+                Device::Cpu => println!(),
+                _ => println!(", bf16 {bf16:.3} TFLOP/s"),
+            }
         }
         Ok(())
     }
