@@ -46,5 +46,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
 /// Cases that need sizes of several tiles with ragged edges: too large for a gradient check at
 /// every element, compared between devices and dtypes instead.
 pub fn large_cases() -> impl Iterator<Item = &'static Case> {
-    [binary::LARGE, unary::LARGE].into_iter().flatten()
+    [binary::LARGE, conv2d::LARGE, unary::LARGE]
+        .into_iter()
+        .flatten()
 }

@@ -26,8 +26,22 @@ type Sizes = [i32; 16];
 pub(super) fn sizes(s: &ConvShape) -> Sizes {
     let w = &s.window;
     [
-        s.n, s.h, s.w, s.ci, s.oh, s.ow, s.co, w.kernel[0], w.kernel[1], w.stride[0], w.stride[1],
-        w.padding[0], w.padding[1], w.dilation[0], w.dilation[1], s.groups,
+        s.n,
+        s.h,
+        s.w,
+        s.ci,
+        s.oh,
+        s.ow,
+        s.co,
+        w.kernel[0],
+        w.kernel[1],
+        w.stride[0],
+        w.stride[1],
+        w.padding[0],
+        w.padding[1],
+        w.dilation[0],
+        w.dilation[1],
+        s.groups,
     ]
     .map(|x| x as i32)
 }
@@ -188,10 +202,7 @@ pub(super) fn input_grad(
     }
     let right = packed(s, w, gpu, true)?;
     let [sh, sw] = s.window.stride;
-    let [rows, columns] = [
-        s.n * s.h.div_ceil(sh) * s.w.div_ceil(sw),
-        s.ci / s.groups,
-    ];
+    let [rows, columns] = [s.n * s.h.div_ceil(sh) * s.w.div_ceil(sw), s.ci / s.groups];
     let tile = Tile::new(dy.dtype(), rows, columns, s.groups * sh * sw);
     let (block, shared) = tile.block(dy.dtype());
     let blocks = tile.blocks(rows, columns) * s.groups * sh * sw;

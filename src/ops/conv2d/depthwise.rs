@@ -28,9 +28,18 @@ struct Special {
 macro_rules! special {
     ($name:literal, $forward:literal, $input_grad:literal, $weight_grad:literal) => {
         Special {
-            forward: (float_kernels!(concat!("depthwise_forward_", $name)), $forward),
-            input_grad: (float_kernels!(concat!("depthwise_input_grad_", $name)), $input_grad),
-            weight_grad: (float_kernels!(concat!("depthwise_weight_grad_", $name)), $weight_grad),
+            forward: (
+                float_kernels!(concat!("depthwise_forward_", $name)),
+                $forward,
+            ),
+            input_grad: (
+                float_kernels!(concat!("depthwise_input_grad_", $name)),
+                $input_grad,
+            ),
+            weight_grad: (
+                float_kernels!(concat!("depthwise_weight_grad_", $name)),
+                $weight_grad,
+            ),
         }
     };
 }
@@ -102,7 +111,13 @@ pub(super) fn forward(
     // without a bias the weight takes its place
     let b = bias.unwrap_or(w);
     let (sizes, has_bias) = (sizes(s), Arg::I32(bias.is_some() as i32));
-    let mut args = vec![x.input(), w.input(), b.input(), y.output(), Arg::Struct(&sizes)];
+    let mut args = vec![
+        x.input(),
+        w.input(),
+        b.input(),
+        y.output(),
+        Arg::Struct(&sizes),
+    ];
     let Some(special) = special(s, x.dtype()) else {
         args.push(has_bias);
         return each(FORWARD.of(x.dtype())?, y, &args, gpu);
@@ -126,9 +141,28 @@ pub(super) fn input_grad(
     };
     if s.window.stride == [1, 1] {
         // the forward of dy with mirrored windows, padded by what the window's padding leaves
-        let [n, h, w_, ci, oh, ow, co, kh, kw, sh, sw, ph, pw, dh, dw, groups] = sizes(s);
+        let [
+            n,
+            h,
+            w_,
+            ci,
+            oh,
+            ow,
+            co,
+            kh,
+            kw,
+            sh,
+            sw,
+            ph,
+            pw,
+            dh,
+            dw,
+            groups,
+        ] = sizes(s);
         let [ph, pw] = [kh - 1 - ph, kw - 1 - pw];
-        let sizes = [n, oh, ow, co, h, w_, ci, kh, kw, sh, sw, ph, pw, dh, dw, groups];
+        let sizes = [
+            n, oh, ow, co, h, w_, ci, kh, kw, sh, sw, ph, pw, dh, dw, groups,
+        ];
         let strips = Strips::new(s, [s.h, s.w], special.forward.1);
         let args = [
             dy.input(),
@@ -174,7 +208,11 @@ pub(super) fn weight_grad(
     };
     let mut strips = Strips::new(s, [s.oh, s.ow], special.weight_grad.1);
     let [blocks, groups] = &mut strips.grid;
-    let most = if *groups > COUNTERS { 1 } else { (2 * BLOCKS).div_ceil(*groups) };
+    let most = if *groups > COUNTERS {
+        1
+    } else {
+        (2 * BLOCKS).div_ceil(*groups)
+    };
     *blocks = (*blocks).clamp(1, most);
     let parts = if *blocks > 1 { *blocks * s.weight() } else { 0 };
     let parts = scratch(parts, wide(dtype), dy)?;
