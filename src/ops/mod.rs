@@ -49,6 +49,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
     [
         batch_norm::LARGE,
         binary::LARGE,
+        conv2d::LARGE,
         dropout::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
