@@ -8,7 +8,8 @@
 
 // ---------------------------------------------------------------- strips
 // How a block's threads are laid out: `lanes` channels (a power of two) x 128 / lanes strips. Strips are
-// `rows` high and R wide; their number goes through columns, rows, images.
+// `rows` high and R wide; their number goes through columns, rows, images. Dynamic shared memory:
+// a window for each lane.
 struct Strips {
   int lanes, rows;
 };
@@ -58,7 +59,7 @@ template <class T, int K, int S> struct Weights {
 template <class T, int K, int S, int R> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, const Strips& strips, int has_bias, int mirrored) {
   typedef wide<T> W;
   const int A = (K + S - 1) / S, COLS = (R - 1) * S + K;  // outputs that an input row has part in, columns read
-  __shared__ W room[32 * K * K];
+  DYN_SMEM(W, room);
   const int first = blockIdx.y * strips.lanes, c = first + threadIdx.x % strips.lanes;
   const Weights<T, K, S> weight(w, room, first, s.co, strips.lanes, mirrored);
   const Strip at = strip_at(blockIdx.x * (blockDim.x / strips.lanes) + threadIdx.x / strips.lanes, strips.rows, R, s.oh, s.ow);
@@ -110,7 +111,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void forward_
 template <class T, int K, int S, int R> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, T* dx, const Conv& s, const Strips& strips) {
   typedef wide<T> W;
   const int A = (K + S - 1) / S, COLS = R + A - 1;
-  __shared__ W room[32 * K * K];
+  DYN_SMEM(W, room);
   const int first = blockIdx.y * strips.lanes, c = first + threadIdx.x % strips.lanes;
   const Weights<T, K, S> weight(w, room, first, s.co, strips.lanes, false);
   // dx's places in groups of S: group q begins at q S - p
@@ -172,7 +173,7 @@ __device__ unsigned arrived[COUNTERS];
 template <class T, int K, int S, int R> __device__ __forceinline__ void weight_grad_body(const T* x, const T* dy, wide<T>* parts, T* dw, const Conv& s, const Strips& strips) {
   typedef wide<T> W;
   const int A = (K + S - 1) / S, COLS = (R - 1) * S + K, TAPS = K * K;
-  __shared__ W sums[32 * TAPS];
+  DYN_SMEM(W, sums);
   __shared__ bool last;
   const int first = blockIdx.y * strips.lanes, lane = threadIdx.x % strips.lanes, c = first + lane;
   const int per_block = blockDim.x / strips.lanes, mine = threadIdx.x / strips.lanes;

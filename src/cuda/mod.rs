@@ -5,6 +5,7 @@
 //! compiled as C++ for the CPU; feature `emulator`). [`context`] owns a device: its memory, its one
 //! stream, its captured graphs. [`kernel`] names kernels and their arguments; ops launch them.
 
+pub(crate) mod columns;
 mod context;
 mod driver;
 #[cfg(feature = "emulator")]

@@ -468,6 +468,7 @@ pub const MORE_CASES: &[Case] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::check::devices;
 
     fn logits() -> Result<(Tensor, Tensor)> {
         let x = Tensor::from_vec(vec![2f64.ln(), 0.0, 0.0, 0.0, 1000.0, 0.0], [2, 3])?;
@@ -476,23 +477,27 @@ mod tests {
 
     #[test]
     fn known_values() -> Result<()> {
-        let (x, t) = logits()?;
-        let mut settings = CrossEntropy {
-            reduction: Reduction::None,
-            ..CrossEntropy::default()
-        };
-        // p = (1/2, 1/4, 1/4); far apart the loss is the difference
-        let y = x.cross_entropy(&t, &settings)?.to_vec::<f64>()?;
-        assert!((y[0] - 2f64.ln()).abs() < 1e-15 && y[1] == 1000.0, "{y:?}");
-        settings.label_smoothing = 0.3;
-        // q = (0.8, 0.1, 0.1)
-        let y = x.cross_entropy(&t, &settings)?.to_vec::<f64>()?;
-        assert!((y[0] - 1.2 * 2f64.ln()).abs() < 1e-15, "{y:?}");
-        let settings = CrossEntropy::default();
-        let none = Tensor::zeros([0, 3], DType::F64)?;
-        let no_label = Tensor::zeros([0], DType::I64)?;
-        assert!(none.cross_entropy(&no_label, &settings)?.item()?.is_nan());
-        assert!(accuracy(&none, &no_label)?.is_nan());
+        for device in devices()? {
+            let (x, t) = logits()?;
+            let (x, t) = (x.to(device)?, t.to(device)?);
+            let mut settings = CrossEntropy {
+                reduction: Reduction::None,
+                ..CrossEntropy::default()
+            };
+            // p = (1/2, 1/4, 1/4); far apart the loss is the difference
+            let y = x.cross_entropy(&t, &settings)?.to_vec::<f64>()?;
+            assert!((y[0] - 2f64.ln()).abs() < 1e-15 && y[1] == 1000.0, "{y:?}");
+            settings.label_smoothing = 0.3;
+            // q = (0.8, 0.1, 0.1)
+            let y = x.cross_entropy(&t, &settings)?.to_vec::<f64>()?;
+            assert!((y[0] - 1.2 * 2f64.ln()).abs() < 1e-15, "{y:?}");
+            let settings = CrossEntropy::default();
+            let none = Tensor::zeros([0, 3], (DType::F64, device))?;
+            let no_label = Tensor::zeros([0], (DType::I64, device))?;
+            assert!(none.cross_entropy(&no_label, &settings)?.item()?.is_nan());
+            assert!(none.svm_loss(&no_label)?.item()?.is_nan());
+            assert!(accuracy(&none, &no_label)?.is_nan());
+        }
         Ok(())
     }
 
@@ -500,18 +505,85 @@ mod tests {
     fn impossible_classes_cost_nothing_without_smoothing() -> Result<()> {
         let x = Tensor::from_vec(vec![0f32, f32::NEG_INFINITY], [1, 2])?;
         let t = Tensor::from_vec(vec![0i64], [1])?;
-        assert_eq!(x.cross_entropy(&t, &CrossEntropy::default())?.item()?, 0.0);
+        for device in devices()? {
+            let loss = x
+                .to(device)?
+                .cross_entropy(&t.to(device)?, &Default::default())?;
+            assert_eq!(loss.item()?, 0.0);
+        }
         Ok(())
     }
 
     #[test]
     fn accuracy_takes_the_first_of_equals() -> Result<()> {
         let x = Tensor::from_vec(vec![1f32, 1.0, 0.0, 0.0, 2.0, 2.0], [2, 3])?;
-        let score = |t: [i64; 2]| accuracy(&x, &Tensor::from_slice(&t, [2])?);
-        assert_eq!(
-            (score([0, 1])?, score([1, 2])?, score([0, 2])?),
-            (1.0, 0.0, 0.5)
-        );
+        for device in devices()? {
+            for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I64] {
+                let x = x.to_dtype(dtype)?.to(device)?;
+                let score = |t: [i64; 2]| accuracy(&x, &Tensor::from_slice(&t, [2])?.to(device)?);
+                assert_eq!(
+                    (score([0, 1])?, score([1, 2])?, score([0, 2])?),
+                    (1.0, 0.0, 0.5)
+                );
+            }
+            let nan = Tensor::from_vec(vec![f32::NAN, 1.0], [1, 2])?.to(device)?;
+            for label in [0i64, 1] {
+                assert_eq!(
+                    correct(&nan, &Tensor::from_vec(vec![label], [1])?.to(device)?)?,
+                    0
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn many_answers_are_counted_alike_everywhere() -> Result<()> {
+        let mut rng = crate::random::Generator::new(3);
+        for (n, c) in [(1, 1), (1000, 3), (37, 200), (9, 2000)] {
+            let x = Tensor::randn([n, c], &mut rng, DType::F32)?;
+            // right, but for every third
+            let mut t = x.argmax(1, false)?.to_vec::<i64>()?;
+            t.iter_mut()
+                .skip(1)
+                .step_by(3)
+                .for_each(|t| *t = (*t + 1) % c as i64);
+            let t = Tensor::from_vec(t, [n])?;
+            let right = n - n.saturating_sub(1).div_ceil(3);
+            for device in devices()? {
+                assert_eq!(
+                    correct(&x.to(device)?, &t.to(device)?)?,
+                    right,
+                    "{n} x {c} {device}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn labels_out_of_range_are_errors_by_the_next_read() -> Result<()> {
+        let x = logits()?.0;
+        for device in devices()? {
+            let x = x.to(device)?;
+            for (bad, at) in [(3i64, 1), (-1, 0), (i64::MAX, 1), (1 << 32, 0)] {
+                let mut t = [0i64; 2];
+                t[at] = bad;
+                let t = Tensor::from_slice(&t, [2])?.to(device)?;
+                let says = |op: &str, r: Result<f64>| {
+                    let expected =
+                        format!("{op}: index {bad} is out of range for an axis of size 3");
+                    assert_eq!(r.unwrap_err().to_string(), expected, "{device}");
+                };
+                let settings = CrossEntropy::default();
+                says(
+                    "cross_entropy",
+                    x.cross_entropy(&t, &settings).and_then(|l| l.item()),
+                );
+                says("svm_loss", x.svm_loss(&t).and_then(|l| l.item()));
+                says("accuracy", accuracy(&x, &t));
+            }
+        }
         Ok(())
     }
 
@@ -520,12 +592,6 @@ mod tests {
         let (x, t) = logits()?;
         let settings = CrossEntropy::default();
         let e = |r: Result<Tensor>| r.unwrap_err().to_string();
-        let bad = Tensor::from_vec(vec![0i64, 3], [2])?;
-        assert_eq!(
-            e(x.cross_entropy(&bad, &settings)),
-            "cross_entropy: index 3 is out of range for an axis of size 3"
-        );
-        assert!(x.svm_loss(&Tensor::from_vec(vec![-1i64, 0], [2])?).is_err());
         assert_eq!(
             e(x.svm_loss(&Tensor::zeros([3], DType::I64)?)),
             "svm_loss: logits [2, 3] want labels [2] but got [3]"

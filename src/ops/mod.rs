@@ -47,9 +47,14 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
 /// every element, compared between devices and dtypes instead.
 pub fn large_cases() -> impl Iterator<Item = &'static Case> {
     [
+        batch_norm::LARGE,
         binary::LARGE,
+        dropout::LARGE,
+        layer_norm::LARGE,
+        layout::LARGE,
         loss::LARGE,
-        loss::MORE_LARGE,
+        pool2d::LARGE,
+        pool2d::MORE_LARGE,
         reduce::LARGE,
         softmax::LARGE,
         unary::LARGE,

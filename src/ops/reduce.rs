@@ -158,7 +158,7 @@ impl Op<1> for LogSumExp {
             return Ok((y.clone(), (x.clone(), y)));
         }
         // an infinite maximum would make inf - inf
-        let m = with_real!(Self::NAME, x.dtype(), T => unary::map::<T>(&amax_axes(x, &self.reduce)?, Self::NAME, |m| if m.is_finite() { m } else { T::ZERO }))?;
+        let m = unary::finite(&amax_axes(x, &self.reduce)?)?;
         let y = sum_axes(&x.sub(&m)?.exp()?, &self.reduce)?.log()?.add(&m)?;
         Ok((y.clone(), (x.clone(), y)))
     }
@@ -467,47 +467,85 @@ pub const LARGE: &[Case] = large! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::check::devices;
 
     #[test]
     fn large_sums_are_exact_enough_and_steady() -> Result<()> {
-        // 3 million times 0.1 in f32: a naive sum is off by percents
-        let x = Tensor::full([1000, 3000], 0.1, DType::F32)?;
-        assert!((x.sum_all()?.item()? / 300_000.0 - 1.0).abs() < 1e-6);
-        let columns = x.sum(&[0], false)?.to_vec::<f32>()?;
-        assert!(columns.iter().all(|c| (c / 100.0 - 1.0).abs() < 1e-5));
+        for device in devices()? {
+            // 3 million times 0.1 in f32: a naive sum is off by percents
+            let x = Tensor::full([1000, 3000], 0.1, (DType::F32, device))?;
+            assert!((x.sum_all()?.item()? / 300_000.0 - 1.0).abs() < 1e-6);
+            let columns = x.sum(&[0], false)?.to_vec::<f32>()?;
+            assert!(columns.iter().all(|c| (c / 100.0 - 1.0).abs() < 1e-5));
+        }
         Ok(())
     }
 
     #[test]
     fn edge_values() -> Result<()> {
-        let x = Tensor::from_vec(
-            vec![f32::NEG_INFINITY, f32::NEG_INFINITY, 1000.0, 1000.0],
-            [2, 2],
-        )?;
-        let y = x.logsumexp(&[1], false)?.to_vec::<f32>()?;
-        assert_eq!(y[0], f32::NEG_INFINITY);
-        assert!((y[1] - 1000.693).abs() < 1e-3);
-        let n = Tensor::from_vec(vec![1f32, f32::NAN, 3.0], [3])?;
-        assert_eq!(n.argmax(0, false)?.item()?, 1.0);
-        assert!(n.amax(&[], false)?.item()?.is_nan());
-        assert_eq!(Tensor::ones([70000], DType::F16)?.mean_all()?.item()?, 1.0);
-        let nothing = Tensor::zeros([0, 3, 2, 2], DType::F32)?;
-        assert_eq!(nothing.sum(&[0, 2, 3], false)?.to_vec::<f32>()?, [0.0; 3]);
-        let three = n.gt(&Tensor::zeros([3], DType::F32)?)?.sum_all()?;
-        assert_eq!(three.to_vec::<i64>()?, [2]);
-        assert!(
-            Tensor::zeros([2, 0], DType::F32)?
-                .mean_all()?
-                .item()?
-                .is_nan()
-        );
-        assert!(
-            Tensor::zeros([2, 0], DType::F32)?
-                .amax(&[1], false)
-                .is_err()
-        );
-        assert!(Tensor::zeros([2, 0], DType::F32)?.argmax(1, false).is_err());
-        assert!(x.sum(&[0, -2], false).is_err() && x.sum(&[2], false).is_err());
+        for device in devices()? {
+            let float = (DType::F32, device);
+            let inf = f32::INFINITY;
+            let x = Tensor::from_vec(vec![-inf, -inf, 1000.0, 1000.0, 0.0, inf], [3, 2])?;
+            let x = x.to(device)?;
+            let y = x.logsumexp(&[1], false)?.to_vec::<f32>()?;
+            assert_eq!((y[0], y[2]), (-inf, inf));
+            assert!((y[1] - 1000.693).abs() < 1e-3);
+            assert_eq!(x.logsumexp(&[], false)?.item()?, inf as f64);
+            let n = Tensor::from_vec(vec![1f32, f32::NAN, 3.0], [3])?.to(device)?;
+            assert_eq!(n.argmax(0, false)?.item()?, 1.0);
+            assert!(n.amax(&[], false)?.item()?.is_nan());
+            assert!(n.logsumexp(&[], false)?.item()?.is_nan());
+            let ones = Tensor::ones([70000], (DType::F16, device))?;
+            assert_eq!(ones.mean_all()?.item()?, 1.0);
+            let nothing = Tensor::zeros([0, 3, 2, 2], float)?;
+            assert_eq!(nothing.sum(&[0, 2, 3], false)?.to_vec::<f32>()?, [0.0; 3]);
+            assert_eq!(nothing.amax(&[1], false)?.shape()[..], [0, 2, 2]);
+            assert_eq!(nothing.logsumexp(&[1], false)?.shape()[..], [0, 2, 2]);
+            let three = n.gt(&Tensor::zeros([3], float)?)?.sum_all()?;
+            assert_eq!(three.to_vec::<i64>()?, [2]);
+            let none = Tensor::zeros([2, 0], float)?;
+            assert!(none.mean_all()?.item()?.is_nan());
+            assert!(none.amax(&[1], false).is_err() && none.argmax(1, false).is_err());
+            assert!(none.logsumexp(&[1], false).is_err());
+            assert!(x.sum(&[0, -2], false).is_err() && x.sum(&[2], false).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn argmax_is_the_first_on_any_device() -> Result<()> {
+        let nan = f64::NAN;
+        for (n, greatest, expected) in [
+            (3, vec![(1, 1.0), (2, 1.0)], 1),
+            (45, vec![(44, 1.0), (13, 1.0), (40, 0.5)], 13),
+            (700, vec![(699, 2.0), (690, 2.0), (3, 1.0)], 690),
+            (700, vec![(650, nan), (600, nan), (3, 9.0)], 600),
+            (5000, vec![(0, -0.5), (4097, 3.0), (4999, 3.0)], 4097),
+        ] {
+            let mut row = vec![0.0; n];
+            greatest.iter().for_each(|&(i, x)| row[i] = x);
+            // the same row thrice, between others
+            let rows = [vec![0.0; n], row.clone(), vec![0.0; n], row.clone(), row].concat();
+            let x = Tensor::from_vec(rows, [5, n])?;
+            for device in devices()? {
+                let floats = [DType::F32, DType::F64, DType::BF16, DType::F16];
+                let whole = [DType::I64, DType::U8];
+                let exact = greatest.iter().all(|g| g.1 >= 1.0);
+                for dtype in floats.iter().chain(whole.iter().filter(|_| exact)) {
+                    let x = x.to_dtype(*dtype)?.to(device)?;
+                    let y = x.argmax(1, false)?.to_vec::<i64>()?;
+                    assert_eq!(
+                        y,
+                        [0, expected, 0, expected, expected],
+                        "{n} {dtype} {device}"
+                    );
+                    let turned = x.t()?.argmax(0, true)?;
+                    assert_eq!(turned.shape()[..], [1, 5]);
+                    assert_eq!(turned.to_vec::<i64>()?, y);
+                }
+            }
+        }
         Ok(())
     }
 }

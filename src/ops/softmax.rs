@@ -240,6 +240,7 @@ pub const LARGE: &[Case] = cases! {
 mod tests {
     use super::*;
     use crate::DType;
+    use crate::ops::check::devices;
 
     #[test]
     fn known_values() -> Result<()> {
@@ -258,9 +259,18 @@ mod tests {
     fn special_values_follow_pytorch() -> Result<()> {
         let inf = f32::INFINITY;
         let x = Tensor::from_vec(vec![-inf, 0.0, -inf, -inf, f32::NAN, 0.0], [3, 2])?;
-        let y = x.softmax(1)?.to_vec::<f32>()?;
-        assert_eq!(y[..2], [0.0, 1.0]);
-        assert!(y[2..].iter().all(|y| y.is_nan()));
+        for device in devices()? {
+            let y = x.to(device)?.softmax(1)?.to_vec::<f32>()?;
+            assert_eq!(y[..2], [0.0, 1.0]);
+            assert!(y[2..].iter().all(|y| y.is_nan()));
+            // a thread's whole stretch may be minus infinity, another's not
+            let mut row = vec![-inf; 9001];
+            row[8999] = 5.0;
+            row[17] = 5.0;
+            let y = Tensor::from_vec(row, [9001])?.to(device)?;
+            let y = y.softmax(0)?.to_vec::<f32>()?;
+            assert_eq!((y[17], y[8999], y.iter().sum::<f32>()), (0.5, 0.5, 1.0));
+        }
         Ok(())
     }
 

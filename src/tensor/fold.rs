@@ -98,11 +98,12 @@ impl Pass {
         } else {
             BLOCK
         };
-        let parts = if lanes < BLOCK {
+        // a second launch costs as much as a block that reads 64 elements a thread
+        let parts = if reduced <= 64 * BLOCK {
             1
         } else {
-            let enough = FILL.div_ceil(outer).min(reduced / (8 * BLOCK));
-            enough.max(reduced.div_ceil(CHAIN * BLOCK)).max(1)
+            let enough = FILL.div_ceil(outer).min(reduced / (16 * BLOCK));
+            enough.max(reduced.div_ceil(CHAIN * BLOCK))
         };
         let chunk = reduced.div_ceil(parts).next_multiple_of(4);
         let parts = reduced.div_ceil(chunk);

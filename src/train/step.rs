@@ -67,6 +67,19 @@ struct Captured {
 }
 
 impl Stepper {
+    /// Whether steps are replayed.
+    pub fn is_captured(&self) -> bool {
+        self.captured.is_some()
+    }
+
+    /// Start anew: the model's tensors or the optimizer's states are others now.
+    pub fn forget(&mut self) {
+        *self = Stepper {
+            plain: self.plain,
+            ..Stepper::default()
+        };
+    }
+
     /// Make one step. A loss that is not finite is an [`Error::NonFinite`]; on the CPU the
     /// parameters are then those of before.
     pub fn step(&mut self, parts: &mut Parts<'_>, feed: Feed, number: u64) -> Result<Found> {
@@ -120,10 +133,7 @@ impl Stepper {
                 return read(&captured.report);
             }
             // somebody holds a parameter, or the batch is another: start anew
-            *self = Stepper {
-                plain: self.plain,
-                ..Stepper::default()
-            };
+            self.forget();
         }
         let (images, labels) = feed.tensors()?;
         if self.settled >= SETTLE && !self.plain {
@@ -174,7 +184,9 @@ impl Parts<'_> {
             Some(penalty) => penalty.reshape(1)?,
             None => Tensor::zeros(1, options)?,
         };
-        let correct = correct_tensor(&scores, labels)?.cast(DType::F64)?.reshape(1)?;
+        let correct = correct_tensor(&scores, labels)?
+            .cast(DType::F64)?
+            .reshape(1)?;
         let value = loss.cast(DType::F64)?.reshape(1)?;
         let report = Tensor::cat(&[&value, &penalty, &correct], 0)?;
         Ok((report, loss.backward()?))

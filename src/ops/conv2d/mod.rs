@@ -1,7 +1,11 @@
 //! Two-dimensional convolution, with bias, stride, padding, dilation and groups.
 
+mod cuda;
+mod depthwise;
+
 use crate::autograd::{Op, apply};
 use crate::cpu::conv::{self, ConvShape};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::shape::{Layout, Shape, Window};
@@ -55,13 +59,17 @@ impl Conv2d {
 
 impl<const N: usize> Op<N> for Conv2d {
     const NAME: &'static str = "conv2d";
+    const HALF_ON_CUDA: bool = true;
     type Saved = [Tensor; 2];
 
     fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
         let (x, w) = (inputs[0].channels_last()?, inputs[1].packed()?);
         let s = self.shape(x.shape(), w.shape())?;
-        let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
         let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
+        if let Device::Cuda(gpu) = x.device() {
+            return Ok((cuda::forward(&s, [&x, &w], bias.as_ref(), gpu)?, [x, w]));
+        }
+        let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
         let y = with_real!("conv2d", x.dtype(), T => {
             let (xs, ws) = (x.dense_slice::<T>("conv2d")?, w.dense_slice::<T>("conv2d")?);
             let bias = bias.as_ref().map(|b| b.dense_slice::<T>("conv2d")).transpose()?;
@@ -79,6 +87,18 @@ impl<const N: usize> Op<N> for Conv2d {
         let s = self.shape(x.shape(), w.shape())?;
         let dy = dy.channels_last()?;
         let mut grads = [const { None }; N];
+        if let Device::Cuda(gpu) = dy.device() {
+            if needs[0] {
+                grads[0] = Some(cuda::input_grad(&s, [&dy, &w], *x.layout(), gpu)?);
+            }
+            if needs[1] {
+                grads[1] = Some(cuda::weight_grad(&s, [&x, &dy], *w.layout(), gpu)?);
+            }
+            if N > 2 && needs[2] {
+                grads[2] = Some(cuda::bias_grad(&s, &dy, gpu)?);
+            }
+            return Ok(grads);
+        }
         with_real!("conv2d", dy.dtype(), T => {
             let dys = dy.dense_slice::<T>("conv2d")?;
             if needs[0] {
