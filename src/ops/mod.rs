@@ -56,6 +56,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         loss::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
+        matmul::LARGE,
         reduce::LARGE,
         softmax::LARGE,
         unary::LARGE,
