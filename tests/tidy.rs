@@ -10,6 +10,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("shape", 0),
     ("dtype", 0),
     ("random", 0),
+    ("memory", 0),
     ("device", 1),
     ("storage", 1),
     ("cpu", 1),
@@ -37,6 +38,7 @@ const SAME_FLOOR: &[(&str, &str, &str)] = &[
     ),
     ("device", "cuda", "a device is made by asking the driver"),
     ("storage", "device", "storage lies on a device"),
+    ("storage", "cuda", "a GPU's memory is one kind of storage"),
     ("tensor", "autograd", "a tensor has a place in the graph"),
     (
         "autograd",
