@@ -40,6 +40,8 @@ FORMULA(Sqrt, sqrt(x), T(0.5) / k)
 FORMULA(Rsqrt, T(1) / sqrt(x), T(-0.5) * k * k * k)
 FORMULA(Exp, exp(x), k)
 FORMULA(Log, log(x), T(1) / k)
+// spills-allowed: sin_* the digits of pi that arguments of millions need; others do not go there
+// spills-allowed: cos_* as above
 FORMULA(Sin, sin(x), cos(k))
 FORMULA(Cos, cos(x), -sin(k))
 FORMULA(Tanh, tanh(x), T(1) - k * k)
@@ -55,6 +57,8 @@ FORMULA(Elu, x > T(0) ? x : p * expm1(x), k > T(0) ? T(1) : p * exp(k))
 FORMULA(PowScalar, pow(x, p), p == T(0) ? T(0) : p * pow(k, p - T(1)))
 FORMULA(Linear, p* x + q, p)
 FORMULA(Clamp, nan_min(nan_max(x, p), q), k >= p && k <= q ? T(1) : T(0))
+// spills-allowed: sin_* the argument of a huge angle is reduced in local memory
+// spills-allowed: cos_* as of the sine
 // infinities and NaN are 0: what logsumexp may subtract
 FORMULA(Finite, fabs(x) < T(INFINITY) ? x : T(0), T(1))
 

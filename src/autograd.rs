@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::cpu::strided;
 use crate::device::Device;
-use crate::dtype::DType;
+use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
+use crate::tensor::fold::{self, Reduce};
 use crate::with_real;
 
 /// A differentiable function of `N` tensors.
@@ -461,13 +462,26 @@ fn sum_to(grad: &Tensor, shape: &Shape) -> Option<Result<Tensor>> {
 
 /// Sum the marked axes, keeping them with size 1.
 pub(crate) fn sum_axes(x: &Tensor, reduce: &[bool]) -> Result<Tensor> {
+    scaled_sum_axes(x, reduce, 1.0)
+}
+
+/// `scale` times [`sum_axes`].
+pub(crate) fn scaled_sum_axes(x: &Tensor, reduce: &[bool], scale: f64) -> Result<Tensor> {
     if x.dtype().is_half() {
-        return sum_axes(&x.cast(DType::F32)?, reduce)?.cast(x.dtype());
+        return scaled_sum_axes(&x.cast(DType::F32)?, reduce, scale)?.cast(x.dtype());
     }
-    let (x, fold, out) = folded(x, reduce)?;
+    let (x, walk, out) = folded(x, reduce)?;
+    if let Device::Cuda(gpu) = x.device() {
+        return fold::reduce(gpu, &x, walk, out, Reduce::Sum(scale));
+    }
     with_real!("sum", x.dtype(), T => {
         let s = x.dense_slice::<T>("sum")?;
-        Tensor::build::<T>(out, x.device(), |o| strided::sum(s, fold, o))
+        Tensor::build::<T>(out, x.device(), |o| {
+            strided::sum(s, walk, o);
+            if scale != 1.0 {
+                o.iter_mut().for_each(|o| *o *= T::of(scale));
+            }
+        })
     })
 }
 
@@ -477,17 +491,7 @@ pub(crate) fn folded(x: &Tensor, reduce: &[bool]) -> Result<(Tensor, strided::Fo
     if let Some((f, l)) = strided::fold(x.layout(), reduce) {
         return Ok((x.detach(), f, l));
     }
-    // kept axes first, reduced axes last, in a copy; then view it with the axes in their places
-    let order: Vec<usize> = (0..x.rank())
-        .filter(|&a| !reduce[a])
-        .chain((0..x.rank()).filter(|&a| reduce[a]))
-        .collect();
-    let mut back = vec![0; order.len()];
-    for (i, &a) in order.iter().enumerate() {
-        back[a] = i;
-    }
-    let packed = x.view_as(x.layout.permute(&order)).packed()?;
-    let x = packed.view_as(packed.layout.permute(&back));
+    let x = reduced_last(x, reduce)?;
     let (f, l) = strided::fold(x.layout(), reduce).ok_or_else(|| {
         Error::argument(
             "reduce",
@@ -499,6 +503,33 @@ pub(crate) fn folded(x: &Tensor, reduce: &[bool]) -> Result<(Tensor, strided::Fo
         )
     })?;
     Ok((x, f, l))
+}
+
+/// [`folded`] such that each reduction is along adjacent elements, if there are too few of them to
+/// give a GPU's threads one each. For walks that are not cut into parts.
+pub(crate) fn folded_for_teams(
+    x: &Tensor,
+    reduce: &[bool],
+) -> Result<(Tensor, strided::Fold, Layout)> {
+    let (x, f, l) = folded(x, reduce)?;
+    if f.inner > 1 && f.reduced > 128 && f.outer * f.inner < 1 << 14 {
+        return folded(&reduced_last(&x, reduce)?, reduce);
+    }
+    Ok((x, f, l))
+}
+
+/// A copy with the kept axes first and the reduced ones last in memory.
+fn reduced_last(x: &Tensor, reduce: &[bool]) -> Result<Tensor> {
+    let order: Vec<usize> = (0..x.rank())
+        .filter(|&a| !reduce[a])
+        .chain((0..x.rank()).filter(|&a| reduce[a]))
+        .collect();
+    let mut back = vec![0; order.len()];
+    for (i, &a) in order.iter().enumerate() {
+        back[a] = i;
+    }
+    let packed = x.view_as(x.layout.permute(&order)).packed()?;
+    Ok(packed.view_as(packed.layout.permute(&back)))
 }
 
 /// Orders the heap by age.

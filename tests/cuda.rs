@@ -4,6 +4,8 @@
 //! `COTANGENT_CASES=softmax,matmul` runs those ops alone. `GPU_REQUIRED=1` takes `cuda:0` and fails
 //! without it.
 
+use std::sync::Mutex;
+
 use cotangent::autograd::Gradients;
 use cotangent::ops::{Case, all_cases, large_cases};
 use cotangent::{DType, Device, Result, Tensor, cuda};
@@ -110,6 +112,9 @@ fn compare(
     tolerance: f64,
     device: Device,
 ) -> std::result::Result<(), String> {
+    // the order is the whole process's
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     let text = |e: cotangent::Error| e.to_string();
     let inputs = case.make(11).map_err(text)?;
     let cpu = run(case, &inputs, dtype, Device::Cpu).map_err(text)?;

@@ -51,7 +51,7 @@ impl Arg<'_> {
     }
 
     /// Take this argument's type off the front of a kernel's signature; `None` if it is another.
-    /// Letters are those of `kernels/emulator/emu.h`; the PTX knows less: `p` for any pointer.
+    /// Letters are those of `kernels/emulator/emu.h`.
     fn strip<'s>(&self, signature: &'s str) -> Option<&'s str> {
         let pointer = |kind: char, dtype: DType| {
             let element = match dtype {
@@ -78,10 +78,10 @@ impl Arg<'_> {
         }
     }
 
-    /// The same in the letters of the PTX.
+    /// The same in the letters of [`ptx::Entry`](super::ptx::Entry), which knows sizes alone.
     fn strip_ptx<'s>(&self, signature: &'s str) -> Option<&'s str> {
         match self {
-            Arg::In(_) | Arg::Out(_) => signature.strip_prefix('p'),
+            Arg::In(_) | Arg::Out(_) => signature.strip_prefix('l'),
             Arg::U32(_) => signature.strip_prefix('i'),
             _ => self.strip(signature),
         }

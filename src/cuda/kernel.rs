@@ -166,7 +166,7 @@ pub fn blocks(n: usize, each: usize) -> u32 {
 #[derive(Clone, Copy, Debug)]
 pub struct Walk<const K: usize> {
     rank: i32,
-    n: u32,
+    pub(crate) n: u32,
     dims: [i32; 6],
     strides: [[i32; 6]; K],
 }
@@ -216,6 +216,27 @@ impl<const K: usize> Walk<K> {
         let turned = s[at] == 1 && s[at + 1] == columns && (batch == 1 || stride == rows * columns);
         (turned && rows >= 8 && columns >= 8 && batch < 65536 && rows < 1 << 20)
             .then_some([batch, rows, columns])
+    }
+
+    /// Let the last axis count packs of 16 bytes where all operands, each of elements of `size`
+    /// bytes, allow it: `n` then counts packs too. False where they do not.
+    pub fn in_packs(&mut self, size: usize, operands: [Arg<'_>; K]) -> bool {
+        let each = (16 / size) as i32;
+        let last = self.rank as usize - 1;
+        let aligned = |a: &Arg<'_>| match a {
+            Arg::In(p) | Arg::Out(p) => p.address.is_multiple_of(16),
+            _ => false,
+        };
+        let whole = |s: &[i32; 6]| s[last] == 1 && s[..last].iter().all(|s| s % each == 0);
+        let packs = self.dims[last] % each == 0
+            && operands.iter().all(aligned)
+            && self.strides.iter().all(whole);
+        if packs {
+            self.dims[last] /= each;
+            self.n /= each as u32;
+            self.strides.iter_mut().for_each(|s| s[last] = each);
+        }
+        packs
     }
 
     /// As a kernel's argument.

@@ -11,7 +11,12 @@ use rayon::Yield;
 
 use super::transform::Transform;
 use super::{Augment, Dataset, Normalize, Purpose, stream};
+use crate::cuda::Gpu;
+use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::shape::{Layout, Shape};
+use crate::tensor::Tensor;
 
 /// Batches made ahead: one in the worker's hands, so many waiting.
 const PREFETCH: usize = 2;
@@ -25,6 +30,97 @@ pub struct Batch {
     pub labels: Vec<i64>,
     /// [N, C, H, W].
     pub shape: [usize; 4],
+}
+
+/// A batch on its way to the device that its model is on, by [`Loader::epoch_on`].
+///
+/// For the CPU it is ready. For a CUDA device it holds the images' bytes, a quarter of their size,
+/// and what is to happen to them: the device flips, crops and normalizes, with the same results to
+/// the bit.
+#[derive(Clone, Debug)]
+pub struct Feed(Content);
+
+#[derive(Clone, Debug)]
+enum Content {
+    Ready(Batch),
+    Raw(Raw),
+}
+
+#[derive(Clone, Debug)]
+struct Raw {
+    gpu: Gpu,
+    /// As [`Transform::raw`] has it.
+    words: Vec<i64>,
+    shape: [usize; 4],
+    transform: Arc<Transform>,
+}
+
+impl Raw {
+    /// Copy it to the device and let that write the images and labels.
+    fn finish(self, images: &Tensor, labels: &Tensor) -> Result<()> {
+        let n = self.words.len();
+        let words = Tensor::from_vec(self.words, n)?.moved(Device::Cuda(self.gpu))?;
+        self.transform.finish(self.gpu, &words, images, labels)
+    }
+}
+
+impl Feed {
+    /// [N, C, H, W] of the images.
+    pub fn shape(&self) -> [usize; 4] {
+        match &self.0 {
+            Content::Ready(batch) => batch.shape,
+            Content::Raw(raw) => raw.shape,
+        }
+    }
+
+    /// The images (N, C, H, W) of F32 and the labels (N) of I64, on the device. On a CUDA device
+    /// the images lie channels-last, as convolutions take them.
+    pub fn tensors(self) -> Result<(Tensor, Tensor)> {
+        let (shape, n) = (self.shape(), self.shape()[0]);
+        match self.0 {
+            Content::Ready(batch) => Ok((
+                Tensor::from_vec(batch.images, shape)?,
+                Tensor::from_vec(batch.labels, n)?,
+            )),
+            Content::Raw(raw) => {
+                let device = Device::Cuda(raw.gpu);
+                let layout = Layout::channels_last(Shape::new(&shape)?);
+                let images = Tensor::empty(layout, DType::F32, device)?;
+                let layout = Layout::contiguous(Shape::new(&[n])?);
+                let labels = Tensor::empty(layout, DType::I64, device)?;
+                raw.finish(&images, &labels)?;
+                Ok((images, labels))
+            }
+        }
+    }
+
+    /// The same written over such tensors, row-major or channels-last. Their memory stays where it
+    /// is unless others share it: they can be the inputs of a captured step.
+    pub fn write_to(self, images: &mut Tensor, labels: &mut Tensor) -> Result<()> {
+        let (shape, size) = (Shape::new(&self.shape())?, Shape::new(&self.shape()[..1])?);
+        let fit = |t: &Tensor, s: &Shape, dtype| t.shape() == s && t.dtype() == dtype;
+        let ordered = images.is_contiguous() || images.layout().is_channels_last();
+        if !ordered || !fit(images, &shape, DType::F32) || !fit(labels, &size, DType::I64) {
+            let (a, b) = (*images.shape(), *labels.shape());
+            let (s, t) = (images.dtype(), labels.dtype());
+            let why = format!(
+                "{a:?} of {s} and {b:?} of {t} do not take images {shape:?} of f32 and labels {size:?} of i64"
+            );
+            return Err(Error::shape("write_to", &[a, b], why));
+        }
+        match self.0 {
+            Content::Ready(_) => {
+                let (x, y) = self.tensors()?;
+                images.copy_(&x)?;
+                labels.copy_(&y)
+            }
+            Content::Raw(raw) => {
+                images.make_unique()?;
+                labels.make_unique()?;
+                raw.finish(images, labels)
+            }
+        }
+    }
 }
 
 /// A data set as batches, epoch after epoch. A clone is cheap.
@@ -90,11 +186,39 @@ impl Loader {
     /// The batches of an epoch from batch `first` on, as [`epoch`](Self::epoch) would give them;
     /// none where there are not so many.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Epoch {
+        self.start(epoch, first, Loader::batch)
+    }
+
+    /// The same batches for a model on `device`.
+    pub fn epoch_on(&self, device: Device, epoch: u64, first: usize) -> Epoch<Feed> {
+        self.start(epoch, first, move |loader, order, augment_seed, batch| {
+            let Device::Cuda(gpu) = device else {
+                let ready = loader.batch(order, augment_seed, batch);
+                return Feed(Content::Ready(ready));
+            };
+            let indices = loader.indices(order, batch);
+            let transform = &loader.transform;
+            Feed(Content::Raw(Raw {
+                gpu,
+                words: transform.raw(&loader.data, indices, augment_seed),
+                shape: loader.shape(indices.len()),
+                transform: transform.clone(),
+            }))
+        })
+    }
+
+    /// The batches of an epoch from `first` on, made by `make(loader, order, augment_seed, batch)`.
+    fn start<B: Send + 'static>(
+        &self,
+        epoch: u64,
+        first: usize,
+        make: impl Fn(&Loader, &[usize], u64, usize) -> B + Send + 'static,
+    ) -> Epoch<B> {
         let loader = self.clone();
         Epoch::start(self.data.name(), first..self.batches(), move || {
             let order = loader.order(epoch);
             let augment_seed = stream(loader.seed, Purpose::Augment, epoch).seed;
-            move |batch| loader.batch(&order, augment_seed, batch)
+            move |batch| make(&loader, &order, augment_seed, batch)
         })
     }
 
@@ -107,29 +231,39 @@ impl Loader {
     }
 
     fn batch(&self, order: &[usize], augment_seed: u64, batch: usize) -> Batch {
-        let start = batch * self.batch_size;
-        let indices = &order[start..order.len().min(start + self.batch_size)];
-        let [c, h, w] = self.data.shape();
+        let indices = self.indices(order, batch);
         Batch {
             images: self.transform.gather(&self.data, indices, augment_seed),
             labels: indices.iter().map(|&i| self.data.label(i) as i64).collect(),
-            shape: [indices.len(), c, h, w],
+            shape: self.shape(indices.len()),
         }
+    }
+
+    /// The images of a batch.
+    fn indices<'o>(&self, order: &'o [usize], batch: usize) -> &'o [usize] {
+        let start = batch * self.batch_size;
+        &order[start..order.len().min(start + self.batch_size)]
+    }
+
+    /// The shape of `n` images.
+    fn shape(&self, n: usize) -> [usize; 4] {
+        let [c, h, w] = self.data.shape();
+        [n, c, h, w]
     }
 }
 
 /// The batches of an epoch, made ahead on a thread that ends with this iterator.
 #[derive(Debug)]
-pub struct Epoch {
+pub struct Epoch<B = Batch> {
     name: String,
     left: usize,
-    batches: Option<Receiver<Result<Batch>>>,
+    batches: Option<Receiver<Result<B>>>,
     worker: Option<JoinHandle<()>>,
 }
 
-impl Epoch {
+impl<B: Send + 'static> Epoch<B> {
     /// Start the thread: `prepare` runs on it and gives what makes a batch of `range`.
-    fn start<F: FnMut(usize) -> Batch>(
+    fn start<F: FnMut(usize) -> B>(
         name: &str,
         range: std::ops::Range<usize>,
         prepare: impl FnOnce() -> F + Send + 'static,
@@ -161,7 +295,9 @@ impl Epoch {
             worker,
         }
     }
+}
 
+impl<B> Epoch<B> {
     /// Let the worker end and wait for it; what it panicked with, if it did.
     fn join(&mut self) -> thread::Result<()> {
         // a worker waiting to send wakes up when the receiver is gone
@@ -174,8 +310,8 @@ impl Epoch {
     }
 }
 
-impl Iterator for Epoch {
-    type Item = Result<Batch>;
+impl<B> Iterator for Epoch<B> {
+    type Item = Result<B>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
@@ -199,10 +335,10 @@ impl Iterator for Epoch {
     }
 }
 
-impl ExactSizeIterator for Epoch {}
-impl FusedIterator for Epoch {}
+impl<B> ExactSizeIterator for Epoch<B> {}
+impl<B> FusedIterator for Epoch<B> {}
 
-impl Drop for Epoch {
+impl<B> Drop for Epoch<B> {
     fn drop(&mut self) {
         // an epoch left early does not care how its worker ended
         let _ = self.join();

@@ -19,7 +19,7 @@ use crate::random::{Generator, philox4x32_10};
 
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
-pub use loader::{Batch, Epoch, Loader};
+pub use loader::{Batch, Epoch, Feed, Loader};
 pub use locate::{find_cifar10, load_cifar10_or_synthetic};
 pub use synthetic::{SYNTHETIC_SIZES, synthetic, synthetic_splits};
 pub use transform::{Augment, Normalize, PIXEL_SCALE};

@@ -1,12 +1,23 @@
 //! What happens to an image between its bytes and a batch: normalization, and for training a
 //! random flip and crop.
 
+use std::sync::Mutex;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
+use crate::cuda::{self, Arg, Gpu, kernels};
+use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::random::{block, unit};
+use crate::tensor::Tensor;
+
+kernels! {
+    /// One thread a pixel of the batch.
+    AUGMENT = "augment" [F32];
+}
 
 /// A byte times this is a number from 0 to 1; both normalizations work on such numbers.
 pub const PIXEL_SCALE: f32 = 1.0 / 255.0;
@@ -190,6 +201,8 @@ pub(super) struct Transform {
     shape: [usize; 3],
     affine: Affine,
     augment: Augment,
+    /// The means, then the scales, on each GPU that has asked for them.
+    on: Mutex<Vec<(Gpu, Tensor)>>,
 }
 
 impl Transform {
@@ -200,6 +213,7 @@ impl Transform {
             shape,
             affine,
             augment,
+            on: Mutex::default(),
         })
     }
 
@@ -216,6 +230,55 @@ impl Transform {
                 self.write(data.image(i), &change, out);
             });
         out
+    }
+
+    /// What [`finish`](Self::finish) makes the same images of: four numbers an image (label, flip,
+    /// dy, dx), then the images' bytes, as one stretch of words to be copied at once.
+    pub fn raw(&self, data: &Dataset, indices: &[usize], epoch_seed: u64) -> Vec<i64> {
+        let (n, pixels) = (indices.len(), data.pixels());
+        let mut words = vec![0; 4 * n + (n * pixels).div_ceil(8)];
+        let (changes, images) = words.split_at_mut(4 * n);
+        for (words, &i) in changes.chunks_exact_mut(4).zip(indices) {
+            let c = self.augment.draw(epoch_seed, i);
+            let label = data.label(i) as i64;
+            words.copy_from_slice(&[label, c.flip as i64, c.dy as i64, c.dx as i64]);
+        }
+        let images: &mut [u8] = bytemuck::cast_slice_mut(images);
+        for (bytes, &i) in images.chunks_exact_mut(pixels).zip(indices) {
+            bytes.copy_from_slice(data.image(i));
+        }
+        words
+    }
+
+    /// The images of [`raw`](Self::raw), which lies on `gpu`, as `gather` would give them, written
+    /// to `images` (F32, row-major or channels-last) and their labels to `labels`.
+    pub fn finish(&self, gpu: Gpu, raw: &Tensor, images: &Tensor, labels: &Tensor) -> Result<()> {
+        let [c, h, w] = self.shape;
+        let sizes = [labels.numel(), c, h, w].map(|n| Arg::I32(n as i32));
+        let last = Arg::I32(!images.is_contiguous() as i32);
+        let affine = self.affine_on(gpu)?;
+        let tensors = [
+            raw.input(),
+            affine.input(),
+            images.output(),
+            labels.output(),
+        ];
+        let args = [&tensors[..], &sizes[..], &[last]].concat();
+        let grid = [cuda::blocks(images.numel(), 256), 1, 1];
+        gpu.launch(AUGMENT.of(DType::F32)?, grid, [256, 1, 1], 0, &args)
+    }
+
+    fn affine_on(&self, gpu: Gpu) -> Result<Tensor> {
+        // a panic elsewhere cannot leave the list half written: poisoning does not matter
+        let mut on = self.on.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, affine)) = on.iter().find(|(g, _)| *g == gpu) {
+            return Ok(affine.clone());
+        }
+        let numbers = [&self.affine.mean[..], &self.affine.scale].concat();
+        let n = numbers.len();
+        let affine = Tensor::from_vec(numbers, n)?.moved(Device::Cuda(gpu))?;
+        on.push((gpu, affine.clone()));
+        Ok(affine)
     }
 
     /// One image into `out`, which is all zeros: what the crop does not reach stays so.

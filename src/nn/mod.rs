@@ -11,6 +11,7 @@ mod pool;
 mod sequential;
 pub mod summary;
 
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::random::Generator;
@@ -159,6 +160,36 @@ pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Move every parameter and every buffer to a device. Parameters become new leaves of the graph.
+///
+/// ```
+/// # use cotangent::{nn::{self, Linear}, random::Generator, Device};
+/// let mut layer = Linear::new(3, 2, true, &mut Generator::new(0))?;
+/// nn::to_device(&mut layer, Device::cuda(0).unwrap_or_default())?;
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn to_device(m: &mut (impl Module + ?Sized), device: Device) -> Result<()> {
+    try_visit(m, |_, slot| {
+        match slot {
+            Slot::Parameter(t) => *t = t.moved(device)?.requires_grad(),
+            Slot::Buffer(t) => *t = t.moved(device)?,
+            Slot::Generator(_) => {}
+        }
+        Ok(())
+    })
+}
+
+/// The device of a module's first parameter or buffer; the CPU where it has none.
+pub fn device(m: &mut (impl Module + ?Sized)) -> Device {
+    let mut found = None;
+    visit(m, |_, slot| {
+        if let Slot::Parameter(t) | Slot::Buffer(t) = slot {
+            found.get_or_insert(t.device());
+        }
+    });
+    found.unwrap_or_default()
 }
 
 /// Whether weight decay and L2 are for this parameter: weights are (two axes or more), biases and

@@ -4,12 +4,12 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::shape::{self, Layout};
+use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::{with_element, with_real};
 
@@ -95,7 +95,8 @@ fn launch<const K: usize>(
             got: b.dtype(),
         });
     }
-    let shape = shape::broadcast(op, a.shape(), b.shape())?;
+    let join = |s: Shape, t: &&Tensor| shape::broadcast(op, &s, t.shape());
+    let shape = inputs[1..].iter().try_fold(*a.shape(), join)?;
     let same = inputs.iter().find(|t| *t.shape() == shape);
     let layout = same.map_or(Layout::contiguous(shape), |t| t.layout().dense_like());
     let y = Tensor::empty(layout, dtype, a.device())?;
@@ -260,10 +261,16 @@ compare! {
     le <=;
 }
 
+kernels! {
+    /// A block owns 1024 elements.
+    WHERE = "where" [F32, F64, BF16, F16];
+}
+
 /// y = a where the mask is set, else b.
 struct Where;
 impl Op<3> for Where {
     const NAME: &'static str = "where";
+    const HALF_ON_CUDA: bool = true;
     type Saved = Tensor;
 
     fn forward(&self, [mask, a, b]: [&Tensor; 3]) -> Result<(Tensor, Tensor)> {
@@ -274,9 +281,13 @@ impl Op<3> for Where {
                 got: mask.dtype(),
             });
         }
+        let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
+        let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
+        if let Device::Cuda(gpu) = a.device() {
+            let y = launch(Self::NAME, gpu, &WHERE, [a, b, mask], a.dtype())?;
+            return Ok((y, mask.clone()));
+        }
         let y = with_real!(Self::NAME, a.dtype(), T => {
-            let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
-            let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
             let [mask, a, b] = [mask, a, b].map(|t| t.view_as(t.layout().expand(shape)).packed());
             let (mask, a, b) = (mask?, a?, b?);
             let device = a.device();
@@ -292,6 +303,11 @@ impl Op<3> for Where {
     }
 
     fn backward(&self, mask: Tensor, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        if let Device::Cuda(gpu) = dy.device() {
+            let zero = Tensor::zeros((), dy.options())?;
+            let side = |a, b| launch(Self::NAME, gpu, &WHERE, [a, b, &mask], dy.dtype());
+            return Ok([None, Some(side(&dy, &zero)?), Some(side(&zero, &dy)?)]);
+        }
         with_real!(Self::NAME, dy.dtype(), T => {
             let da = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { dy } else { T::ZERO })?;
             let db = zip::<T, u8, T>(Self::NAME, &dy, &mask, |dy, m| if m != 0 { T::ZERO } else { dy })?;
@@ -421,5 +437,15 @@ pub const LARGE: &[Case] = &[
         name: "columns and channels",
         inputs: &[Input::Normal(&[3, 33, 5, 7]), Input::Positive(&[33, 1, 1])],
         run: |x| x[0].div(&x[1]),
+    },
+    Case {
+        op: "select_where",
+        name: "several blocks, the mask the widest",
+        inputs: &[
+            Input::Mask(&[3, 33, 35]),
+            Input::Normal(&[33, 1]),
+            Input::Normal(&[35]),
+        ],
+        run: |x| x[0].select_where(&x[1], &x[2]),
     },
 ];

@@ -4,6 +4,8 @@
 //! with f64, strided and shared inputs and the command `cotangent gradcheck` all come from them.
 
 use crate::autograd::no_grad;
+#[cfg(test)]
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::random::Generator;
@@ -257,4 +259,14 @@ pub fn gradcheck_at(
         }
     }
     Ok(report)
+}
+
+/// The CPU, and the emulated GPU where it is built: special values must be the same on both.
+#[cfg(test)]
+pub(crate) fn devices() -> Result<Vec<Device>> {
+    let mut all = vec![Device::Cpu];
+    if cfg!(feature = "emulator") {
+        all.push(Device::cuda_emulated()?);
+    }
+    Ok(all)
 }

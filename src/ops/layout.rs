@@ -1,12 +1,29 @@
 //! Ops that move elements and compute nothing: views, cat, stack, pad, flip, gather, index_select.
 
 use crate::autograd::{Op, apply};
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, kernels};
+use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::shape::{IntoShape, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_element;
+
+kernels! {
+    /// A part written to its place in a whole, one thread an element or 16 bytes.
+    PASTE = "paste" [F32, F64, BF16, F16, I64, U8];
+    /// One thread an element.
+    FLIP = "flip" [F32, F64, BF16, F16, I64, U8];
+    /// One thread an element.
+    INDEX_SELECT = "index_select" [F32, F64, BF16, F16, I64, U8];
+    /// One block a row of dx and a slice of it.
+    INDEX_SELECT_BACKWARD = "index_select_backward" [F32, F64, BF16, F16];
+    /// One thread an element of the index.
+    GATHER = "gather" [F32, F64, BF16, F16, I64, U8];
+    /// One thread an element of dx.
+    GATHER_BACKWARD = "gather_backward" [F32, F64, BF16, F16];
+}
 
 /// A view through another layout, whose gradient goes back through `back`.
 struct View<B> {
@@ -304,12 +321,10 @@ impl Tensor {
     /// The elements of an axis in reverse order.
     pub fn flip(&self, axis: isize) -> Result<Tensor> {
         let axis = self.shape().axis("flip", axis)?;
-        let size = self.shape().get(axis).copied().unwrap_or(1);
-        let reverse: Vec<i64> = (0..size as i64).rev().collect();
         if self.rank() == 0 {
             Ok(self.clone())
         } else {
-            self.index_select(axis as isize, &Tensor::from_vec(reverse, size)?)
+            apply(Flip { axis }, [self])
         }
     }
 
@@ -388,26 +403,66 @@ impl Op<1> for Contiguous {
     }
 }
 
-/// A new row-major tensor of `shape` filled with `value`, `parts` copied into it, each at its
-/// start along `axis`.
+/// A new tensor of `shape` filled with `value`, `parts` copied into it, each at its start along
+/// each axis. It is row-major; images on a CUDA device that are channels-last stay so.
 fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result<Tensor> {
     let like = parts[0].0;
+    let place = |whole: Layout, part: &Tensor, at: &[usize]| {
+        let axes = at.iter().zip(part.shape().iter()).enumerate();
+        axes.fold(whole, |l, (axis, (&start, &size))| {
+            l.narrow(axis, start, size)
+        })
+    };
+    let covered = parts.iter().map(|(t, _)| t.numel()).sum::<usize>() == shape.numel();
+    let whole = Layout::contiguous(shape);
+    if let Device::Cuda(gpu) = like.device() {
+        let images = like.layout().is_channels_last() && !like.is_contiguous();
+        let whole = if images {
+            Layout::channels_last(shape)
+        } else {
+            whole
+        };
+        let y = if covered {
+            Tensor::empty(whole, like.dtype(), like.device())?
+        } else {
+            Tensor::full(shape, value, like.options())?.view_as(whole)
+        };
+        for (t, at) in parts.iter().filter(|(t, _)| t.numel() > 0) {
+            paste(gpu, t, &y.view_as(place(whole, t, at)))?;
+        }
+        return Ok(y);
+    }
     with_element!(like.dtype(), T => {
         let sources = parts.iter().map(|(t, at)| Ok((t, t.storage_slice::<T>("cat")?, at))).collect::<Result<Vec<_>>>()?;
-        let whole = Layout::contiguous(shape);
         Tensor::build::<T>(whole, like.device(), |out| {
-            if parts.iter().map(|(t, _)| t.numel()).sum::<usize>() < out.len() {
+            if !covered {
                 out.fill(T::from_f64(value));
             }
             for (t, x, at) in sources.into_iter().filter(|(t, ..)| t.numel() > 0) {
-                let mut place = whole;
-                for (axis, (&start, &size)) in at.iter().zip(t.shape().iter()).enumerate() {
-                    place = place.narrow(axis, start, size);
-                }
-                scatter(x, t.layout(), out, &place);
+                scatter(x, t.layout(), out, &place(whole, t, at));
             }
         })
     })
+}
+
+/// Copy the elements of a tensor to the places of another, of the same shape and dtype.
+fn paste(gpu: Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
+    // in the order of `to`'s memory, so that the writes of neighbouring threads lie side by side
+    let mut walk = Walk::new(&to.layout().dense_like(), [from.layout(), to.layout()])?;
+    let packs = walk.in_packs(to.dtype().size(), [from.input(), to.output()]);
+    let args = [
+        walk.arg(),
+        Arg::I32(packs as i32),
+        from.input(),
+        to.output(),
+    ];
+    run(gpu, &PASTE, walk.n as usize, to, &args)
+}
+
+/// Launch a kernel of `of`'s dtype with one thread for each of `n`.
+fn run(gpu: Gpu, kernels: &'static Kernels, n: usize, of: &Tensor, args: &[Arg<'_>]) -> Result<()> {
+    let grid = [cuda::blocks(n, 256), 1, 1];
+    gpu.launch(kernels.of(of.dtype())?, grid, [256, 1, 1], 0, args)
 }
 
 /// Copy all elements of one layout to the places of another of the same shape.
@@ -528,15 +583,54 @@ impl<const N: usize> Op<N> for Cat {
     }
 }
 
-/// Indices checked against an axis.
-fn checked(op: &'static str, index: &Tensor, size: usize) -> Result<Vec<usize>> {
-    if index.dtype() != DType::I64 {
-        return Err(Error::DType {
+struct Flip {
+    axis: usize,
+}
+impl Op<1> for Flip {
+    const NAME: &'static str = "flip";
+    const ANY_DTYPE: bool = true;
+    type Saved = ();
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
+        let size = x.shape()[self.axis];
+        let Device::Cuda(gpu) = x.device() else {
+            let reverse: Vec<i64> = (0..size as i64).rev().collect();
+            let y = x.index_select(self.axis as isize, &Tensor::from_vec(reverse, size)?)?;
+            return Ok((y, ()));
+        };
+        let (n, [_, inner]) = (x.numel(), around(x.shape(), self.axis));
+        let x = x.packed()?;
+        let y = Tensor::empty(*x.layout(), x.dtype(), x.device())?;
+        let numbers = [
+            Arg::U32(n as u32),
+            Arg::I32(size as i32),
+            Arg::I32(inner as i32),
+        ];
+        let args = [&[x.input(), y.output()], &numbers[..]].concat();
+        run(gpu, &FLIP, n, &y, &args)?;
+        Ok((y, ()))
+    }
+
+    fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(dy.flip(self.axis as isize)?)])
+    }
+}
+
+/// Indices, row-major.
+fn indices(op: &'static str, index: &Tensor) -> Result<Tensor> {
+    match index.dtype() {
+        DType::I64 => index.packed(),
+        got => Err(Error::DType {
             op,
             expected: "i64 indices",
-            got: index.dtype(),
-        });
+            got,
+        }),
     }
+}
+
+/// Indices of the CPU checked against an axis. On a CUDA device the kernel reports what is out of
+/// range.
+fn checked(op: &'static str, index: &Tensor, size: usize) -> Result<Vec<usize>> {
     let check = |i: i64| {
         if i >= 0 && (i as usize) < size {
             Ok(i as usize)
@@ -553,25 +647,42 @@ struct IndexSelect {
 impl Op<2> for IndexSelect {
     const NAME: &'static str = "index_select";
     const ANY_DTYPE: bool = true;
-    type Saved = (Vec<usize>, Shape);
+    type Saved = (Tensor, Shape);
 
     fn forward(&self, [x, index]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
-        let [_] = index.dims(Self::NAME, "a vector of indices")?;
+        let [count] = index.dims(Self::NAME, "a vector of indices")?;
         let size = x.shape().get(self.axis).copied().ok_or(Error::Axis {
             op: Self::NAME,
             axis: 0,
             rank: 0,
         })?;
-        let index = checked(Self::NAME, index, size)?;
-        let shape = x.shape().with(self.axis, index.len());
-        let (outer, inner) = around(x.shape(), self.axis);
+        let index = indices(Self::NAME, index)?;
+        let shape = x.shape().with(self.axis, count);
+        let [outer, inner] = around(x.shape(), self.axis);
         let x2 = x.packed()?;
+        if let Device::Cuda(gpu) = x.device() {
+            let y = Tensor::empty(Layout::contiguous(shape), x.dtype(), x.device())?;
+            let args = [
+                x2.input(),
+                index.input(),
+                y.output(),
+                Arg::U32(y.numel() as u32),
+                Arg::I32(size as i32),
+                Arg::I32(count as i32),
+                Arg::I32(inner as i32),
+                gpu.fault()?,
+                cuda::op_number(Self::NAME),
+            ];
+            run(gpu, &INDEX_SELECT, y.numel(), &y, &args)?;
+            return Ok((y, (index, *x.shape())));
+        }
+        let at = checked(Self::NAME, &index, size)?;
         let y = with_element!(x.dtype(), T => {
             let v = x2.dense_slice::<T>(Self::NAME)?;
             Tensor::build::<T>(Layout::contiguous(shape), x.device(), |out| {
-                for (o, row) in out.chunks_mut(inner.max(1)).enumerate().take(outer * index.len() * (inner > 0) as usize) {
-                    let at = (o / index.len() * size + index[o % index.len()]) * inner;
-                    row.copy_from_slice(&v[at..at + inner]);
+                for (o, row) in out.chunks_mut(inner.max(1)).enumerate().take(outer * count * (inner > 0) as usize) {
+                    let from = (o / count * size + at[o % count]) * inner;
+                    row.copy_from_slice(&v[from..from + inner]);
                 }
             })
         })?;
@@ -584,16 +695,32 @@ impl Op<2> for IndexSelect {
         dy: Tensor,
         _: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
-        let (outer, inner) = around(&shape, self.axis);
-        let size = shape[self.axis];
+        let [outer, inner] = around(&shape, self.axis);
+        let (size, count) = (shape[self.axis], index.numel());
         let dy = dy.packed()?;
+        if let Device::Cuda(gpu) = dy.device() {
+            let dx = Tensor::empty(Layout::contiguous(shape), dy.dtype(), dy.device())?;
+            let slices = (outer * inner).div_ceil(1024);
+            let args = [
+                index.input(),
+                dy.input(),
+                dx.output(),
+                Arg::U32((outer * inner) as u32),
+                Arg::I32(size as i32),
+                Arg::I32(count as i32),
+                Arg::I32(inner as i32),
+            ];
+            run(gpu, &INDEX_SELECT_BACKWARD, slices * size * 256, &dx, &args)?;
+            return Ok([Some(dx), None]);
+        }
+        let at = checked(Self::NAME, &index, size)?;
         let dx = with_element!(dy.dtype(), T => {
             let v = dy.dense_slice::<T>(Self::NAME)?;
             Tensor::build::<T>(Layout::contiguous(shape), dy.device(), |out| {
                 out.fill(T::default());
                 for o in 0..outer {
-                    for (k, &i) in index.iter().enumerate() {
-                        let (from, to) = ((o * index.len() + k) * inner, (o * size + i) * inner);
+                    for (k, &i) in at.iter().enumerate() {
+                        let (from, to) = ((o * count + k) * inner, (o * size + i) * inner);
                         for (d, &g) in out[to..to + inner].iter_mut().zip(&v[from..from + inner]) {
                             *d = d.plus(g);
                         }
@@ -606,11 +733,8 @@ impl Op<2> for IndexSelect {
 }
 
 /// The number of elements before and after an axis.
-fn around(shape: &Shape, axis: usize) -> (usize, usize) {
-    (
-        shape[..axis].iter().product(),
-        shape[axis + 1..].iter().product(),
-    )
+fn around(shape: &Shape, axis: usize) -> [usize; 2] {
+    [&shape[..axis], &shape[axis + 1..]].map(|s| s.iter().product())
 }
 
 struct Gather {
@@ -618,30 +742,44 @@ struct Gather {
 }
 impl Gather {
     /// For each output element, the place of its input in row-major order.
-    fn places(&self, x: &Shape, index: &Shape, at: &[usize]) -> Vec<usize> {
-        let strides = Layout::contiguous(*x);
+    fn places(&self, x: &Shape, index: &Tensor) -> Result<Vec<usize>> {
+        let at = checked(Self::NAME, index, x[self.axis])?;
+        let (index, strides) = (index.shape(), Layout::contiguous(*x));
         let mut multi = vec![0; index.len()];
-        at.iter()
-            .map(|&i| {
-                let place = (0..multi.len())
-                    .map(|d| strides.strides()[d] * if d == self.axis { i } else { multi[d] })
-                    .sum();
-                for d in (0..multi.len()).rev() {
-                    multi[d] += 1;
-                    if multi[d] < index[d] {
-                        break;
-                    }
-                    multi[d] = 0;
+        let place = |i: usize| {
+            let place = (0..multi.len())
+                .map(|d| strides.strides()[d] * if d == self.axis { i } else { multi[d] })
+                .sum();
+            for d in (0..multi.len()).rev() {
+                multi[d] += 1;
+                if multi[d] < index[d] {
+                    break;
                 }
-                place
-            })
-            .collect()
+                multi[d] = 0;
+            }
+            place
+        };
+        Ok(at.into_iter().map(place).collect())
+    }
+
+    /// `Places` of `kernels/index.cu`, word by word: for a kernel that writes `n` elements.
+    fn words(&self, x: &Shape, index: &Shape, n: usize) -> [i32; 17] {
+        let (rank, axis) = (x.len(), self.axis);
+        let mut words = [0; 17];
+        let head = [rank, axis, x[axis], index[axis], n];
+        let sizes = [(0, &head[..]), (5, x), (11, index)];
+        for (at, sizes) in sizes {
+            for (w, &size) in words[at..].iter_mut().zip(sizes) {
+                *w = size as i32;
+            }
+        }
+        words
     }
 }
 impl Op<2> for Gather {
     const NAME: &'static str = "gather";
     const ANY_DTYPE: bool = true;
-    type Saved = (Vec<usize>, Shape);
+    type Saved = (Tensor, Shape);
 
     fn forward(&self, [x, index]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
         let fits = x.rank() == index.rank()
@@ -659,25 +797,47 @@ impl Op<2> for Gather {
                 ),
             ));
         }
-        let at = checked(Self::NAME, index, x.shape()[self.axis])?;
-        let places = self.places(x.shape(), index.shape(), &at);
+        let index = indices(Self::NAME, index)?;
         let x2 = x.packed()?;
+        if let Device::Cuda(gpu) = x.device() {
+            let y = Tensor::empty(*index.layout(), x.dtype(), x.device())?;
+            let words = self.words(x.shape(), index.shape(), y.numel());
+            let args = [
+                Arg::Struct(&words),
+                x2.input(),
+                index.input(),
+                y.output(),
+                gpu.fault()?,
+                cuda::op_number(Self::NAME),
+            ];
+            run(gpu, &GATHER, y.numel(), &y, &args)?;
+            return Ok((y, (index, *x.shape())));
+        }
+        let places = self.places(x.shape(), &index)?;
         let y = with_element!(x.dtype(), T => {
             let v = x2.dense_slice::<T>(Self::NAME)?;
-            Tensor::build::<T>(Layout::contiguous(*index.shape()), x.device(), |out| {
+            Tensor::build::<T>(*index.layout(), x.device(), |out| {
                 out.iter_mut().zip(&places).for_each(|(o, &p)| *o = v[p]);
             })
         })?;
-        Ok((y, (places, *x.shape())))
+        Ok((y, (index, *x.shape())))
     }
 
     fn backward(
         &self,
-        (places, shape): Self::Saved,
+        (index, shape): Self::Saved,
         dy: Tensor,
         _: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
         let dy = dy.packed()?;
+        if let Device::Cuda(gpu) = dy.device() {
+            let dx = Tensor::empty(Layout::contiguous(shape), dy.dtype(), dy.device())?;
+            let words = self.words(&shape, index.shape(), dx.numel());
+            let args = [Arg::Struct(&words), index.input(), dy.input(), dx.output()];
+            run(gpu, &GATHER_BACKWARD, dx.numel(), &dx, &args)?;
+            return Ok([Some(dx), None]);
+        }
+        let places = self.places(&shape, &index)?;
         let dx = with_element!(dy.dtype(), T => {
             let v = dy.dense_slice::<T>(Self::NAME)?;
             Tensor::build::<T>(Layout::contiguous(shape), dy.device(), |out| {
@@ -782,6 +942,18 @@ pub const CASES: &[Case] = &[
         run: |x| x[0].index_select(1, &x[1]),
     },
     Case {
+        op: "index_select",
+        name: "nothing",
+        inputs: &[Input::Normal(&[2, 4]), Input::Index(&[0], 4)],
+        run: |x| x[0].index_select(1, &x[1]),
+    },
+    Case {
+        op: "gather",
+        name: "fewer rows than there are",
+        inputs: &[Input::Normal(&[4, 3, 2]), Input::Index(&[3, 5, 2], 3)],
+        run: |x| x[0].gather(1, &x[1]),
+    },
+    Case {
         op: "gather",
         name: "axis 0",
         inputs: &[Input::Normal(&[4, 3]), Input::Index(&[5, 3], 4)],
@@ -820,6 +992,68 @@ pub const CASES: &[Case] = &[
         name: "two",
         inputs: &[Input::Normal(&[2, 3]), Input::Normal(&[2, 3])],
         run: |x| Tensor::stack(&[&x[0], &x[1]], 1),
+    },
+];
+
+/// Several blocks, packs of 16 bytes and ragged ends, images that are channels-last.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "pad",
+        name: "several blocks",
+        inputs: &[Input::Normal(&[5, 33, 67])],
+        run: |x| x[0].pad(&[(1, 2, 1), (2, 0, 3)], -0.5),
+    },
+    Case {
+        op: "cat",
+        name: "of whole packs",
+        inputs: &[
+            Input::Normal(&[37, 64]),
+            Input::Normal(&[37, 16]),
+            Input::Normal(&[37, 32]),
+        ],
+        run: |x| Tensor::cat(&[&x[0], &x[1], &x[2]], 1),
+    },
+    Case {
+        op: "cat",
+        name: "ragged",
+        inputs: &[Input::Normal(&[3, 41, 29]), Input::Normal(&[3, 8, 29])],
+        run: |x| Tensor::cat(&[&x[0], &x[1]], 1),
+    },
+    Case {
+        op: "cat",
+        name: "channels of channels-last images",
+        inputs: &[Input::Normal(&[2, 9, 9, 16]), Input::Normal(&[2, 9, 9, 8])],
+        run: |x| {
+            let [a, b] = [&x[0], &x[1]].map(|x| x.permute(&[0, 3, 1, 2]));
+            Tensor::cat(&[&a?, &b?], 1)
+        },
+    },
+    Case {
+        op: "flip",
+        name: "middle",
+        inputs: &[Input::Normal(&[5, 33, 21])],
+        run: |x| x[0].flip(1),
+    },
+    Case {
+        op: "index_select",
+        name: "many indices, several slices",
+        inputs: &[Input::Normal(&[40, 9, 67]), Input::Index(&[600], 9)],
+        run: |x| x[0].index_select(1, &x[1]),
+    },
+    Case {
+        op: "index_select",
+        name: "rows of a table",
+        inputs: &[Input::Normal(&[300, 35]), Input::Index(&[70], 300)],
+        run: |x| x[0].index_select(0, &x[1]),
+    },
+    Case {
+        op: "gather",
+        name: "several blocks",
+        inputs: &[
+            Input::Normal(&[13, 31, 11]),
+            Input::Index(&[12, 90, 11], 31),
+        ],
+        run: |x| x[0].gather(1, &x[1]),
     },
 ];
 

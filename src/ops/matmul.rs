@@ -4,6 +4,10 @@ use rayon::prelude::*;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::gemm::gemm;
+use crate::cuda::gemm::Plan;
+use crate::cuda::{self, Arg, Gpu, Kernels, float_kernels};
+use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::shape::{self, Layout, Shape};
@@ -15,6 +19,7 @@ use crate::with_real;
 struct MatMul;
 impl Op<2> for MatMul {
     const NAME: &'static str = "matmul";
+    const HALF_ON_CUDA: bool = true;
     type Saved = [Tensor; 2];
 
     fn forward(&self, [a, b]: [&Tensor; 2]) -> Result<(Tensor, [Tensor; 2])> {
@@ -67,6 +72,9 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             ),
         ));
     };
+    if let Device::Cuda(gpu) = a.device() {
+        return on_cuda(gpu, op, a, b, None, &batch);
+    }
     let whole = |m: usize, n: usize| {
         let mut dims = batch.to_vec();
         dims.extend([m, n]);
@@ -105,15 +113,147 @@ fn matrix(l: &Layout, i: usize) -> (usize, (usize, usize)) {
     (at, (l.strides()[r - 2], l.strides()[r - 1]))
 }
 
+/// `kernels/gemm.cu` and `gemm_half.cu`: A B + bias for (.., m, k) and (.., k, n) whose leading axes
+/// broadcast to `batch`.
+fn on_cuda(
+    gpu: Gpu,
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+    batch: &Shape,
+) -> Result<Tensor> {
+    let (ra, rb) = (a.rank(), b.rank());
+    let [m, k, n] = [a.shape()[ra - 2], a.shape()[ra - 1], b.shape()[rb - 1]];
+    let refuse = |expected, got| Error::DType { op, expected, got };
+    let plan = Plan::best(a.dtype(), [m, n, k], batch.numel())
+        .ok_or_else(|| refuse("a float", a.dtype()))?;
+    if let Some(other) = [Some(b), bias]
+        .into_iter()
+        .flatten()
+        .find(|t| t.dtype() != a.dtype())
+    {
+        return Err(refuse("the dtype of the first operand", other.dtype()));
+    }
+    run(gpu, plan, a, b, bias, batch)
+}
+
+fn run(
+    gpu: Gpu,
+    plan: Plan,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+    batch: &Shape,
+) -> Result<Tensor> {
+    let (a, b) = (lines(a)?, lines(b)?);
+    let (ra, rb) = (a.rank(), b.rank());
+    let [m, k, n] = [a.shape()[ra - 2], a.shape()[ra - 1], b.shape()[rb - 1]];
+    let whole = |m: usize, n: usize| Shape::new(&[&batch[..], &[m, n]].concat());
+    let (la, lb) = (
+        a.layout().expand(whole(m, k)?),
+        b.layout().expand(whole(k, n)?),
+    );
+    let (dtype, splits, batches) = (a.dtype(), plan.splits, batch.numel());
+
+    // `Product` of kernels/gemm.cuh, word by word; an axis of size 1 has no stride that matters
+    let r = batch.len();
+    let stride = |l: &Layout, axis: usize| {
+        if l.shape()[axis] == 1 {
+            0
+        } else {
+            l.strides()[axis]
+        }
+    };
+    let (sa, sb) = (
+        [stride(&la, r), stride(&la, r + 1)],
+        [stride(&lb, r + 1), stride(&lb, r)],
+    );
+    let axes = |of: &[usize], rest: usize| {
+        let mut all = [rest; 4];
+        all[..r].copy_from_slice(&of[..r]);
+        all
+    };
+    let mut product = vec![m, n, k, splits, plan.depth, usize::from(bias.is_some())];
+    product.extend([sa, sb].concat());
+    product.extend([axes(batch, 1), axes(la.strides(), 0), axes(lb.strides(), 0)].concat());
+    let product: Vec<i32> = product.into_iter().map(|x| x as i32).collect();
+
+    let y = Tensor::empty(Layout::contiguous(whole(m, n)?), dtype, a.device())?;
+    let sums = if dtype.is_half() { DType::F32 } else { dtype };
+    let parts = if splits > 1 {
+        batches * splits * m * n
+    } else {
+        0
+    };
+    let parts = Tensor::empty(Layout::contiguous(Shape::new(&[parts])?), sums, a.device())?;
+    let bias = bias.map(Tensor::packed).transpose()?;
+    let row = bias.as_ref().unwrap_or(&y).input();
+    gpu.launch(
+        plan.tile.kernels(sa[1] == 1, sb[1] == 1).of(dtype)?,
+        [(plan.tile.blocks([m, n]) * batches * splits) as u32, 1, 1],
+        [plan.tile.threads, 1, 1],
+        plan.tile.shared,
+        &[
+            a.input(),
+            b.input(),
+            row,
+            y.output(),
+            parts.output(),
+            Arg::Struct(&product),
+        ],
+    )?;
+    if splits > 1 {
+        gpu.launch(
+            FOLD.of(dtype)?,
+            [cuda::blocks(y.numel(), 256), 1, 1],
+            [256, 1, 1],
+            0,
+            &[
+                parts.input(),
+                row,
+                y.output(),
+                Arg::U32(y.numel() as u32),
+                Arg::I32((m * n) as i32),
+                Arg::I32(n as i32),
+                Arg::I32(splits as i32),
+                Arg::I32(bias.is_some().into()),
+            ],
+        )?;
+    }
+    Ok(y)
+}
+
+/// Adds up what the parts of k have given.
+static FOLD: Kernels = float_kernels!("gemm_fold");
+
+/// A stack of matrices whose rows or columns are each together in memory, as the kernels read them.
+fn lines(x: &Tensor) -> Result<Tensor> {
+    let l = x.layout();
+    let together = |axis: usize| l.strides()[axis] == 1 || l.shape()[axis] <= 1;
+    if together(x.rank() - 1) || together(x.rank() - 2) {
+        Ok(x.clone())
+    } else {
+        x.packed()
+    }
+}
+
 /// Y\[m, out\] = X\[m, in\] Wᵀ + b with W\[out, in\], as PyTorch stores it;
 /// dX = dY W, dW = dYᵀ X, db = sum of dY's rows.
 struct Linear;
 impl<const N: usize> Op<N> for Linear {
     const NAME: &'static str = "linear";
+    const HALF_ON_CUDA: bool = true;
     type Saved = [Tensor; 2];
 
     fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
         let (x, w) = (inputs[0], inputs[1]);
+        let saved = [x.clone(), w.clone()];
+        if let Device::Cuda(gpu) = x.device() {
+            let bias = inputs.get(2).copied();
+            let y = on_cuda(gpu, "linear", x, &w.t()?, bias, &Shape::new(&[])?)?;
+            return Ok((y, saved));
+        }
         let (m, k, n) = (x.shape()[0], x.shape()[1], w.shape()[0]);
         let y = with_real!("linear", x.dtype(), T => {
             let (xs, ws) = (x.storage_slice::<T>("linear")?, w.storage_slice::<T>("linear")?);
@@ -125,7 +265,7 @@ impl<const N: usize> Op<N> for Linear {
                 gemm(m, n, k, &xs[ox.min(xs.len())..], sx, &ws[ow.min(ws.len())..], (sw.1, sw.0), y, n, bias);
             })
         })?;
-        Ok((y, [x.clone(), w.clone()]))
+        Ok((y, saved))
     }
 
     fn backward(

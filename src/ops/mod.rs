@@ -46,7 +46,20 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
 /// Cases that need sizes of several tiles with ragged edges: too large for a gradient check at
 /// every element, compared between devices and dtypes instead.
 pub fn large_cases() -> impl Iterator<Item = &'static Case> {
-    [binary::LARGE, conv2d::LARGE, unary::LARGE]
-        .into_iter()
-        .flatten()
+    [
+        batch_norm::LARGE,
+        binary::LARGE,
+        conv2d::LARGE,
+        dropout::LARGE,
+        layer_norm::LARGE,
+        layout::LARGE,
+        loss::LARGE,
+        pool2d::LARGE,
+        pool2d::MORE_LARGE,
+        reduce::LARGE,
+        softmax::LARGE,
+        unary::LARGE,
+    ]
+    .into_iter()
+    .flatten()
 }

@@ -1,12 +1,22 @@
 //! Softmax and its logarithm along an axis.
 
-use crate::autograd::{Op, apply, folded};
+use crate::autograd::{Op, apply, folded, folded_for_teams};
 use crate::cpu::strided::{Fold, rows};
+use crate::cuda::{Arg, Gpu, Kernels, kernels};
+use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::ops::check::{Case, Input};
 use crate::tensor::Tensor;
+use crate::tensor::fold::Team;
 use crate::with_real;
+
+kernels! {
+    /// A team a row.
+    SOFTMAX = "softmax" [F32, F64];
+    /// A team a row.
+    SOFTMAX_BACKWARD = "softmax_backward" [F32, F64];
+}
 
 /// y_i = e^(x_i) / sum_j e^(x_j) along an axis, or its logarithm x_i - ln sum_j e^(x_j). The
 /// maximum is subtracted first, so that nothing overflows.
@@ -23,8 +33,40 @@ impl Softmax {
     /// The tensor in an order of memory where the axis is one stride, and the walk along it.
     fn walk(&self, x: &Tensor) -> Result<(Tensor, Fold)> {
         let axes: Vec<bool> = (0..x.rank()).map(|a| a == self.axis).collect();
-        let (x, fold, _) = folded(x, &axes)?;
+        let (x, fold, _) = match x.device() {
+            Device::Cpu => folded(x, &axes)?,
+            Device::Cuda(_) => folded_for_teams(x, &axes)?,
+        };
         Ok((x, fold))
+    }
+
+    /// A kernel from some inputs of one memory order to an output of the same.
+    fn launch(
+        &self,
+        gpu: Gpu,
+        kernels: &'static Kernels,
+        inputs: &[&Tensor],
+        fold: Fold,
+    ) -> Result<Tensor> {
+        let x = inputs[0];
+        let y = Tensor::empty(x.layout().dense_like(), x.dtype(), x.device())?;
+        let Fold {
+            outer,
+            reduced,
+            inner,
+        } = fold;
+        let team = if inner == 1 {
+            Team::of(reduced)
+        } else {
+            Team::ALONE
+        };
+        let [grid, block] = team.launch(outer * inner);
+        let sizes = [outer * inner, reduced, inner, team.lanes, self.log as usize];
+        let mut args: Vec<Arg> = inputs.iter().map(|x| x.input()).collect();
+        args.push(y.output());
+        args.extend(sizes.map(|n| Arg::I32(n as i32)));
+        gpu.launch(kernels.of(x.dtype())?, grid, block, 0, &args)?;
+        Ok(y)
     }
 }
 
@@ -38,6 +80,10 @@ impl Op<1> for Softmax {
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Tensor)> {
         let (x, fold) = self.walk(x)?;
+        if let Device::Cuda(gpu) = x.device() {
+            let y = self.launch(gpu, &SOFTMAX, &[&x], fold)?;
+            return Ok((y.clone(), y));
+        }
         let y = with_real!(self.name(), x.dtype(), T => {
             let v = x.dense_slice::<T>(self.name())?;
             Tensor::build::<T>(x.layout().dense_like(), x.device(), |y| {
@@ -52,6 +98,10 @@ impl Op<1> for Softmax {
         let (y, fold) = self.walk(&y)?;
         let layout = y.layout().dense_like();
         let dy = dy.laid_out(layout)?;
+        if let Device::Cuda(gpu) = y.device() {
+            let dx = self.launch(gpu, &SOFTMAX_BACKWARD, &[&y, &dy], fold)?;
+            return Ok([Some(dx)]);
+        }
         let dx = with_real!(self.name(), y.dtype(), T => {
             let (v, g) = (y.dense_slice::<T>(self.name())?, dy.dense_slice::<T>(self.name())?);
             Tensor::build::<T>(layout, y.device(), |dx| {
@@ -174,10 +224,23 @@ pub const CASES: &[Case] = cases! {
     "no class" [3, 0], 1;
 };
 
+/// Several teams, rows of several stretches, columns.
+pub const LARGE: &[Case] = cases! {
+    "rows of 10" [67, 10], 1;
+    "rows of 200" [13, 200], 1;
+    "rows of 1000" [5, 1000], 1;
+    "rows of 5000" [2, 5000], 1;
+    "rows beyond a block's registers" [2, 8500], 1;
+    "few long columns" [300, 7], 0;
+    "columns" [2, 37, 150], 1;
+    "channels of images" [2, 67, 5, 7], 1;
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::DType;
+    use crate::ops::check::devices;
 
     #[test]
     fn known_values() -> Result<()> {
@@ -196,9 +259,18 @@ mod tests {
     fn special_values_follow_pytorch() -> Result<()> {
         let inf = f32::INFINITY;
         let x = Tensor::from_vec(vec![-inf, 0.0, -inf, -inf, f32::NAN, 0.0], [3, 2])?;
-        let y = x.softmax(1)?.to_vec::<f32>()?;
-        assert_eq!(y[..2], [0.0, 1.0]);
-        assert!(y[2..].iter().all(|y| y.is_nan()));
+        for device in devices()? {
+            let y = x.to(device)?.softmax(1)?.to_vec::<f32>()?;
+            assert_eq!(y[..2], [0.0, 1.0]);
+            assert!(y[2..].iter().all(|y| y.is_nan()));
+            // a thread's whole stretch may be minus infinity, another's not
+            let mut row = vec![-inf; 9001];
+            row[8999] = 5.0;
+            row[17] = 5.0;
+            let y = Tensor::from_vec(row, [9001])?.to(device)?;
+            let y = y.softmax(0)?.to_vec::<f32>()?;
+            assert_eq!((y[17], y[8999], y.iter().sum::<f32>()), (0.5, 0.5, 1.0));
+        }
         Ok(())
     }
 

@@ -2,9 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Elementwise, Rule, check_fraction, check_not_negative};
+use super::{Elementwise, Rule, Scalars, check_fraction, check_not_negative};
+use crate::cuda::{Kernels, kernels};
 use crate::dtype::Real;
 use crate::error::Result;
+
+kernels! {
+    /// Adam's and AdamW's step, one block a stretch of a parameter.
+    ADAM = "adam" [F32, F64];
+}
 
 /// PyTorch's `Adam` (Kingma and Ba 2015); with d = g + weight_decay p, at step t from 1:
 ///
@@ -99,8 +105,29 @@ impl Rule for AdamConfig {
         check_not_negative("weight_decay", self.weight_decay)
     }
 
-    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
-        adam(self, T::ONE, step, p, g, state);
+    fn scalars(&self, step: u64) -> Scalars {
+        let [b1, b2] = self.betas;
+        // the corrections are folded into constants of the step: lr m / (1 - b1^t) = rate m
+        let rate = self.lr / (1.0 - b1.powf(step as f64));
+        let root = 1.0 / (1.0 - b2.powf(step as f64)).sqrt();
+        let decay = self.weight_decay;
+        [1.0, decay, 1.0 - b1, b2, 1.0 - b2, rate, root, self.eps]
+    }
+
+    fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        let [keep, decay, in1, b2, in2, rate, root, eps] = c;
+        let [mean, square] = state else { return };
+        let moments = mean.iter_mut().zip(square.iter_mut());
+        for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
+            let d = g + decay * *p;
+            *m += in1 * (d - *m);
+            *v = b2 * *v + in2 * d * d;
+            *p = keep * *p - rate * *m / (v.sqrt() * root + eps);
+        }
+    }
+
+    fn kernels(&self) -> &'static Kernels {
+        &ADAM
     }
 }
 
@@ -122,26 +149,18 @@ impl Rule for AdamWConfig {
         self.adam().validate()
     }
 
-    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
-        let keep = T::of(1.0 - self.lr * self.weight_decay);
-        adam(&self.adam(), keep, step, p, g, state);
+    fn scalars(&self, step: u64) -> Scalars {
+        let mut c = self.adam().scalars(step);
+        // of the parameters so much is kept, before Adam's step on the bare gradient
+        c[0] = 1.0 - self.lr * self.weight_decay;
+        c
     }
-}
 
-/// Adam's step on parameters of which `keep` is kept first.
-fn adam<T: Real>(c: &AdamConfig, keep: T, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
-    let [mean, square] = state else { return };
-    let [b1, b2] = c.betas;
-    // the corrections are folded into constants of the step: lr m / (1 - b1^t) = rate m
-    let rate = T::of(c.lr / (1.0 - b1.powf(step as f64)));
-    let root = T::of(1.0 / (1.0 - b2.powf(step as f64)).sqrt());
-    let (eps, decay) = (T::of(c.eps), T::of(c.weight_decay));
-    let (in1, b2, in2) = (T::of(1.0 - b1), T::of(b2), T::of(1.0 - b2));
-    let moments = mean.iter_mut().zip(square.iter_mut());
-    for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
-        let d = g + decay * *p;
-        *m += in1 * (d - *m);
-        *v = b2 * *v + in2 * d * d;
-        *p = keep * *p - rate * *m / (v.sqrt() * root + eps);
+    fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        self.adam().update(c, p, g, state);
+    }
+
+    fn kernels(&self) -> &'static Kernels {
+        self.adam().kernels()
     }
 }

@@ -3,12 +3,15 @@
 
 mod adam;
 mod rmsprop;
+mod rows;
 pub mod schedule;
 mod sgd;
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 
 use crate::autograd::Gradients;
+use crate::cuda::{Gpu, Kernels};
+use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::nn::{self, Module, Slot};
@@ -18,6 +21,8 @@ use crate::with_real;
 
 pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
 pub use rmsprop::{RmsProp, RmsPropConfig};
+pub use rows::global_norm;
+pub(crate) use rows::{Rows, axpy, beside, sum_squares};
 pub use schedule::{Position, Schedule, ScheduleState};
 pub use sgd::{Sgd, SgdConfig};
 
@@ -25,7 +30,17 @@ pub use sgd::{Sgd, SgdConfig};
 pub trait Optimizer: Send {
     /// Update every parameter of `model` that has a gradient, in place where nobody else holds
     /// its storage.
+    ///
+    /// On a CUDA device the step can be captured once it has been made once before (the first one
+    /// makes the states): its numbers then are the capture's scalars, and each replay wants those
+    /// of [`replayed`](Self::replayed).
     fn step(&mut self, model: &mut dyn Module, grads: &Gradients) -> Result<()>;
+    /// For a replay of the last [`step`](Self::step) on a CUDA device: count one more step for
+    /// each parameter that it updated, and give the scalars that `step` would have taken, in its
+    /// order and with the learning rate of now. Empty where the last step was not on such a device.
+    fn replayed(&mut self) -> Vec<u64> {
+        Vec::new()
+    }
     /// The learning rate of the next step.
     fn learning_rate(&self) -> f64;
     /// Set the learning rate of the next step.
@@ -38,6 +53,9 @@ pub trait Optimizer: Send {
     fn load_state(&mut self, model: &mut dyn Module, state: &[(String, Tensor)]) -> Result<()>;
 }
 
+/// The numbers of one step: what a rule's loop multiplies with, and flags as 0 or 1.
+pub type Scalars = [f64; 8];
+
 /// The elementwise part of an optimizer; its configuration is the rule.
 pub trait Rule: Send + Sync {
     /// The state tensors that this configuration keeps, by PyTorch's names.
@@ -48,10 +66,14 @@ pub trait Rule: Send + Sync {
     fn set_learning_rate(&mut self, lr: f64);
     /// An [`Error::Config`] where a setting makes no sense.
     fn validate(&self) -> Result<()>;
+    /// The numbers of step `step`, which counts from 1.
+    fn scalars(&self, step: u64) -> Scalars;
     /// Update one stretch of a parameter's elements `p` from the gradient's `g` and the states',
-    /// which come in the order of [`state_names`](Self::state_names) and begin as zeros. `step`
-    /// counts from 1.
-    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]);
+    /// which come in the order of [`state_names`](Self::state_names) and begin as zeros. `c` is the
+    /// step's [`scalars`](Self::scalars).
+    fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]);
+    /// The same as kernels of `kernels/optimizer.cu`: rows of (p, g, states), then the scalars.
+    fn kernels(&self) -> &'static Kernels;
 }
 
 /// An optimizer whose rule works element by element: one pass over parameter, gradient and state.
@@ -59,6 +81,9 @@ pub trait Rule: Send + Sync {
 pub struct Elementwise<R> {
     rule: R,
     states: BTreeMap<String, State>,
+    /// What the last step updated on a CUDA device: names of parameters that share their scalars,
+    /// in the order of the launches.
+    launched: Vec<Vec<String>>,
 }
 
 /// One parameter's state.
@@ -77,36 +102,57 @@ impl<R: Rule> Elementwise<R> {
         Ok(Elementwise {
             rule: config,
             states: BTreeMap::new(),
+            launched: Vec::new(),
         })
     }
 
     fn update(&mut self, name: &str, parameter: &mut Tensor, grad: &Tensor) -> Result<()> {
-        with_real!("optimizer step", parameter.dtype(), T => {
-            parameter.make_mut::<T>()?;
-            // all in the parameter's memory order, so that the loop is a plain zip
-            let layout = *parameter.layout();
-            let grad = grad.laid_out(layout)?;
-            if !self.states.contains_key(name) {
-                let zeros = || Tensor::build::<T>(layout, parameter.device(), |out| out.fill(T::ZERO));
-                let tensors = self.rule.state_names().iter().map(|_| zeros()).collect::<Result<_>>()?;
-                self.states.insert(name.into(), State { steps: 0, tensors });
-            }
-            let Some(state) = self.states.get_mut(name) else { return Ok(()) };
-            for s in state.tensors.iter_mut().filter(|s| !s.layout().same_order(&layout)) {
-                *s = s.laid_out(layout)?;
-            }
-            let tensors = state.tensors.iter_mut().map(Tensor::make_mut::<T>).collect::<Result<_>>()?;
-            state.steps += 1;
-            let (rule, step) = (&self.rule, state.steps);
+        with_real!(STEP_OP, parameter.dtype(), T => {
+            let kinds = self.rule.state_names();
+            let (state, grad) = ready(&mut self.states, kinds, name, parameter, grad)?;
+            let (rule, c) = (&self.rule, self.rule.scalars(state.steps).map(T::of));
             let each = |p: &mut [T], g: &[T], s: &mut [&mut [T]]| {
-                rule.update(step, p, g, s);
+                rule.update(c, p, g, s);
                 flush(p);
                 s.iter_mut().for_each(|s| flush(s));
             };
-            in_parallel(parameter.make_mut()?, grad.dense_slice("optimizer step")?, tensors, &each);
+            let tensors = state.tensors.iter_mut().map(Tensor::make_mut::<T>).collect::<Result<_>>()?;
+            in_parallel(parameter.make_mut()?, grad.dense_slice(STEP_OP)?, tensors, &each);
             Ok(())
         })
     }
+}
+
+const STEP_OP: &str = "optimizer step";
+
+/// A parameter's state, zeros before its first step, with one more step counted, and its gradient.
+/// State and parameter are nobody else's then, so that they can be written in place, and all lie
+/// in memory in the parameter's order, so that the loop is a plain zip.
+fn ready<'s>(
+    states: &'s mut BTreeMap<String, State>,
+    kinds: &[&str],
+    name: &str,
+    parameter: &mut Tensor,
+    grad: &Tensor,
+) -> Result<(&'s mut State, Tensor)> {
+    parameter.make_unique()?;
+    let (layout, grad) = (*parameter.layout(), beside(STEP_OP, grad, parameter)?);
+    let state = match states.entry(name.into()) {
+        Entry::Occupied(e) => e.into_mut(),
+        Entry::Vacant(e) => {
+            let zeros = |_| Ok(parameter.zeros_like()?.view_as(layout));
+            let tensors = kinds.iter().map(zeros).collect::<Result<_>>()?;
+            e.insert(State { steps: 0, tensors })
+        }
+    };
+    for s in &mut state.tensors {
+        if !s.layout().same_order(&layout) {
+            *s = s.laid_out(layout)?;
+        }
+        s.make_unique()?;
+    }
+    state.steps += 1;
+    Ok((state, grad))
 }
 
 /// Round what has all but vanished to 0. The weights of a unit that no image reaches decay by the
@@ -142,16 +188,53 @@ fn in_parallel<T: Real>(
 
 impl<R: Rule> Optimizer for Elementwise<R> {
     fn step(&mut self, model: &mut dyn Module, grads: &Gradients) -> Result<()> {
-        let mut result = Ok(());
-        nn::visit(model, |name, slot| {
-            if let Slot::Parameter(p) = slot
-                && let Some(g) = grads.get(p)
-                && result.is_ok()
-            {
-                result = self.update(name, p, g);
+        self.launched.clear();
+        // parameters on a CUDA device, by the number of their step, and so by their scalars
+        let mut groups: BTreeMap<u64, (Gpu, Vec<String>, Rows)> = BTreeMap::new();
+        let mut held = Vec::new();
+        nn::try_visit(model, |name, slot| {
+            let Slot::Parameter(p) = slot else {
+                return Ok(());
+            };
+            let Some(grad) = grads.get(p) else {
+                return Ok(());
+            };
+            let Device::Cuda(gpu) = p.device() else {
+                return self.update(name, p, grad);
+            };
+            self.rule.kernels().of(p.dtype())?;
+            let kinds = self.rule.state_names();
+            let (state, grad) = ready(&mut self.states, kinds, name, p, grad)?;
+            let row: Vec<&Tensor> = [&*p, &grad].into_iter().chain(&state.tensors).collect();
+            let new = || (gpu, Vec::new(), Rows::default());
+            let (_, names, rows) = groups.entry(state.steps).or_insert_with(new);
+            names.push(name.into());
+            rows.push(&row);
+            held.push(grad);
+            Ok(())
+        })?;
+        for (step, (gpu, names, rows)) in groups {
+            let bits = self.rule.scalars(step).map(f64::to_bits);
+            let scalars = Tensor::scalars(gpu, &bits)?;
+            rows.launch(self.rule.kernels(), |_| [scalars.input()])?;
+            self.launched.push(names);
+        }
+        Ok(())
+    }
+
+    fn replayed(&mut self) -> Vec<u64> {
+        let mut scalars = Vec::new();
+        for names in &self.launched {
+            let mut step = 0;
+            for name in names {
+                if let Some(state) = self.states.get_mut(name) {
+                    state.steps += 1;
+                    step = state.steps;
+                }
             }
-        });
-        result
+            scalars.extend(self.rule.scalars(step).map(f64::to_bits));
+        }
+        scalars
     }
 
     fn learning_rate(&self) -> f64 {
@@ -195,7 +278,7 @@ impl<R: Rule> Optimizer for Elementwise<R> {
                         let why = format!("is {got:?} of {of}; expected {shape:?} of {dtype}");
                         Err(refuse(&name, why))
                     }
-                    Some(t) => Ok(t.detach()),
+                    Some(t) => t.moved(p.device()),
                 }
             };
             let steps = whole(STEP, DType::I64, &Shape::new(&[])?)?.item()? as u64;
@@ -219,6 +302,7 @@ impl<R: Rule> Optimizer for Elementwise<R> {
             return Err(refuse(name, why));
         }
         self.states = states;
+        self.launched.clear();
         Ok(())
     }
 }

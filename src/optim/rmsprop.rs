@@ -2,9 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Elementwise, Rule, check_fraction, check_not_negative};
+use super::{Elementwise, Rule, Scalars, check_fraction, check_not_negative};
+use crate::cuda::{Kernels, kernels};
 use crate::dtype::Real;
 use crate::error::Result;
+
+kernels! {
+    /// RMSprop's step, one block a stretch of a parameter.
+    RMSPROP = "rmsprop" [F32, F64];
+}
 
 /// PyTorch's `RMSprop` (Tieleman and Hinton 2012, lecture 6e of "Neural networks for machine
 /// learning"); with d = g + weight_decay p:
@@ -73,10 +79,15 @@ impl Rule for RmsPropConfig {
         check_not_negative("momentum", self.momentum)
     }
 
-    fn update<T: Real>(&self, _step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
-        let (lr, alpha, eps) = (T::of(self.lr), T::of(self.alpha), T::of(self.eps));
-        let (decay, momentum) = (T::of(self.weight_decay), T::of(self.momentum));
-        let rest = T::of(1.0 - self.alpha);
+    fn scalars(&self, _step: u64) -> Scalars {
+        let rest = 1.0 - self.alpha;
+        let (decay, centered) = (self.weight_decay, f64::from(self.centered));
+        let (lr, alpha, eps, momentum) = (self.lr, self.alpha, self.eps, self.momentum);
+        [lr, alpha, rest, eps, decay, momentum, centered, 0.0]
+    }
+
+    fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        let [lr, alpha, rest, eps, decay, momentum, ..] = c;
         let Some((square, more)) = state.split_first_mut() else {
             return;
         };
@@ -103,5 +114,9 @@ impl Rule for RmsPropConfig {
             }
             *p = *p - lr * direction;
         }
+    }
+
+    fn kernels(&self) -> &'static Kernels {
+        &RMSPROP
     }
 }

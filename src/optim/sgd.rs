@@ -2,9 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Elementwise, Rule, check_not_negative};
+use super::{Elementwise, Rule, Scalars, check_not_negative};
+use crate::cuda::{Kernels, kernels};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
+
+kernels! {
+    /// SGD's step, one block a stretch of a parameter.
+    SGD = "sgd" [F32, F64];
+}
 
 /// PyTorch's `SGD`; with d = g + weight_decay p, and v = d at the first step:
 ///
@@ -70,25 +76,39 @@ impl Rule for SgdConfig {
         Ok(())
     }
 
-    fn update<T: Real>(&self, step: u64, p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
-        let (lr, decay, momentum) = (
-            T::of(self.lr),
-            T::of(self.weight_decay),
-            T::of(self.momentum),
-        );
+    fn scalars(&self, step: u64) -> Scalars {
+        // the first step's velocity is the gradient, without dampening
+        let enters = if step == 1 { 1.0 } else { 1.0 - self.dampening };
+        let (decay, nesterov) = (self.weight_decay, f64::from(self.nesterov));
+        [
+            self.lr,
+            decay,
+            self.momentum,
+            enters,
+            nesterov,
+            0.0,
+            0.0,
+            0.0,
+        ]
+    }
+
+    fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+        let [lr, decay, momentum, enters, ..] = c;
         let [velocity] = state else {
             for (p, &g) in p.iter_mut().zip(g) {
                 *p = *p - lr * (g + decay * *p);
             }
             return;
         };
-        // the first step's velocity is the gradient, without dampening
-        let enters = T::of(if step == 1 { 1.0 } else { 1.0 - self.dampening });
         for ((p, &g), v) in p.iter_mut().zip(g).zip(velocity.iter_mut()) {
             let d = g + decay * *p;
             *v = momentum * *v + enters * d;
             let direction = if self.nesterov { d + momentum * *v } else { *v };
             *p = *p - lr * direction;
         }
+    }
+
+    fn kernels(&self) -> &'static Kernels {
+        &SGD
     }
 }

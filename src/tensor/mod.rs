@@ -3,6 +3,7 @@
 
 mod cuda;
 mod display;
+pub(crate) mod fold;
 mod interop;
 
 use std::sync::Arc;

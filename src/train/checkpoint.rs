@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::nn::{self, Module, Slot};
@@ -94,7 +95,8 @@ impl Checkpoint {
         for (part, named) in PARTS.iter().zip([&self.model, &self.optimizer, &self.best]) {
             let prefixed = named
                 .iter()
-                .map(|(n, t)| (format!("{part}.{n}"), t.detach()));
+                .map(|(n, t)| Ok((format!("{part}.{n}"), t.moved(Device::Cpu)?)))
+                .collect::<Result<Named>>()?;
             tensors.extend(prefixed);
         }
         let json = serde_json::to_string(&self.run)
@@ -229,7 +231,7 @@ fn bytes(t: &Tensor) -> Result<&[u8]> {
 fn write(path: &Path, tensors: &Named, (key, value): (&str, String)) -> Result<()> {
     let packed = tensors
         .iter()
-        .map(|(_, t)| t.packed())
+        .map(|(_, t)| t.moved(Device::Cpu)?.packed())
         .collect::<Result<Vec<_>>>()?;
     let mut views = Vec::with_capacity(packed.len());
     for ((name, _), t) in tensors.iter().zip(&packed) {

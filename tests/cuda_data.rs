@@ -1,0 +1,142 @@
+//! Batches on CUDA: what the device makes of bytes is what the CPU makes, bit for bit; and indices
+//! out of range.
+
+use std::sync::{Mutex, MutexGuard};
+
+use cotangent::data::{Augment, Dataset, Loader, Normalize};
+use cotangent::{DType, Device, Error, Result, Tensor};
+
+fn device() -> Device {
+    match std::env::var_os("GPU_REQUIRED") {
+        Some(_) => Device::cuda(0).expect("GPU_REQUIRED is set"),
+        None => Device::cuda_emulated().expect("the feature emulator is on"),
+    }
+}
+
+/// A test at a time: an index out of range is told to whoever reads next.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn loader(shape: [usize; 3], augment: Augment) -> Result<Loader> {
+    let pixels: usize = shape.iter().product();
+    let images = (0..23 * pixels).map(|i| (i * 31 % 251) as u8).collect();
+    let labels = (0..23).map(|i| i % 3).collect();
+    let data = Dataset::new("it", images, labels, shape, &["a", "b", "c"])?;
+    let normalize = match shape[0] {
+        1 => Normalize::mean_image(&data)?,
+        _ => Normalize::per_channel(&data)?,
+    };
+    Loader::new(data, &normalize, augment, 10, 7, true, false)
+}
+
+fn bits(x: &Tensor) -> Result<Vec<u32>> {
+    Ok(x.to_vec::<f32>()?.iter().map(|x| x.to_bits()).collect())
+}
+
+#[test]
+fn batches_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
+    let _turn = turn();
+    for shape in [[1, 5, 7], [3, 32, 32], [2, 9, 4]] {
+        for augment in [
+            Augment::none(),
+            Augment {
+                flip: 0.5,
+                crop_padding: 3,
+            },
+        ] {
+            let loader = loader(shape, augment)?;
+            let mut batches = 0;
+            let feeds = loader.epoch_on(device(), 2, 0);
+            assert_eq!(feeds.len(), 3);
+            for (feed, batch) in feeds.zip(loader.epoch(2)) {
+                let (feed, batch) = (feed?, batch?);
+                let expected: Vec<u32> = batch.images.iter().map(|x| x.to_bits()).collect();
+                let (images, labels) = feed.clone().tensors()?;
+                assert_eq!((images.device(), labels.device()), (device(), device()));
+                assert_eq!(images.shape()[..], batch.shape);
+                assert!(images.layout().is_channels_last());
+                assert_eq!(bits(&images)?, expected);
+                assert_eq!(labels.to_vec::<i64>()?, batch.labels);
+
+                // over tensors that are there, in either order
+                let mut row_major = Tensor::ones(&batch.shape, (DType::F32, device()))?;
+                let mut labels = Tensor::zeros([batch.shape[0]], (DType::I64, device()))?;
+                feed.clone().write_to(&mut row_major, &mut labels)?;
+                assert!(row_major.is_contiguous());
+                assert_eq!(bits(&row_major)?, expected);
+                assert_eq!(labels.to_vec::<i64>()?, batch.labels);
+                let mut images = images;
+                feed.write_to(&mut images, &mut labels)?;
+                assert_eq!(bits(&images)?, expected);
+                batches += 1;
+            }
+            assert_eq!(batches, 3);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_feed_for_the_cpu_is_the_batch() -> Result<()> {
+    let loader = loader([1, 5, 7], Augment::standard())?;
+    for (feed, batch) in loader
+        .epoch_on(Device::Cpu, 0, 1)
+        .zip(loader.epoch_from(0, 1))
+    {
+        let (feed, batch) = (feed?, batch?);
+        let mut images = Tensor::zeros(&batch.shape, DType::F32)?;
+        let mut labels = Tensor::zeros([batch.shape[0]], DType::I64)?;
+        feed.clone().write_to(&mut images, &mut labels)?;
+        let (x, y) = feed.tensors()?;
+        assert_eq!(x.to_vec::<f32>()?, batch.images);
+        assert_eq!(y.to_vec::<i64>()?, batch.labels);
+        assert_eq!(images.to_vec::<f32>()?, batch.images);
+        assert_eq!(labels.to_vec::<i64>()?, batch.labels);
+    }
+    Ok(())
+}
+
+#[test]
+fn tensors_that_do_not_take_a_batch_are_errors() -> Result<()> {
+    let _turn = turn();
+    let loader = loader([1, 5, 7], Augment::none())?;
+    for device in [Device::Cpu, device()] {
+        let feed = loader.epoch_on(device, 0, 0).next().unwrap()?;
+        let good = || Tensor::zeros([10, 1, 5, 7], (DType::F32, device));
+        let labels = || Tensor::zeros([10], (DType::I64, device));
+        for (mut images, mut labels) in [
+            (
+                Tensor::zeros([9, 1, 5, 7], (DType::F32, device))?,
+                labels()?,
+            ),
+            (
+                Tensor::zeros([10, 1, 5, 7], (DType::F64, device))?,
+                labels()?,
+            ),
+            (good()?, Tensor::zeros([9], (DType::I64, device))?),
+            (good()?, Tensor::zeros([10], (DType::F32, device))?),
+        ] {
+            let e = feed.clone().write_to(&mut images, &mut labels);
+            assert!(matches!(e, Err(Error::Shape { .. })), "{e:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_index_out_of_range_is_an_error_at_the_next_read() -> Result<()> {
+    let _turn = turn();
+    let x = Tensor::ones([3, 4], (DType::F32, device()))?;
+    let index = |v: &[i64]| Tensor::from_slice(v, [1, v.len()])?.to(device());
+    let y = x.index_select(1, &index(&[0, 4, 1])?.reshape([3])?)?;
+    let e = y.to_vec::<f32>().unwrap_err().to_string();
+    assert!(e.starts_with("index_select: ") && e.contains('4'), "{e}");
+    let y = x.gather(0, &index(&[2, -1, 0])?)?;
+    let e = y.to_vec::<f32>().unwrap_err().to_string();
+    assert!(e.starts_with("gather: ") && e.contains("-1"), "{e}");
+    // told once, and nothing else came of it
+    assert_eq!(y.to_vec::<f32>()?, [1.0, 0.0, 1.0]);
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! Optimizers, L2 and norms on CUDA against the CPU: one launch for many tensors, in place, captured.
+
+use cotangent::autograd::Gradients;
+use cotangent::nn::{Mode, Module, Visitor};
+use cotangent::optim::{
+    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, RmsProp, RmsPropConfig, Sgd, SgdConfig,
+    global_norm,
+};
+use cotangent::random::Generator;
+use cotangent::train::solver::{add_l2_gradients, l2_loss, l2_penalty};
+use cotangent::{DType, Device, Result, Tensor};
+
+fn device() -> Device {
+    match std::env::var_os("GPU_REQUIRED") {
+        Some(_) => Device::cuda(0).expect("GPU_REQUIRED is set"),
+        None => Device::cuda_emulated().expect("the feature emulator is on"),
+    }
+}
+
+/// Parameters and nothing else.
+struct Bag(Vec<Tensor>);
+
+impl Module for Bag {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        for (i, t) in self.0.iter_mut().enumerate() {
+            v.parameter(&i.to_string(), t);
+        }
+    }
+    fn describe(&self) -> String {
+        "Bag".into()
+    }
+}
+
+/// More small tensors than one launch takes, of odd sizes, and one of several stretches; one lies
+/// in memory in another order.
+fn shapes() -> Vec<Vec<usize>> {
+    let mut all: Vec<Vec<usize>> = (0..210).map(|i| vec![i % 5 + 1, i % 7]).collect();
+    all.push(vec![5, 1237]);
+    all.push(vec![2048]);
+    all
+}
+
+fn random(seed: u64, dtype: DType) -> Result<Vec<Tensor>> {
+    let mut rng = Generator::new(seed);
+    let all = shapes().into_iter().enumerate().map(|(i, shape)| {
+        let x = Tensor::randn(&shape, &mut rng, DType::F64)?.to_dtype(dtype)?;
+        match i % 4 == 1 && shape.len() == 2 {
+            true => x.t()?.contiguous()?.t(),
+            false => Ok(x),
+        }
+    });
+    all.collect()
+}
+
+fn bag(tensors: &[Tensor], device: Device) -> Result<Bag> {
+    let on = |t: &Tensor| Ok(t.to(device)?.requires_grad());
+    Ok(Bag(tensors.iter().map(on).collect::<Result<_>>()?))
+}
+
+/// The gradients of a step; some parameters have none at some steps.
+fn gradients(bag: &Bag, step: u64, dtype: DType) -> Result<Gradients> {
+    let mut grads = Gradients::default();
+    for (i, (leaf, g)) in bag.0.iter().zip(random(100 + step, dtype)?).enumerate() {
+        if !(i as u64 + step).is_multiple_of(9) {
+            // row-major, whatever the parameter's order is
+            grads.insert(leaf, g.contiguous()?.to(leaf.device())?);
+        }
+    }
+    Ok(grads)
+}
+
+fn assert_close(gpu: &[Tensor], cpu: &[Tensor], tolerance: f64, what: &str) -> Result<()> {
+    for (i, (a, b)) in gpu.iter().zip(cpu).enumerate() {
+        let [a, b] = [a, b].map(|t| t.to(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>());
+        let (a, b) = (a?, b?);
+        // a sum of terms of both signs is as exact as its terms are
+        let scale = b.iter().fold(1f64, |m, x| m.max(x.abs()));
+        for (j, (a, b)) in a.iter().zip(&b).enumerate() {
+            let ok = (a - b).abs() <= tolerance * scale;
+            assert!(ok, "{what}: tensor {i} at {j}: {a}, on the CPU {b}");
+        }
+    }
+    Ok(())
+}
+
+type New = fn() -> Result<Box<dyn Optimizer>>;
+
+fn rules() -> Vec<(&'static str, New)> {
+    fn sgd(change: fn(&mut SgdConfig)) -> Result<Box<dyn Optimizer>> {
+        let mut c = SgdConfig {
+            lr: 0.1,
+            weight_decay: 0.01,
+            ..SgdConfig::default()
+        };
+        change(&mut c);
+        Ok(Box::new(Sgd::new(c)?))
+    }
+    fn rmsprop(momentum: f64, centered: bool) -> Result<Box<dyn Optimizer>> {
+        Ok(Box::new(RmsProp::new(RmsPropConfig {
+            weight_decay: 0.02,
+            momentum,
+            centered,
+            ..RmsPropConfig::default()
+        })?))
+    }
+    vec![
+        ("sgd", || sgd(|_| ())),
+        ("momentum", || sgd(|c| c.momentum = 0.9)),
+        ("dampening", || {
+            sgd(|c| (c.momentum, c.dampening) = (0.8, 0.3))
+        }),
+        ("nesterov", || {
+            sgd(|c| (c.momentum, c.nesterov) = (0.9, true))
+        }),
+        ("rmsprop", || rmsprop(0.0, false)),
+        ("rmsprop, momentum", || rmsprop(0.9, false)),
+        ("rmsprop, centered", || rmsprop(0.0, true)),
+        ("rmsprop, both", || rmsprop(0.9, true)),
+        ("adam", || {
+            Ok(Box::new(Adam::new(AdamConfig {
+                weight_decay: 0.1,
+                ..AdamConfig::default()
+            })?))
+        }),
+        ("adamw", || {
+            Ok(Box::new(AdamW::new(AdamWConfig::default())?))
+        }),
+    ]
+}
+
+#[test]
+fn rules_agree_with_the_cpu() -> Result<()> {
+    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-13)] {
+        let start = random(1, dtype)?;
+        for (name, new) in rules() {
+            let (mut on_cpu, mut on_gpu) = (bag(&start, Device::Cpu)?, bag(&start, device())?);
+            let (mut cpu, mut gpu) = (new()?, new()?);
+            for step in 0..4 {
+                let lr = cpu.learning_rate() * 0.9;
+                for (optimizer, bag) in [(&mut cpu, &mut on_cpu), (&mut gpu, &mut on_gpu)] {
+                    optimizer.set_learning_rate(lr);
+                    let grads = gradients(bag, step, dtype)?;
+                    optimizer.step(bag, &grads)?;
+                }
+            }
+            let what = format!("{name} in {dtype}");
+            assert_close(&on_gpu.0, &on_cpu.0, tolerance, &what)?;
+            let (a, b) = (gpu.state()?, cpu.state()?);
+            assert!(a.iter().map(|(n, _)| n).eq(b.iter().map(|(n, _)| n)));
+            let [a, b] = [a, b].map(|s| s.into_iter().map(|(_, t)| t).collect::<Vec<_>>());
+            assert_close(&a, &b, tolerance, &format!("{what}, states"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_saved_state_goes_on_on_the_other_device() -> Result<()> {
+    let start = random(2, DType::F64)?;
+    let (mut on_cpu, mut on_gpu) = (bag(&start, Device::Cpu)?, bag(&start, device())?);
+    let new = || Adam::new(AdamConfig::default());
+    let (mut cpu, mut gpu) = (new()?, new()?);
+    let grads = gradients(&on_cpu, 0, DType::F64)?;
+    cpu.step(&mut on_cpu, &grads)?;
+    for (to, from) in on_gpu.0.iter_mut().zip(&on_cpu.0) {
+        to.copy_(from)?;
+    }
+    gpu.load_state(&mut on_gpu, &cpu.state()?)?;
+    let grads = gradients(&on_cpu, 1, DType::F64)?;
+    cpu.step(&mut on_cpu, &grads)?;
+    let grads = gradients(&on_gpu, 1, DType::F64)?;
+    gpu.step(&mut on_gpu, &grads)?;
+    assert_close(&on_gpu.0, &on_cpu.0, 1e-13, "resumed")
+}
+
+#[test]
+fn clones_keep_their_numbers_and_what_vanishes_is_zero() -> Result<()> {
+    let ones = Tensor::ones([5], DType::F32)?;
+    let mut bag = bag(&[ones], device())?;
+    let mut sgd = Sgd::new(SgdConfig {
+        lr: 0.5,
+        weight_decay: 1.0,
+        momentum: 0.1,
+        ..SgdConfig::default()
+    })?;
+    let mut grads = Gradients::default();
+    grads.insert(&bag.0[0], bag.0[0].zeros_like()?);
+    let kept = bag.0[0].clone();
+    for _ in 0..400 {
+        sgd.step(&mut bag, &grads)?;
+        for (_, t) in sgd.state()?.iter().filter(|(_, t)| t.dtype() == DType::F32) {
+            assert!(t.to_vec::<f32>()?.iter().all(|x| !x.is_subnormal()));
+        }
+    }
+    assert_eq!(bag.0[0].to_vec::<f32>()?, [0.0; 5]);
+    assert_eq!(kept.to_vec::<f32>()?, [1.0; 5]);
+    Ok(())
+}
+
+#[test]
+fn replays_of_a_captured_step_are_steps() -> Result<()> {
+    let Device::Cuda(gpu) = device() else {
+        unreachable!()
+    };
+    for (name, new) in rules() {
+        let start = random(3, DType::F32)?;
+        let (mut eager, mut replayed) = (bag(&start, device())?, bag(&start, device())?);
+        let (mut a, mut b) = (new()?, new()?);
+        let (of_a, of_b) = (
+            gradients(&eager, 0, DType::F32)?,
+            gradients(&replayed, 0, DType::F32)?,
+        );
+        // the first step makes the states
+        b.step(&mut replayed, &of_b)?;
+        let (graph, ()) = gpu.capture(|| b.step(&mut replayed, &of_b))?;
+        // the capture has counted a step that it did not make
+        graph.replay(graph.scalars())?;
+        a.step(&mut eager, &of_a)?;
+        a.step(&mut eager, &of_a)?;
+        for lr in [0.1, 0.05, 0.02] {
+            a.set_learning_rate(lr);
+            a.step(&mut eager, &of_a)?;
+            b.set_learning_rate(lr);
+            graph.replay(&b.replayed())?;
+        }
+        for (x, y) in eager.0.iter().zip(&replayed.0) {
+            assert_eq!(x.to_vec::<f32>()?, y.to_vec::<f32>()?, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_that_do_not_fit_are_errors() -> Result<()> {
+    let mut bag = bag(&[Tensor::ones([4], DType::F32)?], device())?;
+    let mut sgd = Sgd::new(SgdConfig::default())?;
+    for wrong in [
+        Tensor::ones([3], (DType::F32, device()))?,
+        Tensor::ones([4], (DType::F64, device()))?,
+        Tensor::ones([4], DType::F32)?,
+    ] {
+        let mut grads = Gradients::default();
+        grads.insert(&bag.0[0], wrong);
+        assert!(sgd.step(&mut bag, &grads).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn l2_and_norms_agree_with_the_cpu() -> Result<()> {
+    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-13)] {
+        let start = random(4, dtype)?;
+        let (mut on_cpu, mut on_gpu) = (bag(&start, Device::Cpu)?, bag(&start, device())?);
+        let (a, b) = (l2_loss(&mut on_gpu, 0.3)?, l2_loss(&mut on_cpu, 0.3)?);
+        assert!((a - b).abs() <= 1e-13 * b, "{a} {b}");
+        let scalar = l2_penalty(&mut on_gpu, 0.3)?.unwrap();
+        assert_eq!((scalar.device(), scalar.item()?), (device(), a));
+        let norm = |b: &Bag| global_norm(&b.0.iter().collect::<Vec<_>>())?.item();
+        let (a, b) = (norm(&on_gpu)?, norm(&on_cpu)?);
+        assert!((a - b).abs() <= 1e-13 * b, "{a} {b}");
+
+        let mut found = Vec::new();
+        for bag in [&mut on_gpu, &mut on_cpu] {
+            let mut grads = gradients(bag, 5, dtype)?;
+            let shared: Vec<Tensor> = bag.0.iter().filter_map(|t| grads.get(t)).cloned().collect();
+            let before = global_norm(&shared.iter().collect::<Vec<_>>())?.item()?;
+            add_l2_gradients(bag, 0.7, &mut grads)?;
+            let after = global_norm(&shared.iter().collect::<Vec<_>>())?.item()?;
+            assert_eq!(before, after, "a gradient that others hold was written");
+            let all = bag.0.iter().map(|t| grads.get(t).cloned());
+            found.push(all.collect::<Vec<_>>());
+        }
+        let cpu = found.pop().unwrap();
+        for (i, (a, b)) in found[0].iter().zip(&cpu).enumerate() {
+            assert_eq!(a.is_some(), b.is_some());
+            if let (Some(a), Some(b)) = (a, b) {
+                assert_close(&[a.clone()], &[b.clone()], tolerance, &format!("l2 of {i}"))?;
+            }
+        }
+    }
+    Ok(())
+}
