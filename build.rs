@@ -10,6 +10,7 @@ fn main() {
 mod emulator {
     use std::fmt::Write;
     use std::path::{Path, PathBuf};
+    use std::process::Command;
     use std::{env, fs};
 
     /// A file of kernels: `kernels/pool.cu`, compiled through a generated `pool.cpp`.
@@ -41,10 +42,9 @@ mod emulator {
         }
         sanitize(&sanitizer, &mut kernels, &mut runtime);
 
-        let mut link_all = String::new();
-        let mut calls = String::new();
+        let mut stems = Vec::new();
         for Kernels { stem, source } in kernel_files(&root) {
-            // an unnamed namespace, so that files cannot clash and templates may hold __shared__ arrays
+            // an unnamed namespace, so that the files' names cannot clash
             let wrapper = format!(
                 "#define EMU_TU {stem}\n#include \"emulator/emu.h\"\nnamespace {{\n#include \"{}\"\n}}\n\
                  extern \"C\" void emu_link_{stem}(void) {{}}\n",
@@ -53,10 +53,21 @@ mod emulator {
             let path = out.join(format!("{stem}.cpp"));
             write(&path, &wrapper);
             kernels.file(path);
+            stems.push(stem);
+        }
+        let mut library = cc::Build::new();
+        for (stem, object) in stems.iter().zip(kernels.compile_intermediates()) {
+            library.object(gather_shared(&kernels, stem, &object));
+        }
+        library.compile("cotangent_emulated_kernels");
+
+        // a symbol of every file, so that the linker takes them all
+        let mut link_all = String::new();
+        let mut calls = String::new();
+        for stem in stems {
             let _ = writeln!(link_all, "extern \"C\" void emu_link_{stem}(void);");
             let _ = writeln!(calls, "  emu_link_{stem}();");
         }
-        let any = !calls.is_empty();
         let _ = write!(
             link_all,
             "extern \"C\" void emu_link_all_kernels(void) {{\n{calls}}}\n"
@@ -69,9 +80,6 @@ mod emulator {
         }
         println!("cargo:rerun-if-changed=kernels");
 
-        if any {
-            kernels.compile("cotangent_emulated_kernels");
-        }
         runtime.compile("cotangent_emulator");
         // rustc links with -nodefaultlibs, where the compiler's -fsanitize adds nothing: name the libraries
         for library in match sanitizer.as_str() {
@@ -91,9 +99,12 @@ mod emulator {
             .opt_level(2)
             .debug(true)
             .warnings(false)
+            .flag("-fdata-sections")
             .include(root.join("kernels"))
             // fused multiply-add and conversion of f16, as the device has them
             .flag("-march=x86-64-v3")
+            // a stack that is too small ends at the page that guards it, and not behind that
+            .flag("-fstack-clash-protection")
             // messages name kernels/pool.cu, wherever the tree lies
             .flag(format!("-fmacro-prefix-map={}/=", root.display()));
         build
@@ -109,7 +120,6 @@ mod emulator {
                     build
                         .flag("-fsanitize=address,undefined")
                         .flag("-fno-sanitize-recover=undefined")
-                        .flag("-fsanitize-sections=emu_shared_*")
                         .flag("-fno-omit-frame-pointer");
                 }
             }
@@ -118,6 +128,25 @@ mod emulator {
                 runtime.define("EMU_TSAN", None);
             }
             other => panic!("COTANGENT_SANITIZER={other}: asan and tsan are known"),
+        }
+    }
+
+    /// The object with its `__shared__` arrays (functions' static variables: C++ begins their names
+    /// with `_ZZ`) gathered in a section of their own, between `__start_` and `__stop_` of its name.
+    fn gather_shared(build: &cc::Build, stem: &str, object: &Path) -> PathBuf {
+        let script = object.with_extension("ld");
+        let section = format!("emu_shared_{stem} 0 : {{ *(.bss._ZZ* .data._ZZ*) }}");
+        write(&script, &format!("SECTIONS {{ {section} }}\n"));
+        let gathered = object.with_extension("gathered.o");
+        let status = Command::new(build.get_compiler().path())
+            .args(["-r", "-nostdlib", "-T"])
+            .args([&script, object])
+            .arg("-o")
+            .arg(&gathered)
+            .status();
+        match status {
+            Ok(status) if status.success() => gathered,
+            other => panic!("linking {}: {other:?}", object.display()),
         }
     }
 

@@ -1,33 +1,35 @@
 // batch_norm.cu - batch normalization with its ReLU, on a matrix (m, c) with a column a channel.
 #include "columns.cuh"
 
-// y = (x - k) a + b in one channel. k is the mean rounded to T and `rest` what the rounding added,
+// y = (x - k) a + b in one channel. k is the mean rounded to f32 and `rest` what the rounding added,
 // so that numbers far from 0 keep their digits.
 template <class T> struct Affine {
-  T k, a, b;
+  wide<T> k, a, b;
   double rest, invstd;
   __device__ __forceinline__ void read(const T* weight, const T* bias, const double* mean, const double* var, double eps, int c) {
-    k = (T)mean[c];
+    k = (wide<T>)mean[c];
     rest = k - mean[c];
     invstd = 1 / sqrt(var[c] + eps);
-    double scale = weight[c] * invstd;
-    a = (T)scale;
-    b = (T)(bias[c] + rest * scale);
+    double scale = widen(weight[c]) * invstd;
+    a = (wide<T>)scale;
+    b = (wide<T>)(widen(bias[c]) + rest * scale);
   }
-  __device__ __forceinline__ T y(T x) const { return fma(x - k, a, b); }
+  __device__ __forceinline__ wide<T> y(wide<T> x) const { return fma(x - k, a, b); }
   // the gradient through the ReLU, where forward's own formula says that it passed
-  __device__ __forceinline__ T mask(T x, T dy, int relu) const { return !relu || y(x) > 0 ? dy : T(0); }
+  __device__ __forceinline__ wide<T> mask(wide<T> x, wide<T> dy, int relu) const { return !relu || y(x) > 0 ? dy : 0; }
 };
 
 template <class T, int V>
 __device__ __forceinline__ void sums_body(const Columns& s, const T* x, double* partial, double* scratch) {
   Share at = share_of<V>(s);
-  Lane<T, V> k = at.n ? load<T, V>(x + at.c) : Lane<T, V>{};
-  column_sums<T, V>(s, at, scratch, partial, [&](int r, T* a, T* b) {
+  wide<T> k[V];
+#pragma unroll
+  for (int v = 0; v < V; v++) k[v] = at.n ? widen(x[at.c + v]) : 0;
+  column_sums<T, V>(s, at, scratch, partial, [&](int r, wide<T>* a, wide<T>* b) {
     Lane<T, V> p = load<T, V>(x + (size_t)r * s.c + at.c);
 #pragma unroll
     for (int v = 0; v < V; v++) {
-      T d = p.v[v] - k.v[v];
+      wide<T> d = widen(p.v[v]) - k[v];
       a[v] += d, b[v] = fma(d, d, b[v]);
     }
   });
@@ -37,9 +39,9 @@ __device__ __forceinline__ void sums_body(const Columns& s, const T* x, double* 
 #define SUMS(NAME, T)                                                                        \
   KERNEL(256, batch_norm_sums_##NAME, Columns s, const T* x, double* partial) {              \
     __shared__ double scratch[column_scratch<T>];                                            \
-    s.wide ? sums_body<T, Pack<T>::N>(s, x, partial, scratch) : sums_body<T, 1>(s, x, partial, scratch); \
+    s.grouped ? sums_body<T, GROUP<T>>(s, x, partial, scratch) : sums_body<T, 1>(s, x, partial, scratch); \
   }
-FOR_REAL(SUMS)
+FOR_FLOAT(SUMS)
 
 template <class T>
 __device__ __forceinline__ void moments_body(const T* x, const double* partial, double* mean, double* var, int m, int c, int blocks) {
@@ -49,7 +51,7 @@ __device__ __forceinline__ void moments_body(const T* x, const double* partial, 
   combine(partial, channel, c, blocks, sum);
   if (threadIdx.x % 32) return;
   double d = sum[0] / m;
-  mean[channel] = x[channel] + d;
+  mean[channel] = widen(x[channel]) + d;
   var[channel] = nan_max(sum[1] / m - d * d, 0.0);
 }
 // mean = k + sum (x - k) / m, var = sum (x - k)^2 / m - (mean - k)^2. One warp a channel.
@@ -58,7 +60,7 @@ __device__ __forceinline__ void moments_body(const T* x, const double* partial, 
          int blocks) {                                                                                               \
     moments_body<T>(x, partial, mean, var, m, c, blocks);                                                                 \
   }
-FOR_REAL(MOMENTS)
+FOR_FLOAT(MOMENTS)
 
 template <class T, int V>
 __device__ __forceinline__ void normalize_body(const Columns& s, const T* x, const T* weight, const T* bias, const double* mean,
@@ -74,8 +76,8 @@ __device__ __forceinline__ void normalize_body(const Columns& s, const T* x, con
     Lane<T, V> t = load<T, V>(x + p);
 #pragma unroll
     for (int v = 0; v < V; v++) {
-      T u = f[v].y(t.v[v]);
-      t.v[v] = relu ? nan_max(u, T(0)) : u;
+      wide<T> u = f[v].y(widen(t.v[v]));
+      t.v[v] = narrow<T>(relu ? nan_max(u, wide<T>(0)) : u);
     }
     store<T, V>(y + p, t);
   }
@@ -85,10 +87,10 @@ __device__ __forceinline__ void normalize_body(const Columns& s, const T* x, con
 #define NORMALIZE(NAME, T)                                                                                            \
   KERNEL(256, batch_norm_##NAME, Columns s, const T* x, const T* weight, const T* bias, const double* mean,           \
          const double* var, T* y, double eps, int relu) {                                                             \
-    s.wide ? normalize_body<T, Pack<T>::N>(s, x, weight, bias, mean, var, y, eps, relu)                                    \
+    s.grouped ? normalize_body<T, GROUP<T>>(s, x, weight, bias, mean, var, y, eps, relu)                                    \
            : normalize_body<T, 1>(s, x, weight, bias, mean, var, y, eps, relu);                                            \
   }
-FOR_REAL(NORMALIZE)
+FOR_FLOAT(NORMALIZE)
 
 template <class T>
 __device__ __forceinline__ void running_body(const double* s, T* running, int c, double momentum, double factor) {
@@ -116,13 +118,13 @@ __device__ __forceinline__ void gradient_sums_body(const Columns& s, const T* x,
   Affine<T> f[V];
 #pragma unroll
   for (int v = 0; v < V; v++) f[v].read(weight, bias, mean, var, eps, (at.n ? at.c : 0) + v);
-  column_sums<T, V>(s, at, scratch, partial, [&](int r, T* a, T* b) {
+  column_sums<T, V>(s, at, scratch, partial, [&](int r, wide<T>* a, wide<T>* b) {
     size_t p = (size_t)r * s.c + at.c;
     Lane<T, V> t = load<T, V>(x + p), d = load<T, V>(dy + p);
 #pragma unroll
     for (int v = 0; v < V; v++) {
-      T g = f[v].mask(t.v[v], d.v[v], relu);
-      a[v] += g, b[v] = fma(g, t.v[v] - f[v].k, b[v]);
+      wide<T> u = widen(t.v[v]), g = f[v].mask(u, widen(d.v[v]), relu);
+      a[v] += g, b[v] = fma(g, u - f[v].k, b[v]);
     }
   });
 }
@@ -132,54 +134,58 @@ __device__ __forceinline__ void gradient_sums_body(const Columns& s, const T* x,
   KERNEL(256, batch_norm_gradient_sums_##NAME, Columns s, const T* x, const T* dy, const T* weight, const T* bias,      \
          const double* mean, const double* var, double* partial, double eps, int relu) {                                \
     __shared__ double scratch[column_scratch<T>];                                                                       \
-    s.wide ? gradient_sums_body<T, Pack<T>::N>(s, x, dy, weight, bias, mean, var, partial, scratch, eps, relu)               \
+    s.grouped ? gradient_sums_body<T, GROUP<T>>(s, x, dy, weight, bias, mean, var, partial, scratch, eps, relu)               \
            : gradient_sums_body<T, 1>(s, x, dy, weight, bias, mean, var, partial, scratch, eps, relu);                       \
   }
-FOR_REAL(GRADIENT_SUMS)
+FOR_FLOAT(GRADIENT_SUMS)
 
 template <class T>
-__device__ __forceinline__ void parameters_body(const double* partial, const double* mean, const double* var, T* dweight,
-                                           T* dbias, int c, int blocks, double eps) {
+__device__ __forceinline__ void parameters_body(const double* partial, const double* mean, const double* var, double* totals,
+                                                T* dweight, T* dbias, int c, int blocks, double eps) {
   int channel = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
   if (channel >= c) return;
   double sum[2];
   combine(partial, channel, c, blocks, sum);
   if (threadIdx.x % 32) return;
-  double rest = (T)mean[channel] - mean[channel];
-  dbias[channel] = (T)sum[0];
-  dweight[channel] = (T)((sum[1] + rest * sum[0]) / sqrt(var[channel] + eps));
+  double rest = (wide<T>)mean[channel] - mean[channel];
+  double slope = (sum[1] + rest * sum[0]) / sqrt(var[channel] + eps);
+  totals[channel] = sum[0], totals[c + channel] = slope;
+  dbias[channel] = narrow<T>((wide<T>)sum[0]);
+  dweight[channel] = narrow<T>((wide<T>)slope);
 }
-// dbias = sum g, dweight = sum g (x - mean) invstd. One warp a channel.
+// dbias = sum g, dweight = sum g (x - mean) invstd; totals holds both unrounded. One warp a channel.
 #define PARAMETERS(NAME, T)                                                                                        \
   KERNEL(256, batch_norm_parameters_##NAME, const double* partial, const double* mean, const double* var,          \
-         T* dweight, T* dbias, int c, int blocks, double eps) {                                                    \
-    parameters_body<T>(partial, mean, var, dweight, dbias, c, blocks, eps);                                             \
+         double* totals, T* dweight, T* dbias, int c, int blocks, double eps) {                                    \
+    parameters_body<T>(partial, mean, var, totals, dweight, dbias, c, blocks, eps);                                \
   }
-FOR_REAL(PARAMETERS)
+FOR_FLOAT(PARAMETERS)
 
 template <class T, int V>
 __device__ __forceinline__ void backward_body(const Columns& s, const T* x, const T* dy, const T* weight, const T* bias,
-                                         const double* mean, const double* var, const T* dweight, const T* dbias,
-                                         T* dx, double eps, int relu, int training) {
+                                              const double* mean, const double* var, const double* totals, T* dx,
+                                              double eps, int relu, int training) {
   Share at = share_of<V>(s);
   if (!at.n) return;
   Affine<T> f[V];
-  T slope[V], level[V];
+  wide<T> slope[V], level[V];
 #pragma unroll
   for (int v = 0; v < V; v++) {
     int c = at.c + v;
     f[v].read(weight, bias, mean, var, eps, c);
-    double share = training ? -(double)f[v].a / s.m : 0, tilt = share * f[v].invstd * dweight[c];
-    slope[v] = (T)tilt;
-    level[v] = (T)(share * dbias[c] + tilt * f[v].rest);
+    double share = training ? -(double)f[v].a / s.m : 0, tilt = share * f[v].invstd * totals[s.c + c];
+    slope[v] = (wide<T>)tilt;
+    level[v] = (wide<T>)(share * totals[c] + tilt * f[v].rest);
   }
 #pragma unroll 4
   for (int i = 0; i < at.n; i++) {
     size_t p = (size_t)(at.r + i * at.step) * s.c + at.c;
     Lane<T, V> t = load<T, V>(x + p), d = load<T, V>(dy + p);
 #pragma unroll
-    for (int v = 0; v < V; v++)
-      d.v[v] = f[v].a * f[v].mask(t.v[v], d.v[v], relu) + fma(slope[v], t.v[v] - f[v].k, level[v]);
+    for (int v = 0; v < V; v++) {
+      wide<T> u = widen(t.v[v]), g = f[v].mask(u, widen(d.v[v]), relu);
+      d.v[v] = narrow<T>(f[v].a * g + fma(slope[v], u - f[v].k, level[v]));
+    }
     store<T, V>(dx + p, d);
   }
 }
@@ -187,9 +193,8 @@ __device__ __forceinline__ void backward_body(const Columns& s, const T* x, cons
 // One block a tile of channels and a block of rows.
 #define BACKWARD(NAME, T)                                                                                              \
   KERNEL(256, batch_norm_backward_##NAME, Columns s, const T* x, const T* dy, const T* weight, const T* bias,          \
-         const double* mean, const double* var, const T* dweight, const T* dbias, T* dx, double eps, int relu,         \
-         int training) {                                                                                               \
-    s.wide ? backward_body<T, Pack<T>::N>(s, x, dy, weight, bias, mean, var, dweight, dbias, dx, eps, relu, training)       \
-           : backward_body<T, 1>(s, x, dy, weight, bias, mean, var, dweight, dbias, dx, eps, relu, training);               \
+         const double* mean, const double* var, const double* totals, T* dx, double eps, int relu, int training) {     \
+    s.grouped ? backward_body<T, GROUP<T>>(s, x, dy, weight, bias, mean, var, totals, dx, eps, relu, training)            \
+           : backward_body<T, 1>(s, x, dy, weight, bias, mean, var, totals, dx, eps, relu, training);                  \
   }
-FOR_REAL(BACKWARD)
+FOR_FLOAT(BACKWARD)

@@ -13,7 +13,8 @@ Only what changed is compiled again, by the hashes in MANIFEST.txt. Every file m
     file says `// spills-allowed: KERNEL reason` (KERNEL may end in *).
 
 RESOURCES.txt lists what each kernel takes of a compute capability 9.0 device, so that a review
-sees a change; dynamic shared memory is chosen at the launch and is not in it.
+sees a change; dynamic shared memory is chosen at the launch and is not in it. modules.rs embeds
+the files in the library.
 """
 
 import argparse
@@ -287,7 +288,7 @@ def build(folder, chosen):
 
 
 def write(folder, manifest, rows):
-    """MANIFEST.txt and RESOURCES.txt of the sources that there are; nothing of those that went."""
+    """MANIFEST.txt, RESOURCES.txt and modules.rs; nothing stays of sources that went."""
     names = sources()
     for ptx in folder.glob("*.ptx"):
         if ptx.stem + ".cu" not in names:
@@ -295,6 +296,9 @@ def write(folder, manifest, rows):
     known = {*names, *shared_hashes(), *(f"ptx/{cu[:-3]}.ptx" for cu in names)}
     lines = [f"{manifest[name]}  {name}\n" for name in sorted(known & manifest.keys())]
     (folder / "MANIFEST.txt").write_text("".join(lines))
+    modules = sorted(path.stem for path in folder.glob("*.ptx"))
+    pairs = "".join(f'    ("{stem}", include_str!("{stem}.ptx")),\n' for stem in modules)
+    (folder / "modules.rs").write_text(f"&[\n{pairs}]\n")
     table = [HEADINGS] + [[cu, *row] for cu in names for row in sorted(rows.get(cu, []))]
     (folder / "RESOURCES.txt").write_text("".join(COLUMNS.format(*row) + "\n" for row in table))
 

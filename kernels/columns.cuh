@@ -3,10 +3,10 @@
 #include "lane.cuh"
 
 // How a matrix (m, c) is cut: blocks of 256 threads, `lanes` of them side by side, each with one
-// column or (wide) 16 bytes of columns; blockIdx.x counts the tiles of columns, blockIdx.y the
-// blocks of `rows` rows. Made by cuda::columns::Columns on the host.
+// column or (grouped) GROUP columns; blockIdx.x counts the tiles of columns, blockIdx.y the blocks of
+// `rows` rows. Made by cuda::columns::Columns on the host.
 struct Columns {
-  int m, c, lanes, rows, wide;
+  int m, c, lanes, rows, grouped;
 };
 
 // A thread's share: `n` rows from `r` on, `step` apart, of the columns from `c` on.
@@ -20,10 +20,10 @@ template <int V> __device__ __forceinline__ Share share_of(const Columns& s) {
   return {c, start + row, step, c < s.c && left > 0 ? (left + step - 1) / step : 0};
 }
 
-// Rows that are summed in T before the sum goes on in f64.
+// Rows that are summed in f32 before the sum goes on in f64.
 constexpr int SHORT = 32;
 // Elements of shared memory that column_sums wants.
-template <class T> constexpr int column_scratch = 2 * 256 * Pack<T>::N;
+template <class T> constexpr int column_scratch = 2 * 256 * GROUP<T>;
 
 // For each of the thread's columns c + v the sums over the block's rows of what `add(r, a, b)` adds
 // to a[v] and b[v]: into partial[0][c + v][blockIdx.y] and partial[1][c + v][blockIdx.y].
@@ -31,7 +31,7 @@ template <class T, int V, class F>
 __device__ __forceinline__ void column_sums(const Columns& s, const Share& at, double* scratch, double* partial, F add) {
   double sum[2 * V] = {};
   for (int first = 0; first < at.n; first += SHORT) {
-    T a[V] = {}, b[V] = {};
+    wide<T> a[V] = {}, b[V] = {};
     int n = min(SHORT, at.n - first);
 #pragma unroll 4
     for (int i = 0; i < n; i++) add(at.r + (first + i) * at.step, a, b);

@@ -1,10 +1,11 @@
 // loss.cu - losses of a classifier from logits (rows, n) and labels, their gradients, right answers.
 #include "team.cuh"
 
-// A row's label; -1 where there is no row or no such class, which one thread of the team reports.
-__device__ __forceinline__ int label_of(const i64* labels, int rows, int n, const Team& t, i64* fault, int op) {
+// The label as read from the row's place, 0 where there is no row.
+__device__ __forceinline__ i64 read_label(const i64* labels, int rows, const Team& t) { return t.row < (unsigned)rows ? labels[t.row] : 0; }
+// What was read, as a class; -1 where there is no row or no such class, which one thread reports.
+__device__ __forceinline__ int class_of(i64 label, int rows, int n, const Team& t, i64* fault, int op) {
   if (t.row >= (unsigned)rows) return -1;
-  i64 label = labels[t.row];
   if (label >= 0 && label < n) return (int)label;
   if (t.lane == 0) report_index(fault, op, label, n);
   return -1;
@@ -17,8 +18,7 @@ __device__ __forceinline__ void cross_entropy_body(const T* x, const i64* labels
   Team t(lanes);
   unsigned count = t.row < (unsigned)rows ? n : 0, step = Held<T>::N * lanes, last = 0;
   const T* p = x + (size_t)t.row * n;
-  int label = label_of(labels, rows, n, t, fault, op);
-  T own = label < 0 ? T(NAN) : p[label];  // asked for before the row, so that nobody waits for it after
+  i64 given = read_label(labels, rows, t);  // asked for before the row, looked at after it
   T level = T(0);
   Held<T> h;
   Exponentials<T> e;
@@ -27,6 +27,8 @@ __device__ __forceinline__ void cross_entropy_body(const T* x, const i64* labels
     e.add(h);
     last = from;
   }
+  int label = class_of(given, rows, n, t, fault, op);
+  T own = label < 0 ? T(NAN) : p[label];
   e.join(t, scratch);
   if (smoothing != 0) {  // else a logit of minus infinity elsewhere costs nothing
     for (unsigned from = last; count; from -= step) {
@@ -90,7 +92,7 @@ __device__ __forceinline__ void svm_loss_body(const T* x, const i64* labels, T* 
   Team t(lanes);
   unsigned count = t.row < (unsigned)rows ? n : 0;
   const T* p = x + (size_t)t.row * n;
-  int label = label_of(labels, rows, n, t, fault, op);
+  int label = class_of(read_label(labels, rows, t), rows, n, t, fault, op);
   T own = label < 0 ? T(NAN) : p[label], sum = T(0);
   Held<T> h;
   for (unsigned from = 0; from < count; from += h.N * lanes) {
@@ -153,7 +155,7 @@ __device__ __forceinline__ void correct_body(const T* x, const i64* labels, i64*
   Team t(lanes);
   unsigned count = t.row < (unsigned)rows ? n : 0;
   const T* p = x + (size_t)t.row * n;
-  int label = label_of(labels, rows, n, t, fault, op);
+  int label = class_of(read_label(labels, rows, t), rows, n, t, fault, op);
   T own = label < 0 ? T(NAN) : p[label];
   int beaten = 0;
   for (unsigned i = t.lane; i < count; i += lanes) beaten += !(i < (unsigned)label ? p[i] < own : p[i] <= own);

@@ -17,6 +17,7 @@ template <int V> __device__ __forceinline__ Place place_of(const Pool& p, int h,
   unsigned pixel = t / groups, row = pixel / w, image = row / h;
   return {(int)image, (int)(row - image * h), (int)(pixel - row * w), (int)(t - pixel * groups) * V, (int)image < p.n};
 }
+// A tensor has fewer than 2^31 elements.
 __device__ __forceinline__ int pixel_at(int n, int i, int j, int c, int h, int w, int channels) {
   return ((n * h + i) * w + j) * channels + c;
 }
@@ -48,6 +49,7 @@ template <class F> __device__ __forceinline__ void windows(const Pool& p, const 
   for (int oi = ri.first; oi < ri.end; oi++) {
     int y = e.i + p.ph - oi * p.sh;
     if (p.dh > 1 && y % p.dh) continue;
+#pragma unroll 1
     for (int oj = rj.first; oj < rj.end; oj++) {
       int x = e.j + p.pw - oj * p.sw;
       if (p.dw > 1 && x % p.dw) continue;
@@ -60,7 +62,7 @@ template <class T, class I, int V> __device__ __forceinline__ void max_pool2d_bo
   Place o = place_of<V>(p, p.oh, p.ow);
   if (!o.valid) return;
   wide<T> best[V];
-  Lane<I, V> index = {};
+  int index[V] = {};
   bool first = true;
 #pragma unroll
   for (int v = 0; v < V; v++) best[v] = -INFINITY;  // of a window that lies wholly in the padding
@@ -69,16 +71,17 @@ template <class T, class I, int V> __device__ __forceinline__ void max_pool2d_bo
 #pragma unroll
     for (int v = 0; v < V; v++) {
       wide<T> u = widen(t.v[v]);
-      if (first || u > best[v] || u != u) best[v] = u, index.v[v] = (I)k;
+      if (first || u > best[v] || u != u) best[v] = u, index[v] = k;
     }
     first = false;
   });
   Lane<T, V> out;
+  Lane<I, V> out_index;
 #pragma unroll
-  for (int v = 0; v < V; v++) out.v[v] = narrow<T>(best[v]);
+  for (int v = 0; v < V; v++) out.v[v] = narrow<T>(best[v]), out_index.v[v] = (I)index[v];
   int at = pixel_at(o.n, o.i, o.j, o.c, p.oh, p.ow, p.c);
   store<T, V>(y + at, out);
-  store<I, V>(arg + at, index);
+  store<I, V>(arg + at, out_index);
 }
 template <class T, class I, int V>
 __device__ __forceinline__ void max_pool2d_backward_body(const Pool& p, const I* arg, const T* dy, T* dx) {
@@ -104,7 +107,8 @@ template <class T> __device__ __forceinline__ T share(const Pool& p, int i, int 
                         : (min(y + p.kh, p.h) - max(y, 0)) * (min(x + p.kw, p.w) - max(x, 0));
   return T(1) / T(n);
 }
-template <class T, int V> __device__ __forceinline__ void avg_pool2d_body(const Pool& p, const T* x, T* y, int count_padding) {
+template <class T, int V> __device__ __forceinline__ void avg_pool2d_body(Pool p, const T* x, T* y, int count_padding) {
+  p.dh = p.dw = 1;  // as the host has checked: less to compute
   Place o = place_of<V>(p, p.oh, p.ow);
   if (!o.valid) return;
   wide<T> sum[V] = {}, part = share<wide<T>>(p, o.i, o.j, count_padding);
@@ -119,7 +123,8 @@ template <class T, int V> __device__ __forceinline__ void avg_pool2d_body(const 
   store<T, V>(y + pixel_at(o.n, o.i, o.j, o.c, p.oh, p.ow, p.c), out);
 }
 template <class T, int V>
-__device__ __forceinline__ void avg_pool2d_backward_body(const Pool& p, const T* dy, T* dx, int count_padding) {
+__device__ __forceinline__ void avg_pool2d_backward_body(Pool p, const T* dy, T* dx, int count_padding) {
+  p.dh = p.dw = 1;  // as the host has checked: less to compute
   Place e = place_of<V>(p, p.h, p.w);
   if (!e.valid) return;
   wide<T> sum[V] = {};
@@ -136,36 +141,34 @@ __device__ __forceinline__ void avg_pool2d_backward_body(const Pool& p, const T*
 }
 
 // y = max over the window, arg = its number in the window; the first of equals, and NaN wins.
-// One thread an output pixel and V channels. `long` indices where a window has more than 256 elements.
-#define MAX_POOL(NAME, T)                                                                                       \
-  KERNEL(256, max_pool2d_##NAME, Pool p, const T* x, T* y, u8* arg, int wide) {                                 \
-    wide ? max_pool2d_body<T, u8, Pack<T>::N>(p, x, y, arg) : max_pool2d_body<T, u8, 1>(p, x, y, arg);          \
-  }                                                                                                             \
-  KERNEL(256, max_pool2d_long_##NAME, Pool p, const T* x, T* y, i64* arg, int) { max_pool2d_body<T, i64, 1>(p, x, y, arg); }
-FOR_FLOAT(MAX_POOL)
+// One thread an output pixel and V channels. `long`: windows of more than 256 elements.
+#define MAX_POOL(NAME, T, I)                                                                                    \
+  KERNEL(256, max_pool2d_##NAME, Pool p, const T* x, T* y, I* arg, int grouped) {                               \
+    grouped ? max_pool2d_body<T, I, GROUP<T>>(p, x, y, arg) : max_pool2d_body<T, I, 1>(p, x, y, arg);           \
+  }
+#define MAX_POOLS(NAME, T) MAX_POOL(NAME, T, u8) MAX_POOL(long_##NAME, T, i64)
+FOR_FLOAT(MAX_POOLS)
 
 // dx = sum of dy over the windows whose maximum it was. One thread an input pixel and V channels.
-#define MAX_POOL_BACKWARD(NAME, T)                                                                              \
-  KERNEL(256, max_pool2d_backward_##NAME, Pool p, const u8* arg, const T* dy, T* dx, int wide) {                \
-    wide ? max_pool2d_backward_body<T, u8, Pack<T>::N>(p, arg, dy, dx)                                          \
-         : max_pool2d_backward_body<T, u8, 1>(p, arg, dy, dx);                                                  \
-  }                                                                                                             \
-  KERNEL(256, max_pool2d_long_backward_##NAME, Pool p, const i64* arg, const T* dy, T* dx, int) {               \
-    max_pool2d_backward_body<T, i64, 1>(p, arg, dy, dx);                                                        \
+#define MAX_POOL_BACKWARD(NAME, T, I)                                                                           \
+  KERNEL(256, max_pool2d_backward_##NAME, Pool p, const I* arg, const T* dy, T* dx, int grouped) {              \
+    grouped ? max_pool2d_backward_body<T, I, GROUP<T>>(p, arg, dy, dx)                                          \
+            : max_pool2d_backward_body<T, I, 1>(p, arg, dy, dx);                                                \
   }
-FOR_FLOAT(MAX_POOL_BACKWARD)
+#define MAX_POOL_BACKWARDS(NAME, T) MAX_POOL_BACKWARD(NAME, T, u8) MAX_POOL_BACKWARD(long_##NAME, T, i64)
+FOR_FLOAT(MAX_POOL_BACKWARDS)
 
 // y = sum over the window / its elements. One thread an output pixel and V channels.
 #define AVG_POOL(NAME, T)                                                                                       \
-  KERNEL(256, avg_pool2d_##NAME, Pool p, const T* x, T* y, int count_padding, int wide) {                       \
-    wide ? avg_pool2d_body<T, Pack<T>::N>(p, x, y, count_padding) : avg_pool2d_body<T, 1>(p, x, y, count_padding); \
+  KERNEL(256, avg_pool2d_##NAME, Pool p, const T* x, T* y, int count_padding, int grouped) {                       \
+    grouped ? avg_pool2d_body<T, GROUP<T>>(p, x, y, count_padding) : avg_pool2d_body<T, 1>(p, x, y, count_padding); \
   }
 FOR_FLOAT(AVG_POOL)
 
 // dx = sum of dy / its window's elements over the windows that hold it. One thread an input pixel and V channels.
 #define AVG_POOL_BACKWARD(NAME, T)                                                                              \
-  KERNEL(256, avg_pool2d_backward_##NAME, Pool p, const T* dy, T* dx, int count_padding, int wide) {            \
-    wide ? avg_pool2d_backward_body<T, Pack<T>::N>(p, dy, dx, count_padding)                                    \
+  KERNEL(256, avg_pool2d_backward_##NAME, Pool p, const T* dy, T* dx, int count_padding, int grouped) {            \
+    grouped ? avg_pool2d_backward_body<T, GROUP<T>>(p, dy, dx, count_padding)                                    \
          : avg_pool2d_backward_body<T, 1>(p, dy, dx, count_padding);                                            \
   }
 FOR_FLOAT(AVG_POOL_BACKWARD)

@@ -60,11 +60,7 @@ fn is_made_of_these_sources() {
 #[test]
 fn every_kernel_file_is_embedded() {
     let embedded: BTreeSet<_> = ptx::modules().iter().map(|m| m.0.to_string()).collect();
-    assert_eq!(
-        embedded,
-        stems(&kernels(), ".cu"),
-        "the list in src/cuda/ptx.rs"
-    );
+    assert_eq!(embedded, stems(&kernels(), ".cu"), "run kernels/build.py");
     assert_eq!(
         embedded,
         stems(&kernels().join("ptx"), ".ptx"),

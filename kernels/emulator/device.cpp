@@ -49,6 +49,9 @@ static void on_fault(int signal, siginfo_t* info, void*) {
     return;
   }
   if (is_overflow(running->fiber, info->si_addr)) fail("this thread's stack overflowed");
+  if (signal == SIGFPE) fail("an integer was divided by zero");
+  // x86 reports neither the address of an access that is not aligned nor one that no memory can have
+  if (info->si_code == SI_KERNEL) fail("access to a misaligned or impossible address");
   fail("illegal access to address %p", info->si_addr);
 }
 static void catch_faults() {
@@ -80,8 +83,8 @@ static void before_launch() {}
 #endif
 
 // ---------------------------------------------------------------- launch
-static uint64_t seed_of_process;
 static std::mutex one_launch;
+static thread_local uint64_t seed;  // of the calling OS thread's launches
 static thread_local std::string last_error;
 
 static std::string printed(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -126,7 +129,7 @@ static std::string refusal(const Kernel& k, const uint32_t grid[3], const uint32
   return problem;
 }
 
-static void run_blocks(const uint32_t grid[3], uint64_t seed) {
+static void run_blocks(const uint32_t grid[3]) {
   uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
   // a permutation of the blocks: i -> (i * step + first) mod blocks, where step and blocks have no common factor
   uint64_t step = 1, first = 0;
@@ -152,11 +155,11 @@ static int run(const Kernel& k, const uint32_t grid[3], const uint32_t block[3],
   }
   stats.launches++;
   before_launch();
-  launch = Launch{&k, args, seed_of_process, seed_of_process % 2 == 1, false, ""};
+  launch = Launch{&k, args, seed % 2 == 1, false, ""};
   blockDim = dim3(block[0], block[1], block[2]);
   gridDim = dim3(grid[0], grid[1], grid[2]);
   set_dynamic_shared(smem);
-  run_blocks(grid, launch.seed);
+  run_blocks(grid);
   if (!launch.failed) {
     each_pointer(k, args, [&](int index, void* pointer) {
       std::string where = check_canary(pointer);
@@ -194,10 +197,7 @@ void emu_init(void) {
     catch_faults();
   });
 }
-void emu_set_seed(uint64_t seed) {
-  std::lock_guard<std::mutex> guard(one_launch);
-  seed_of_process = seed;
-}
+void emu_set_seed(uint64_t chosen) { seed = chosen; }
 const void* emu_find(const char* name) {
   auto found = by_name.find(name);
   return found == by_name.end() ? nullptr : found->second;

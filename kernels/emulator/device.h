@@ -10,9 +10,9 @@ extern "C" {
 // Registers all kernels. Call before anything else; calling again does nothing.
 void emu_init(void);
 
-// Chooses the order of threads for later launches of the process. 0: in order. 1: in reverse. Others: a random order
-// of lanes, warps and blocks, always the same for the same number. With an odd seed cp.async copies at the wait that
-// completes it, with an even one at once: the device may do either.
+// Chooses the order of CUDA threads for later launches by the calling OS thread. 0: in order. 1: in reverse. Others: a
+// random order of lanes, warps and blocks, always the same for the same number. With an odd seed cp.async copies at
+// the wait that completes it, with an even one at once: the device may do either.
 void emu_set_seed(uint64_t seed);
 
 // A kernel's handle, NULL where no kernel has that name.

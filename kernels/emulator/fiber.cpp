@@ -80,17 +80,24 @@ bool is_overflow(const Fiber& fiber, const void* address) {
   return fiber.stack && address < fiber.stack->bottom && address >= fiber.stack->bottom - PAGE;
 }
 
-void abandon(Fiber& fiber) {
+void finish(Fiber& fiber) {
+  fiber.stack_pointer = nullptr;
   if (!fiber.stack) return;
 #ifdef EMU_ASAN
-  __asan_unpoison_memory_region(fiber.stack->bottom, STACK_BYTES);  // its frames never returned
+  __asan_unpoison_memory_region(fiber.stack->bottom, STACK_BYTES);  // its first frames never return
 #endif
-#ifdef EMU_TSAN
-  if (fiber.tsan_fiber) __tsan_destroy_fiber(fiber.tsan_fiber);
-  fiber.tsan_fiber = nullptr;
-#endif
+#ifndef EMU_TSAN  // to TSan a fiber is a thread: two of them on one stack would race
   free_stacks.push_back(fiber.stack);
   fiber.stack = nullptr;
+#endif
+}
+
+void abandon(Fiber& fiber) {
+  finish(fiber);
+#ifdef EMU_TSAN
+  if (fiber.tsan_fiber) __tsan_destroy_fiber(fiber.tsan_fiber);  // in the midst of its calls
+  fiber.tsan_fiber = nullptr;
+#endif
 }
 
 #ifdef EMU_ASAN
@@ -112,8 +119,8 @@ static void first_frame() {
 }
 
 void resume(Fiber& fiber, void (*body)()) {
-  if (!fiber.stack) {
-    fiber.stack = take_stack();
+  if (!fiber.stack_pointer) {
+    if (!fiber.stack) fiber.stack = take_stack();
     void** top = (void**)fiber.stack->top;
     *--top = nullptr;  // the return address of first_frame: the end for a debugger's backtrace
     *--top = (void*)first_frame;

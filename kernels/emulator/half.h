@@ -63,6 +63,16 @@ inline __half::operator float() const { return __half2float(*this); }
 inline __nv_bfloat16::__nv_bfloat16(float f) { *this = __float2bfloat16(f); }
 inline __nv_bfloat16::operator float() const { return __bfloat162float(*this); }
 
+// The device rounds each of these to 16 bits; refused here, so that no kernel does it unawares.
+#define EMU_NO_ARITHMETIC(T)     \
+  T operator+(T, T) = delete;    \
+  T operator-(T, T) = delete;    \
+  T operator*(T, T) = delete;    \
+  T operator/(T, T) = delete;
+EMU_NO_ARITHMETIC(__half)
+EMU_NO_ARITHMETIC(__nv_bfloat16)
+#undef EMU_NO_ARITHMETIC
+
 struct alignas(4) __half2 {
   __half x, y;
 };

@@ -1,43 +1,5 @@
-// language.h - CUDA's additions to C++: vector types, keywords, built-in variables, and how a kernel is declared.
+// language.h - CUDA's keywords, shared memory, and how a kernel is declared.
 #pragma once
-
-// ---------------------------------------------------------------- vector types, aligned as CUDA aligns them
-typedef unsigned char uchar;
-typedef unsigned short ushort;
-typedef unsigned int uint;
-typedef long long longlong;
-typedef unsigned long long ulonglong;
-
-#define EMU_VECTORS(T, NAME, ALIGN2, ALIGN4)                                              \
-  struct NAME##1 { T x; };                                                                \
-  struct alignas(ALIGN2) NAME##2 { T x, y; };                                             \
-  struct NAME##3 { T x, y, z; };                                                          \
-  struct alignas(ALIGN4) NAME##4 { T x, y, z, w; };                                       \
-  inline NAME##1 make_##NAME##1(T x) { return {x}; }                                      \
-  inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                              \
-  inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                      \
-  inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-EMU_VECTORS(signed char, char, 2, 4)
-EMU_VECTORS(unsigned char, uchar, 2, 4)
-EMU_VECTORS(short, short, 4, 8)
-EMU_VECTORS(unsigned short, ushort, 4, 8)
-EMU_VECTORS(int, int, 8, 16)
-EMU_VECTORS(unsigned, uint, 8, 16)
-EMU_VECTORS(float, float, 8, 16)
-EMU_VECTORS(double, double, 16, 16)
-EMU_VECTORS(long long, longlong, 16, 16)
-EMU_VECTORS(unsigned long long, ulonglong, 16, 16)
-
-struct dim3 {
-  unsigned x, y, z;
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-
-// ---------------------------------------------------------------- built-in variables
-// Ordinary globals that the scheduler sets before a thread goes on, so that gdb can print them.
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 // ---------------------------------------------------------------- keywords
 #define __CUDACC__ 1
@@ -55,17 +17,16 @@ constexpr int warpSize = 32;
 inline void __trap() { emu::fail("__trap()"); }
 
 // ---------------------------------------------------------------- shared memory
-// Static arrays of one file (EMU_TU is its name) lie in a section of their own, whose bounds the linker knows:
-// the runtime fills it with NaN before each block.
+// Static arrays are what C++ calls static. Those of one file (EMU_TU is its name) are put beside each other by build.rs,
+// in a section whose bounds the linker knows: the runtime fills it with NaN before each block. (An attribute cannot say
+// so: gcc drops it in a template.)
+#define __shared__ static
 #define EMU_JOIN_(a, b) a##b
 #define EMU_JOIN(a, b) EMU_JOIN_(a, b)
-#define EMU_STRING_(a) #a
-#define EMU_STRING(a) EMU_STRING_(a)
 #define EMU_SHARED_BEGIN EMU_JOIN(__start_emu_shared_, EMU_TU)
 #define EMU_SHARED_END EMU_JOIN(__stop_emu_shared_, EMU_TU)
-extern "C" char EMU_SHARED_BEGIN[] __attribute__((weak, visibility("hidden")));
+extern "C" char EMU_SHARED_BEGIN[] __attribute__((weak, visibility("hidden")));  // null: the file has none
 extern "C" char EMU_SHARED_END[] __attribute__((weak, visibility("hidden")));
-#define __shared__ static __attribute__((section("emu_shared_" EMU_STRING(EMU_TU))))
 
 // Dynamic shared memory as an array of T.
 #define DYN_SMEM(T, name) T* name = reinterpret_cast<T*>(emu::dynamic_shared())

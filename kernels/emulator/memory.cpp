@@ -119,7 +119,7 @@ void cp_async_wait(int groups_left) { complete_copies(*running, running->open_gr
 
 // ---------------------------------------------------------------- device memory
 // An allocation ends at a page without access (up to 15 bytes of canary between them, for the alignment) and has
-// another in front. Under a sanitizer it comes from malloc, which the sanitizer guards more closely.
+// another in front. Under ASan it comes from malloc, which ASan guards more closely.
 struct Allocation {
   size_t bytes;
   char *map, *body;  // the mapping; its part that has access
@@ -156,7 +156,7 @@ std::string check_canary(const void* pointer) {
 static void* allocate(size_t bytes) {
   Allocation a{bytes, nullptr, nullptr, 0, 0};
   void* pointer = nullptr;
-#if defined(EMU_ASAN) || defined(EMU_TSAN)
+#ifdef EMU_ASAN
   if (posix_memalign(&pointer, 256, bytes ? bytes : 1)) return nullptr;
   memset(pointer, 0xFF, bytes);
 #else

@@ -17,8 +17,8 @@ template <bool WRONG> __device__ void missing_barrier(const float* x, float* y, 
 }
 TWINS(missing_barrier)
 
-// y = x + its right neighbour, twice; without the barrier at the loop's end a thread overtakes its left neighbour's
-// read. In order of threads that does not show.
+// x := x + its right neighbour, twice; without the barrier at the loop's end a thread overtakes its left neighbour's
+// read
 template <bool WRONG> __device__ void missing_loop_barrier(const float* x, float* y, int n) {
   __shared__ float s[256];
   int t = threadIdx.x;
@@ -202,3 +202,12 @@ template <bool WRONG> __device__ void lost_update(const float* x, float* y, int 
   y[t] = (float)sum;
 }
 TWINS(lost_update)
+
+// y = x, with more local memory than a thread may have here
+template <bool WRONG> __device__ void huge_local_array(const float* x, float* y, int n) {
+  volatile float local[WRONG ? 100000 : 100];
+  int t = threadIdx.x;
+  local[t % 100] = x[t];
+  y[t] = local[t % 100];
+}
+TWINS(huge_local_array)

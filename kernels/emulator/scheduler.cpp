@@ -166,9 +166,7 @@ static void go_on(Thread& t) {
   lane = t.lane;
   resume(t.fiber, thread_body);
   running = nullptr;
-#ifndef EMU_TSAN  // to TSan a fiber is a thread: two of them on one stack would race
-  if (t.state == State::Done) abandon(t.fiber);
-#endif
+  if (t.state == State::Done && !launch.failed) finish(t.fiber);
 }
 
 // ---------------------------------------------------------------- a block's life
@@ -198,9 +196,6 @@ static void begin_block() {
     t.open_group = 0;
     t.barriers_passed = t.warp_barriers_passed = 0;
     t.copies.clear();
-#ifdef EMU_TSAN
-    t.fiber.stack_pointer = nullptr;
-#endif
   }
 }
 

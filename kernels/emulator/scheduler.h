@@ -3,10 +3,10 @@
 #include <string>
 #include <vector>
 
-#include "emu.h"
 #include "fiber.h"
+#include "runtime.h"
 #include "sanitizers.h"
-#undef __noinline__
+#include "vector_types.h"
 
 namespace emu {
 
@@ -45,7 +45,6 @@ struct Thread {
 struct Launch {
   const Kernel* kernel;
   void** args;
-  uint64_t seed;
   bool delay_copies;
   bool failed;
   std::string error;

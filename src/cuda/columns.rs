@@ -64,10 +64,10 @@ impl Columns {
     }
 }
 
-/// How many elements a thread loads at once: 16 bytes of them where rows of `width` elements, laid
-/// out so, all begin at a multiple of that, else 1.
+/// How many elements a thread takes at once, `GROUP` of `kernels/lane.cuh`, where rows of `width`
+/// elements, laid out so, all begin at a multiple of that; else 1.
 pub fn group(dtype: DType, width: usize, layouts: &[&Layout]) -> usize {
-    let n = 16 / dtype.size();
+    let n = if dtype == DType::F64 { 2 } else { 4 };
     let fits = width.is_multiple_of(n) && layouts.iter().all(|l| l.offset().is_multiple_of(n));
     if fits { n } else { 1 }
 }
@@ -79,7 +79,15 @@ mod tests {
     #[test]
     fn every_row_and_column_has_a_thread() -> Result<()> {
         for m in [0, 1, 2, 7, 128, 1000, 65_537, 1 << 20] {
-            for (c, group) in [(1, 1), (3, 1), (4, 4), (64, 4), (100, 4), (2048, 4), (260, 2)] {
+            for (c, group) in [
+                (1, 1),
+                (3, 1),
+                (4, 4),
+                (64, 4),
+                (100, 4),
+                (2048, 4),
+                (260, 2),
+            ] {
                 let cut = Columns::new(m, c, group)?;
                 let [_, _, lanes, rows, _] = cut.words.map(|w| w as usize);
                 assert!(THREADS.is_multiple_of(lanes) && lanes <= 32);

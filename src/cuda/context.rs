@@ -436,11 +436,6 @@ impl Buffer {
         self.gpu
             .with(|s| s.driver.copy(self.address, other.address, bytes))
     }
-
-    /// Fill with zero bytes.
-    pub(crate) fn zero(&self) -> Result<()> {
-        self.gpu.with(|s| s.driver.zero(self.address, self.bytes))
-    }
 }
 
 impl Drop for Buffer {

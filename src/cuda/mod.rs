@@ -5,10 +5,12 @@
 //! compiled as C++ for the CPU; feature `emulator`). [`context`] owns a device: its memory, its one
 //! stream, its captured graphs. [`kernel`] names kernels and their arguments; ops launch them.
 
+pub(crate) mod columns;
 mod context;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
+pub(crate) mod gemm;
 mod kernel;
 pub mod ptx;
 mod real;

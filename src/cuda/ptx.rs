@@ -3,28 +3,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-/// The texts of `kernels/ptx`, by the name of their `.cu`.
-macro_rules! embed {
-    ($($stem:literal),* $(,)?) => {
-        &[$(($stem, include_str!(concat!("../../kernels/ptx/", $stem, ".ptx")))),*]
-    };
-}
-
-const MODULES: &[(&str, &str)] = embed![
-    "augment",
-    "batch_norm",
-    "binary",
-    "copy",
-    "dropout",
-    "gemm",
-    "layer_norm",
-    "loss",
-    "optimizer",
-    "pool",
-    "reduce",
-    "softmax",
-    "unary",
-];
+/// Written by `kernels/build.py`: (`pool`, the text of `pool.ptx`) and so on.
+const MODULES: &[(&str, &str)] = include!("../../kernels/ptx/modules.rs");
 
 /// A kernel: where it is, and what a launch has to hand it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -131,5 +111,35 @@ mod tests {
             }
         }
         assert_eq!(entry("no_such_kernel"), None);
+    }
+
+    /// What a launch is checked against on a GPU is what the emulated device checks, as far as
+    /// the PTX tells.
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn parameters_are_those_of_the_sources() {
+        use crate::cuda::{driver::Driver, emulated::Emulated};
+
+        let mut device = Emulated::new();
+        for (name, parameters) in modules().iter().flat_map(|(_, text)| entries(text)) {
+            let full = device.find(name).unwrap().signature;
+            let mut letters = full.chars();
+            let mut expected = String::new();
+            while let Some(letter) = letters.next() {
+                match letter {
+                    // a pointer, and what it points to
+                    'r' | 'p' => {
+                        letters.next();
+                        expected.push('l');
+                    }
+                    'u' => expected.push('i'),
+                    other => expected.push(other),
+                }
+            }
+            assert_eq!(
+                parameters, expected,
+                "{name}: {full} in the emulator's letters"
+            );
+        }
     }
 }

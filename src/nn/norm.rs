@@ -109,7 +109,7 @@ impl<const RANK: usize> BatchNorm<RANK> {
             &op,
         )?;
         if mode == Mode::Train {
-            self.num_batches_tracked.make_mut::<i64>()?[0] += 1;
+            batch_norm::increment(&mut self.num_batches_tracked)?;
         }
         if relu { Ok(y) } else { activation.of(&y) }
     }
@@ -187,12 +187,22 @@ impl Module for LayerNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
+    use crate::ops::check::devices;
     use crate::random::Generator;
 
     #[test]
     fn running_statistics_follow_pytorch() -> Result<()> {
+        for device in devices()? {
+            running_statistics(device)?;
+        }
+        Ok(())
+    }
+
+    fn running_statistics(device: Device) -> Result<()> {
         let mut norm = BatchNorm1d::new(1)?;
-        let x = Tensor::from_vec(vec![1f32, 3.0], [2, 1])?;
+        crate::nn::to_device(&mut norm, device)?;
+        let x = Tensor::from_vec(vec![1f32, 3.0], [2, 1])?.to(device)?;
         // mean 2; variance 1 normalizes, 2 (unbiased) is kept
         let y = norm.forward(&x, Mode::Train)?.to_vec::<f32>()?;
         assert!((y[0] + 1.0).abs() < 1e-4 && (y[1] - 1.0).abs() < 1e-4);

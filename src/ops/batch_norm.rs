@@ -4,10 +4,13 @@ use std::sync::{Arc, OnceLock};
 
 use crate::autograd::{Op, apply};
 use crate::cpu::rows;
+use crate::cuda::columns::{self, Columns};
+use crate::cuda::{self, Arg, Gpu, kernels};
+use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::shape::Layout;
+use crate::shape::{IntoShape, Layout};
 use crate::tensor::Tensor;
 use crate::with_real;
 
@@ -38,11 +41,11 @@ impl Default for BatchNorm {
     }
 }
 
-/// Mean and biased variance of each channel.
+/// Mean and biased variance of each channel: (C), in f64.
 #[derive(Clone)]
 struct Moments {
-    mean: Vec<f64>,
-    var: Vec<f64>,
+    mean: Tensor,
+    var: Tensor,
 }
 
 /// y = (x - mean) / sqrt(var + eps) weight + bias for each channel, mean and variance over all
@@ -58,23 +61,19 @@ struct Saved {
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    mean: Vec<f64>,
-    /// 1 / sqrt(var + eps).
-    invstd: Vec<f64>,
+    moments: Moments,
+    settings: BatchNorm,
 }
 
-impl Saved {
-    /// y = x scale + shift: (scale, shift) of each channel.
-    fn affine<T: Real>(&self) -> Result<[Vec<T>; 2]> {
-        let (w, b) = (self.weight.to_vec::<T>()?, self.bias.to_vec::<T>()?);
-        let scale = |c: usize| w[c].to_f64() * self.invstd[c];
-        let channels = 0..w.len();
-        Ok([
-            channels.clone().map(|c| T::of(scale(c))).collect(),
-            channels
-                .map(|c| T::of(b[c].to_f64() - self.mean[c] * scale(c)))
-                .collect(),
-        ])
+/// Kernels read every input as the first one's dtype.
+pub(super) fn one_dtype<const N: usize>(op: &'static str, inputs: [&Tensor; N]) -> Result<()> {
+    match inputs.iter().find(|t| t.dtype() != inputs[0].dtype()) {
+        Some(other) => Err(Error::DType {
+            op,
+            expected: "tensors of one dtype",
+            got: other.dtype(),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -86,55 +85,59 @@ fn as_rows(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-fn rows_layout(x: &Tensor) -> Layout {
-    match x.rank() {
-        4 => Layout::channels_last(*x.shape()),
-        _ => Layout::contiguous(*x.shape()),
-    }
-}
-
 impl Op<3> for Normalize {
     const NAME: &'static str = NAME;
+    const HALF_ON_CUDA: bool = true;
     type Saved = Saved;
 
     fn forward(&self, [x, weight, bias]: [&Tensor; 3]) -> Result<(Tensor, Saved)> {
+        one_dtype(NAME, [x, weight, bias])?;
         let x = as_rows(x)?;
-        let c = x.shape()[1];
-        with_real!(NAME, x.dtype(), T => {
-            let v = x.dense_slice::<T>(NAME)?;
-            let Moments { mean, var } = self.moments.get_or_init(|| moments(v, c)).clone();
-            let invstd = var.iter().map(|v| 1.0 / (v + self.settings.eps).sqrt()).collect();
-            let (weight, bias) = (weight.clone(), bias.clone());
-            let saved = Saved { x: x.clone(), weight, bias, mean, invstd };
-            let [scale, shift] = saved.affine::<T>()?;
-            let y = Tensor::build::<T>(rows_layout(&x), x.device(), |y| {
-                if self.settings.relu {
-                    rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| (x * a + b).nan_max(T::ZERO));
-                } else {
-                    rows::map([v, v], [&scale, &shift], c, y, |x, _, [a, b]| x * a + b);
-                }
-            })?;
-            Ok((y, saved))
-        })
+        let moments = match self.moments.get() {
+            Some(running) => running.clone(),
+            None => {
+                let batch = match x.device() {
+                    Device::Cpu => with_real!(NAME, x.dtype(), T => moments::<T>(&x))?,
+                    Device::Cuda(gpu) => Moments::on(gpu, &x)?,
+                };
+                self.moments.get_or_init(|| batch).clone()
+            }
+        };
+        let saved = Saved {
+            x,
+            weight: weight.packed()?,
+            bias: bias.packed()?,
+            moments,
+            settings: self.settings,
+        };
+        let y = match saved.x.device() {
+            Device::Cpu => with_real!(NAME, saved.x.dtype(), T => saved.normalize::<T>())?,
+            Device::Cuda(gpu) => saved.normalize_on(gpu)?,
+        };
+        Ok((y, saved))
     }
 
+    /// With g the gradient through the ReLU and xhat = (x - mean) invstd:
+    /// dbias = sum g, dweight = sum g xhat, and
+    /// dx = weight invstd (g - dbias / m - xhat dweight / m) when training, weight invstd g else.
     fn backward(&self, saved: Saved, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
-        with_real!(NAME, saved.x.dtype(), T => {
-            if self.settings.relu {
+        let dy = as_rows(&dy)?;
+        match saved.x.device() {
+            Device::Cpu => with_real!(NAME, saved.x.dtype(), T => if self.settings.relu {
                 // the mask is forward's own sign, computed again by the same formula
-                backward::<T>(&saved, &dy, self.settings.training, |x, dy, [a, b]| {
-                    if x * a + b > T::ZERO { dy } else { T::ZERO }
-                })
+                saved.backward::<T>(&dy, |x, dy, k| if affine(x, k) > T::ZERO { dy } else { T::ZERO })
             } else {
-                backward::<T>(&saved, &dy, self.settings.training, |_, dy, _| dy)
-            }
-        })
+                saved.backward::<T>(&dy, |_, dy, _| dy)
+            }),
+            Device::Cuda(gpu) => saved.backward_on(gpu, &dy),
+        }
     }
 }
 
-/// Mean and biased variance of each of `c` channels, in one pass. Each channel is shifted by its
-/// first element: the variance of numbers far from 0 does not cancel.
-fn moments<T: Real>(x: &[T], c: usize) -> Moments {
+/// Mean and biased variance of each channel, in one pass. Each channel is shifted by its first
+/// element: the variance of numbers far from 0 does not cancel.
+fn moments<T: Real>(x: &Tensor) -> Result<Moments> {
+    let (x, c) = (x.dense_slice::<T>(NAME)?, x.shape()[1]);
     let m = (x.len() / c.max(1)) as f64;
     let shift = &x[..c];
     let [mut mean, mut var] = rows::column_sums([x, x], [shift], c, |_, x, _, [k]| {
@@ -147,53 +150,252 @@ fn moments<T: Real>(x: &[T], c: usize) -> Moments {
         *var = Real::nan_max(*var / m - d * d, 0.0);
         *mean = d + k.to_f64();
     }
-    Moments { mean, var }
+    Ok(Moments {
+        mean: Tensor::from_vec(mean, c)?,
+        var: Tensor::from_vec(var, c)?,
+    })
 }
 
-/// With g the gradient through the mask and xhat = (x - mean) invstd:
-/// dbias = sum g, dweight = sum g xhat, and
-/// dx = weight invstd (g - dbias / m - xhat dweight / m) when training, weight invstd g else.
-fn backward<T: Real>(
-    saved: &Saved,
-    dy: &Tensor,
-    training: bool,
-    mask: impl Fn(T, T, [T; 2]) -> T + Sync,
-) -> Result<[Option<Tensor>; 3]> {
-    let (x, dy) = (&saved.x, as_rows(dy)?);
-    let c = x.shape()[1];
-    let m = (x.numel() / c.max(1)) as f64;
-    let (v, g) = (x.dense_slice::<T>(NAME)?, dy.dense_slice::<T>(NAME)?);
-    let mean: Vec<T> = saved.mean.iter().map(|&x| T::of(x)).collect();
-    let [scale, shift] = saved.affine::<T>()?;
-    let [dbias, mut dweight] =
-        rows::column_sums([v, g], [&mean, &scale, &shift], c, |_, x, dy, [k, a, b]| {
-            let g = mask(x, dy, [a, b]);
-            [g, g * (x - k)]
-        });
-    for (d, s) in dweight.iter_mut().zip(&saved.invstd) {
-        *d *= s;
+/// y = (x - k) a + b in each channel. k is the mean rounded to T and `rest` what the rounding
+/// added, so that numbers far from 0 keep their digits.
+struct Affine<T> {
+    kab: [Vec<T>; 3],
+    rest: Vec<f64>,
+    invstd: Vec<f64>,
+}
+
+fn affine<T: Real>(x: T, [k, a, b]: [T; 3]) -> T {
+    (x - k) * a + b
+}
+
+/// On the CPU.
+impl Saved {
+    fn affine<T: Real>(&self) -> Result<Affine<T>> {
+        let (w, b) = (
+            self.weight.dense_slice::<T>(NAME)?,
+            self.bias.dense_slice::<T>(NAME)?,
+        );
+        let mean = self.moments.mean.dense_slice::<f64>(NAME)?;
+        let var = self.moments.var.dense_slice::<f64>(NAME)?;
+        let of = |f: &dyn Fn(usize) -> f64| (0..w.len()).map(|c| T::of(f(c))).collect::<Vec<T>>();
+        let invstd: Vec<f64> = var
+            .iter()
+            .map(|v| 1.0 / (v + self.settings.eps).sqrt())
+            .collect();
+        let k = of(&|c| mean[c]);
+        let rest: Vec<f64> = k
+            .iter()
+            .zip(mean)
+            .map(|(k, mean)| k.to_f64() - mean)
+            .collect();
+        let scale = |c: usize| w[c].to_f64() * invstd[c];
+        let kab = [k, of(&scale), of(&|c| b[c].to_f64() + rest[c] * scale(c))];
+        Ok(Affine { kab, rest, invstd })
     }
-    let dx = Tensor::build::<T>(rows_layout(x), x.device(), |dx| {
-        if training {
-            // dx = scale g + slope (x - mean) + level
-            let slope: Vec<T> = (0..c)
-                .map(|c| T::of(-scale[c].to_f64() * saved.invstd[c] * dweight[c] / m))
-                .collect();
-            let level: Vec<T> = (0..c)
-                .map(|c| T::of(-scale[c].to_f64() * dbias[c] / m))
-                .collect();
-            let k = [&mean[..], &scale, &shift, &slope, &level];
-            rows::map([v, g], k, c, dx, |x, dy, [k, a, b, slope, level]| {
-                a * mask(x, dy, [a, b]) + (slope * (x - k) + level)
-            });
-        } else {
-            rows::map([v, g], [&scale, &shift], c, dx, |x, dy, [a, b]| {
-                a * mask(x, dy, [a, b])
-            });
+
+    fn normalize<T: Real>(&self) -> Result<Tensor> {
+        let v = self.x.dense_slice::<T>(NAME)?;
+        let f = self.affine::<T>()?;
+        let (kab, c) = (f.kab.each_ref().map(|k| &k[..]), self.x.shape()[1]);
+        Tensor::build::<T>(*self.x.layout(), self.x.device(), |y| {
+            if self.settings.relu {
+                rows::map([v, v], kab, c, y, |x, _, k| affine(x, k).nan_max(T::ZERO));
+            } else {
+                rows::map([v, v], kab, c, y, |x, _, k| affine(x, k));
+            }
+        })
+    }
+
+    fn backward<T: Real>(
+        &self,
+        dy: &Tensor,
+        mask: impl Fn(T, T, [T; 3]) -> T + Sync,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let (x, c) = (&self.x, self.x.shape()[1]);
+        let m = (x.numel() / c.max(1)) as f64;
+        let (v, g) = (x.dense_slice::<T>(NAME)?, dy.dense_slice::<T>(NAME)?);
+        let Affine { kab, rest, invstd } = self.affine::<T>()?;
+        let [k, a, b] = kab.each_ref().map(|k| &k[..]);
+        let [dbias, mut dweight] = rows::column_sums([v, g], [k, a, b], c, |_, x, dy, k| {
+            let g = mask(x, dy, k);
+            [g, g * (x - k[0])]
+        });
+        for c in 0..c {
+            dweight[c] = (dweight[c] + rest[c] * dbias[c]) * invstd[c];
         }
-    })?;
-    let channel = |v: Vec<f64>| Tensor::from_vec(v.into_iter().map(T::of).collect(), c);
-    Ok([Some(dx), Some(channel(dweight)?), Some(channel(dbias)?)])
+        let dx = Tensor::build::<T>(*x.layout(), x.device(), |dx| {
+            if self.settings.training {
+                // dx = a g + slope (x - k) + level
+                let tilt = |c: usize| -a[c].to_f64() / m * invstd[c] * dweight[c];
+                let level = |c: usize| -a[c].to_f64() / m * dbias[c] + tilt(c) * rest[c];
+                let slope: Vec<T> = (0..c).map(|c| T::of(tilt(c))).collect();
+                let level: Vec<T> = (0..c).map(|c| T::of(level(c))).collect();
+                rows::map(
+                    [v, g],
+                    [k, a, b, &slope, &level],
+                    c,
+                    dx,
+                    |x, dy, [k, a, b, slope, level]| {
+                        a * mask(x, dy, [k, a, b]) + (slope * (x - k) + level)
+                    },
+                );
+            } else {
+                rows::map([v, g], [k, a, b], c, dx, |x, dy, k| k[1] * mask(x, dy, k));
+            }
+        })?;
+        let channel = |v: Vec<f64>| Tensor::from_vec(v.into_iter().map(T::of).collect(), c);
+        Ok([Some(dx), Some(channel(dweight)?), Some(channel(dbias)?)])
+    }
+}
+
+kernels! {
+    /// Sums of the shifted elements and their squares.
+    SUMS = "batch_norm_sums" [F32, F64, BF16, F16];
+    /// The moments from the sums.
+    MOMENTS = "batch_norm_moments" [F32, F64, BF16, F16];
+    NORMALIZE = "batch_norm" [F32, F64, BF16, F16];
+    /// Sums of the gradient and its product with the input.
+    GRADIENT_SUMS = "batch_norm_gradient_sums" [F32, F64, BF16, F16];
+    /// The gradients of weight and bias from the sums.
+    PARAMETERS = "batch_norm_parameters" [F32, F64, BF16, F16];
+    BACKWARD = "batch_norm_backward" [F32, F64, BF16, F16];
+    /// A running statistic's step.
+    RUNNING = "batch_norm_running" [F32, F64, BF16, F16];
+    INCREMENT = "increment" [I64];
+}
+
+/// On a GPU.
+impl Moments {
+    fn on(gpu: Gpu, x: &Tensor) -> Result<Self> {
+        let cut = columns(&[x])?;
+        let sums = partial_sums(&cut, x)?;
+        let args = [cut.arg(), x.input(), sums.output()];
+        gpu.launch(SUMS.of(x.dtype())?, cut.grid(), cut.threads(), 0, &args)?;
+        let channel = || channels(x, DType::F64);
+        let (mean, var) = (channel()?, channel()?);
+        let [m, c] = matrix(x).map(|n| Arg::I32(n as i32));
+        let blocks = Arg::I32(cut.blocks() as i32);
+        let args = [
+            x.input(),
+            sums.input(),
+            mean.output(),
+            var.output(),
+            m,
+            c,
+            blocks,
+        ];
+        gpu.launch(MOMENTS.of(x.dtype())?, warps(x), cut.threads(), 0, &args)?;
+        Ok(Moments { mean, var })
+    }
+}
+
+/// Rows and columns.
+fn matrix(x: &Tensor) -> [usize; 2] {
+    let c = x.shape()[1];
+    [x.numel() / c.max(1), c]
+}
+
+/// How kernels walk these tensors, which lie alike.
+fn columns(tensors: &[&Tensor]) -> Result<Columns> {
+    let (x, [m, c]) = (tensors[0], matrix(tensors[0]));
+    let layouts: Vec<&Layout> = tensors.iter().map(|t| t.layout()).collect();
+    Columns::new(m, c, columns::group(x.dtype(), c, &layouts))
+}
+
+/// A number for each channel.
+fn channels(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let layout = Layout::contiguous(x.shape()[1].into_shape()?);
+    Tensor::empty(layout, dtype, x.device())
+}
+
+/// Two sums of each channel and block of rows.
+fn partial_sums(cut: &Columns, x: &Tensor) -> Result<Tensor> {
+    let layout = Layout::contiguous([2, x.shape()[1], cut.blocks()].into_shape()?);
+    Tensor::empty(layout, DType::F64, x.device())
+}
+
+/// A grid with a warp for each channel.
+fn warps(x: &Tensor) -> [u32; 3] {
+    [cuda::blocks(x.shape()[1], 8), 1, 1]
+}
+
+/// On a GPU.
+impl Saved {
+    fn normalize_on(&self, gpu: Gpu) -> Result<Tensor> {
+        let (x, Moments { mean, var }) = (&self.x, &self.moments);
+        let (cut, y) = (
+            columns(&[x])?,
+            Tensor::empty(*x.layout(), x.dtype(), x.device())?,
+        );
+        let args = [
+            cut.arg(),
+            x.input(),
+            self.weight.input(),
+            self.bias.input(),
+            mean.input(),
+            var.input(),
+            y.output(),
+            Arg::F64(self.settings.eps),
+            Arg::I32(self.settings.relu as i32),
+        ];
+        gpu.launch(
+            NORMALIZE.of(x.dtype())?,
+            cut.grid(),
+            cut.threads(),
+            0,
+            &args,
+        )?;
+        Ok(y)
+    }
+
+    fn backward_on(&self, gpu: Gpu, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let (x, Moments { mean, var }) = (&self.x, &self.moments);
+        let (dtype, cut) = (x.dtype(), columns(&[x, dy])?);
+        let (eps, relu) = (
+            Arg::F64(self.settings.eps),
+            Arg::I32(self.settings.relu as i32),
+        );
+        let sums = partial_sums(&cut, x)?;
+        let (dweight, dbias) = (channels(x, dtype)?, channels(x, dtype)?);
+        let totals = Tensor::empty(
+            Layout::contiguous([2, x.shape()[1]].into_shape()?),
+            DType::F64,
+            x.device(),
+        )?;
+        let dx = Tensor::empty(*x.layout(), dtype, x.device())?;
+        let (weight, bias) = (self.weight.input(), self.bias.input());
+        let (mean, var) = (mean.input(), var.input());
+        let inputs = [cut.arg(), x.input(), dy.input(), weight, bias, mean, var];
+        let args = [&inputs[..], &[sums.output(), eps, relu]].concat();
+        gpu.launch(
+            GRADIENT_SUMS.of(dtype)?,
+            cut.grid(),
+            cut.threads(),
+            0,
+            &args,
+        )?;
+        let (c, blocks) = (Arg::I32(x.shape()[1] as i32), Arg::I32(cut.blocks() as i32));
+        let args = [
+            sums.input(),
+            mean,
+            var,
+            totals.output(),
+            dweight.output(),
+            dbias.output(),
+            c,
+            blocks,
+            eps,
+        ];
+        gpu.launch(PARAMETERS.of(dtype)?, warps(x), cut.threads(), 0, &args)?;
+        let training = Arg::I32(self.settings.training as i32);
+        let args = [
+            &inputs[..],
+            &[totals.input(), dx.output(), eps, relu, training],
+        ]
+        .concat();
+        gpu.launch(BACKWARD.of(dtype)?, cut.grid(), cut.threads(), 0, &args)?;
+        Ok([Some(dx), Some(dweight), Some(dbias)])
+    }
 }
 
 impl Tensor {
@@ -269,7 +471,7 @@ impl Tensor {
                     "evaluation needs the running mean and variance",
                 ));
             };
-            let read = |t: &Tensor| t.cast(DType::F64)?.to_vec::<f64>();
+            let read = |t: &Tensor| t.cast(DType::F64)?.packed();
             let (mean, var) = (read(mean)?, read(var)?);
             cell.get_or_init(|| Moments { mean, var });
         }
@@ -292,13 +494,42 @@ impl Tensor {
     }
 }
 
-/// r = (1 - momentum) r + momentum factor s.
-fn move_towards(running: &mut Tensor, s: &[f64], factor: f64, momentum: f64) -> Result<()> {
+/// r = (1 - momentum) r + momentum factor s, in place.
+fn move_towards(running: &mut Tensor, s: &Tensor, factor: f64, momentum: f64) -> Result<()> {
+    if let Device::Cuda(gpu) = running.device() {
+        running.make_unique()?;
+        let c = Arg::I32(s.numel() as i32);
+        let args = [
+            s.input(),
+            running.output(),
+            c,
+            Arg::F64(momentum),
+            Arg::F64(factor),
+        ];
+        let grid = [cuda::blocks(s.numel(), 256), 1, 1];
+        return gpu.launch(RUNNING.of(running.dtype())?, grid, [256, 1, 1], 0, &args);
+    }
     let mut r = running.cast(DType::F64)?.to_vec::<f64>()?;
-    for (r, s) in r.iter_mut().zip(s) {
+    for (r, s) in r.iter_mut().zip(s.dense_slice::<f64>(NAME)?) {
         *r = (1.0 - momentum) * *r + momentum * factor * s;
     }
     running.copy_(&Tensor::from_vec(r, running.shape())?)
+}
+
+/// Count one more, in place: an I64 scalar, which a GPU's host does not read.
+pub(crate) fn increment(count: &mut Tensor) -> Result<()> {
+    if let Device::Cuda(gpu) = count.device() {
+        count.make_unique()?;
+        return gpu.launch(
+            INCREMENT.of(count.dtype())?,
+            [1; 3],
+            [32, 1, 1],
+            0,
+            &[count.output()],
+        );
+    }
+    count.make_mut::<i64>()?[0] += 1;
+    Ok(())
 }
 
 /// Train on the inputs x, weight, bias.
@@ -310,6 +541,14 @@ fn train(x: &[Tensor], relu: bool) -> Result<Tensor> {
     x[0].batch_norm(x.get(1), x.get(2), None, &settings)
 }
 
+/// Train on 1000 + x, weight, bias.
+fn far(x: &[Tensor], relu: bool) -> Result<Tensor> {
+    train(
+        &[x[0].add_scalar(1000.0)?, x[1].clone(), x[2].clone()],
+        relu,
+    )
+}
+
 /// Evaluate the inputs x, weight, bias with running statistics of 0.1 and 0.8.
 fn evaluate(x: &[Tensor], relu: bool) -> Result<Tensor> {
     let settings = BatchNorm {
@@ -319,8 +558,8 @@ fn evaluate(x: &[Tensor], relu: bool) -> Result<Tensor> {
     };
     let c = x[0].shape()[1];
     let (mut mean, mut var) = (
-        Tensor::full(c, 0.1, x[0].dtype())?,
-        Tensor::full(c, 0.8, x[0].dtype())?,
+        Tensor::full(c, 0.1, x[0].options())?,
+        Tensor::full(c, 0.8, x[0].options())?,
     );
     x[0].batch_norm(x.get(1), x.get(2), Some((&mut mean, &mut var)), &settings)
 }
@@ -349,56 +588,129 @@ pub const CASES: &[Case] = cases! {
     "evaluation of none" evaluate false [Normal [0, 3, 2, 2], Normal [3], Normal [3]];
 };
 
+/// Several blocks and tiles, ragged, and numbers far from 0.
+pub const LARGE: &[Case] = cases! {
+    "1 channel, 3001 rows" train false [Normal [3001, 1], Normal [1], Normal [1]];
+    "3 channels, large images" train true [Normal [2, 3, 41, 39], Normal [3], Normal [3]];
+    "20 channels, images" train true [Normal [3, 20, 13, 17], Normal [20], Normal [20]];
+    "100 channels" train true [Normal [211, 100], Normal [100], Normal [100]];
+    "260 channels" train false [Normal [131, 260], Normal [260], Normal [260]];
+    "261 channels" train true [Normal [67, 261], Normal [261], Normal [261]];
+    "260 channels, evaluation" evaluate true [Normal [131, 260], Normal [260], Normal [260]];
+    "mean 1000, deviation 1" far false [Normal [5, 8, 11, 11], Normal [8], Normal [8]];
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::check::devices;
 
     #[test]
     fn running_statistics_follow_pytorch() -> Result<()> {
-        // batch mean 3, biased variance 2, unbiased 2.5
-        let x = Tensor::arange(1.0, 6.0, 1.0, DType::F32)?.reshape([5, 1])?;
-        let (mut mean, mut var) = (
-            Tensor::full(1, 1.0, DType::F64)?,
-            Tensor::ones(1, DType::F64)?,
-        );
-        let settings = BatchNorm::default();
-        x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
-        assert!((mean.item()? - 1.2).abs() < 1e-12 && (var.item()? - 1.15).abs() < 1e-12);
-        // evaluation reads them and leaves them
-        let before = var.to_vec::<f64>()?;
-        let settings = BatchNorm {
-            training: false,
-            eps: 0.0,
-            ..settings
-        };
-        let y = x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
-        assert!((y.to_vec::<f32>()?[4] as f64 - 3.8 / 1.15f64.sqrt()).abs() < 1e-6);
-        assert_eq!(var.to_vec::<f64>()?, before);
+        for device in devices()? {
+            // batch mean 3, biased variance 2, unbiased 2.5
+            let x = Tensor::arange(1.0, 6.0, 1.0, (DType::F32, device))?.reshape([5, 1])?;
+            let (mut mean, mut var) = (
+                Tensor::full(1, 1.0, (DType::F64, device))?,
+                Tensor::ones(1, (DType::F64, device))?,
+            );
+            let settings = BatchNorm::default();
+            x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
+            assert!((mean.item()? - 1.2).abs() < 1e-12 && (var.item()? - 1.15).abs() < 1e-12);
+            // evaluation reads them and leaves them
+            let before = var.to_vec::<f64>()?;
+            let settings = BatchNorm {
+                training: false,
+                eps: 0.0,
+                ..settings
+            };
+            let y = x.batch_norm(None, None, Some((&mut mean, &mut var)), &settings)?;
+            assert!((y.to_vec::<f32>()?[4] as f64 - 3.8 / 1.15f64.sqrt()).abs() < 1e-6);
+            assert_eq!(var.to_vec::<f64>()?, before);
+        }
         Ok(())
     }
 
     #[test]
     fn numbers_far_from_zero_keep_their_variance() -> Result<()> {
-        // around 4096 the square's last bit is 1: an unshifted f32 sum would lose the variance
-        let v: Vec<f32> = (0..4000).map(|i| 4096.0 + (i % 2) as f32).collect();
-        let y =
-            Tensor::from_vec(v, [4000, 1])?.batch_norm(None, None, None, &BatchNorm::default())?;
-        let y = y.to_vec::<f32>()?;
-        assert!(
-            (y[0] + 1.0).abs() < 2e-3 && (y[1] - 1.0).abs() < 2e-3,
-            "{} {}",
-            y[0],
-            y[1]
-        );
+        for device in devices()? {
+            // a third of the rows 1 above the others: deviation sqrt(2) / 3, whose square an
+            // unshifted f32 sum would lose; the mean ends between two f32
+            let v: Vec<f32> = (0..3999).map(|i| 1e6 + (i % 3 / 2) as f32).collect();
+            let x = Tensor::from_vec(v, [3999, 1])?.to(device)?;
+            let y = x.batch_norm(None, None, None, &BatchNorm::default())?;
+            let y = y.to_vec::<f32>()?;
+            assert!(
+                (y[0] + 0.5f32.sqrt()).abs() < 1e-4 && (y[2] - 2f32.sqrt()).abs() < 1e-4,
+                "{} {}",
+                y[0],
+                y[2]
+            );
+        }
         Ok(())
     }
 
     #[test]
     fn nan_stays() -> Result<()> {
-        let x = Tensor::from_vec(vec![1f32, f32::NAN, 2.0], [3, 1])?;
-        let y = train(&[x], true)?.to_vec::<f32>()?;
-        assert!(y.iter().all(|y| y.is_nan()));
+        for device in devices()? {
+            let x = Tensor::from_vec(vec![1f32, f32::NAN, 2.0], [3, 1])?.to(device)?;
+            let y = train(&[x], true)?.to_vec::<f32>()?;
+            assert!(y.iter().all(|y| y.is_nan()));
+        }
         Ok(())
+    }
+
+    /// A captured step knows the running statistics by their address and is never read back.
+    #[test]
+    #[cfg(feature = "emulator")]
+    fn a_replay_moves_the_running_statistics() -> Result<()> {
+        let device = Device::cuda_emulated()?;
+        let Device::Cuda(gpu) = device else {
+            return Err(Error::argument(NAME, "no GPU"));
+        };
+        let x = Tensor::randn([6, 3], &mut crate::random::Generator::new(1), DType::F32)?;
+        let settings = BatchNorm::default();
+        let step = |x: &Tensor, stats: &mut [Tensor; 3]| -> Result<Tensor> {
+            let [mean, var, count] = stats;
+            let y = x.batch_norm(None, None, Some((mean, var)), &settings)?;
+            increment(count)?;
+            let grads = y.mul(&y)?.mul(&y)?.sum_all()?.backward()?;
+            grads
+                .get(x)
+                .cloned()
+                .ok_or_else(|| Error::argument(NAME, "no gradient"))
+        };
+        let start = |device| -> Result<[Tensor; 3]> {
+            Ok([
+                Tensor::zeros(3, (DType::F32, device))?,
+                Tensor::ones(3, (DType::F32, device))?,
+                Tensor::zeros((), (DType::I64, device))?,
+            ])
+        };
+        let on_gpu = x.to(device)?.requires_grad();
+        let mut stats = start(device)?;
+        let (graph, dx) = gpu.capture(|| step(&on_gpu, &mut stats))?;
+        let mut expected = start(Device::Cpu)?;
+        let x = x.requires_grad();
+        for _ in 0..3 {
+            graph.replay(graph.scalars())?;
+            let wanted = step(&x, &mut expected)?;
+            assert!(close(&dx, &wanted)?);
+        }
+        for (a, b) in stats.iter().zip(&expected) {
+            assert!(close(a, b)?, "{a:?} {b:?}");
+        }
+        assert_eq!(stats[2].item()?, 3.0);
+        Ok(())
+    }
+
+    #[cfg(feature = "emulator")]
+    fn close(a: &Tensor, b: &Tensor) -> Result<bool> {
+        let read = |t: &Tensor| t.cast(DType::F64)?.to_vec::<f64>();
+        Ok(read(a)?
+            .iter()
+            .zip(read(b)?)
+            .all(|(a, b)| (a - b).abs() < 1e-5))
     }
 
     #[test]
@@ -418,6 +730,11 @@ mod tests {
         assert_eq!(
             e(w.batch_norm(None, None, None, &settings)),
             "batch_norm: expected (N, C) or (N, C, H, W) but got [4]"
+        );
+        let w = Tensor::ones(3, DType::F64)?;
+        assert_eq!(
+            e(x.batch_norm(Some(&w), None, None, &settings)),
+            "batch_norm: expected tensors of one dtype but got f64"
         );
         let settings = BatchNorm {
             training: false,

@@ -1,6 +1,8 @@
 //! Dropout with a mask that backward makes again from the generator's state.
 
 use crate::autograd::{Op, apply};
+use crate::cuda::{self, Arg, Gpu, Walk, kernels};
+use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
@@ -35,23 +37,61 @@ impl Dropout {
         })?;
         unary::zip::<T>(x, &mask, Self::NAME, |x, m| x * m)
     }
+
+    /// The same on a GPU, where `place` holds the stream's seed and offset.
+    fn apply_on(&self, gpu: Gpu, x: &Tensor, place: &Tensor) -> Result<Tensor> {
+        let x = x.laid_out(x.layout().dense_like())?;
+        let y = Tensor::empty(*x.layout(), x.dtype(), x.device())?;
+        let n = x.numel();
+        // the elements' row-major numbers, as an operand
+        let walk = Walk::new(y.layout(), [&Layout::contiguous(*x.shape())])?;
+        let in_order = walk.is_dense(0) && x.layout().offset().is_multiple_of(4);
+        let (kernel, each, size) = match in_order {
+            true => (&DROPOUT, 4 * 256, Arg::U32(n as u32)),
+            false => (&DROPOUT_STRIDED, 256, walk.arg()),
+        };
+        let args = [x.input(), y.output(), place.input(), size, Arg::F64(self.p)];
+        let grid = [cuda::blocks(n, each), 1, 1];
+        gpu.launch(kernel.of(x.dtype())?, grid, [256, 1, 1], 0, &args)?;
+        Ok(y)
+    }
 }
 
 impl Op<1> for Dropout {
     const NAME: &'static str = "dropout";
-    type Saved = ();
+    const HALF_ON_CUDA: bool = true;
+    /// On a GPU the stream's seed and offset, in its memory: a captured step finds new ones there
+    /// at each replay.
+    type Saved = Option<Tensor>;
 
-    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
-        Ok((
-            with_real!(Self::NAME, x.dtype(), T => self.apply::<T>(x))?,
-            (),
-        ))
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
+        if let Device::Cuda(gpu) = x.device() {
+            let place = Tensor::scalars(gpu, &[self.rng.seed, self.rng.offset])?;
+            return Ok((self.apply_on(gpu, x, &place)?, Some(place)));
+        }
+        let y = with_real!(Self::NAME, x.dtype(), T => self.apply::<T>(x))?;
+        Ok((y, None))
     }
 
-    fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
-        let dx = with_real!(Self::NAME, dy.dtype(), T => self.apply::<T>(&dy))?;
+    fn backward(
+        &self,
+        place: Option<Tensor>,
+        dy: Tensor,
+        _: [bool; 1],
+    ) -> Result<[Option<Tensor>; 1]> {
+        let dx = match (dy.device(), place) {
+            (Device::Cuda(gpu), Some(place)) => self.apply_on(gpu, &dy, &place)?,
+            _ => with_real!(Self::NAME, dy.dtype(), T => self.apply::<T>(&dy))?,
+        };
         Ok([Some(dx)])
     }
+}
+
+kernels! {
+    /// Row-major.
+    DROPOUT = "dropout" [F32, F64, BF16, F16];
+    /// In another memory order.
+    DROPOUT_STRIDED = "dropout_strided" [F32, F64, BF16, F16];
 }
 
 impl Tensor {
@@ -92,10 +132,44 @@ pub const CASES: &[Case] = cases! {
     "scalar" [], 0.3;
 };
 
+/// Several blocks of the stream's order and of another, with a ragged end.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "dropout",
+        name: "5003 elements",
+        inputs: &[Input::Normal(&[5003])],
+        run: |x| {
+            x[0].dropout(
+                0.3,
+                &mut Generator {
+                    seed: 5 << 40,
+                    offset: 1 << 35,
+                },
+            )
+        },
+    },
+    Case {
+        op: "dropout",
+        name: "another memory order",
+        inputs: &[Input::Normal(&[3, 11, 13, 7])],
+        run: |x| {
+            x[0].permute(&[0, 3, 1, 2])?
+                .dropout(0.6, &mut Generator::new(9))
+        },
+    },
+    Case {
+        op: "dropout",
+        name: "a part, not aligned",
+        inputs: &[Input::Normal(&[301])],
+        run: |x| x[0].narrow(0, 1, 299)?.dropout(0.5, &mut Generator::new(9)),
+    },
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::DType;
+    use crate::ops::check::devices;
 
     #[test]
     fn keeps_a_share_of_1_minus_p_and_the_mean() -> Result<()> {
@@ -118,6 +192,58 @@ mod tests {
         let y = x.dropout(0.5, &mut Generator::new(1))?;
         let grads = y.backward_from(&y.ones_like()?)?;
         assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, y.to_vec::<f32>()?);
+        Ok(())
+    }
+
+    #[test]
+    fn devices_have_the_same_bits() -> Result<()> {
+        let x = Tensor::randn([3, 5, 7, 2], &mut Generator::new(2), DType::F32)?;
+        let mut seen = Vec::new();
+        for device in devices()? {
+            let x = x.to(device)?;
+            let rng = Generator {
+                seed: u64::MAX - 3,
+                offset: u32::MAX as u64 - 8,
+            };
+            for x in [
+                x.clone(),
+                x.permute(&[3, 1, 0, 2])?.reshape(x.shape())?,
+                x.channels_last()?,
+            ] {
+                seen.push(x.dropout(0.3, &mut rng.clone())?.to_vec::<f32>()?);
+            }
+        }
+        // the mask goes by the row-major number, whatever the memory order
+        assert_eq!(seen[0], seen[2]);
+        assert!(seen.chunks(3).all(|s| s == &seen[..3]));
+        Ok(())
+    }
+
+    /// A captured step reads its place in the stream from memory that a replay rewrites.
+    #[test]
+    #[cfg(feature = "emulator")]
+    fn a_replay_takes_another_place_of_the_stream() -> Result<()> {
+        let device = Device::cuda_emulated()?;
+        let Device::Cuda(gpu) = device else {
+            return Err(Error::argument("dropout", "no GPU"));
+        };
+        let x = Tensor::ones([103], (DType::F32, device))?.requires_grad();
+        let (graph, (y, dx)) = gpu.capture(|| {
+            let y = x.dropout(0.5, &mut Generator::new(4))?;
+            let dx = y.backward_from(&y.ones_like()?)?.get(&x).cloned();
+            Ok((
+                y.detach(),
+                dx.ok_or_else(|| Error::argument("dropout", "no gradient"))?,
+            ))
+        })?;
+        assert_eq!(graph.scalars(), [4, 0]);
+        for offset in [0, 26, 1 << 33] {
+            graph.replay(&[4, offset])?;
+            let mut rng = Generator { seed: 4, offset };
+            let wanted = Tensor::ones([103], DType::F32)?.dropout(0.5, &mut rng)?;
+            assert_eq!(y.to_vec::<f32>()?, wanted.to_vec::<f32>()?);
+            assert_eq!(dx.to_vec::<f32>()?, wanted.to_vec::<f32>()?);
+        }
         Ok(())
     }
 

@@ -3,10 +3,14 @@
 use crate::autograd::{Op, apply};
 use crate::cpu::rows;
 use crate::cpu::strided::{self, row_sum};
-use crate::dtype::Real;
+use crate::cuda::columns::{self, Columns};
+use crate::cuda::{self, Arg, Gpu, kernels};
+use crate::device::Device;
+use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
+use crate::ops::batch_norm::one_dtype;
 use crate::ops::check::{Case, Input};
-use crate::shape::{Layout, Shape};
+use crate::shape::{IntoShape, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
 
@@ -28,11 +32,16 @@ struct Saved {
 
 impl Op<3> for LayerNorm {
     const NAME: &'static str = NAME;
+    const HALF_ON_CUDA: bool = true;
     type Saved = Saved;
 
     fn forward(&self, [x, weight, bias]: [&Tensor; 3]) -> Result<(Tensor, Saved)> {
+        one_dtype(NAME, [x, weight, bias])?;
         let (x, weight, bias) = (x.packed()?, weight.packed()?, bias.packed()?);
         let d = self.width;
+        if let Device::Cuda(gpu) = x.device() {
+            return self.forward_on(gpu, x, weight, bias);
+        }
         let pairs = Layout::contiguous(Shape::new(&[x.numel() / d.max(1), 2])?);
         with_real!(NAME, x.dtype(), T => {
             let v = x.dense_slice::<T>(NAME)?;
@@ -59,6 +68,9 @@ impl Op<3> for LayerNorm {
     /// With g = dy weight and xhat = (x - mean) rstd:
     /// dx = rstd (g - mean(g) - xhat mean(g xhat)), dweight = sum dy xhat, dbias = sum dy.
     fn backward(&self, saved: Saved, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        if let Device::Cuda(gpu) = dy.device() {
+            return self.backward_on(gpu, saved, dy.packed()?);
+        }
         let (Saved { x, weight, stats }, dy, d) = (saved, dy.packed()?, self.width);
         with_real!(NAME, x.dtype(), T => {
             let (v, g) = (x.dense_slice::<T>(NAME)?, dy.dense_slice::<T>(NAME)?);
@@ -100,6 +112,126 @@ fn dot<T: Real>(g: &[T], x: &[T], mean: T) -> T {
         }
     }
     acc.into_iter().sum()
+}
+
+kernels! {
+    FORWARD = "layer_norm" [F32, F64, BF16, F16];
+    BACKWARD = "layer_norm_backward" [F32, F64, BF16, F16];
+    /// Sums over blocks of rows, for the gradients of weight and bias.
+    GRADIENT_SUMS = "layer_norm_gradient_sums" [F32, F64, BF16, F16];
+    /// The sums of those.
+    PARAMETERS = "layer_norm_parameters" [F32, F64, BF16, F16];
+}
+
+/// Threads of a block, and the warps that they are.
+const BLOCK: [u32; 3] = [256, 1, 1];
+const WARPS: usize = 8;
+/// Groups of elements of a row that a thread keeps: `KEPT` of `kernels/layer_norm.cu`.
+const KEPT: usize = 8;
+
+/// On a GPU.
+impl LayerNorm {
+    fn forward_on(
+        &self,
+        gpu: Gpu,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Result<(Tensor, Saved)> {
+        let cut = Rows::new(self.width, &[&x, &weight, &bias]);
+        let wide = match x.dtype() {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let pairs = Layout::contiguous([cut.rows, 2].into_shape()?);
+        let stats = Tensor::empty(pairs, wide, x.device())?;
+        let y = Tensor::empty(Layout::contiguous(*x.shape()), x.dtype(), x.device())?;
+        let tensors = [
+            x.input(),
+            weight.input(),
+            bias.input(),
+            y.output(),
+            stats.output(),
+        ];
+        let [rows, d, kept, grouped] = cut.args();
+        let args = [&tensors[..], &[rows, d, Arg::F64(self.eps), kept, grouped]].concat();
+        gpu.launch(FORWARD.of(x.dtype())?, cut.grid(), BLOCK, 0, &args)?;
+        Ok((y, Saved { x, weight, stats }))
+    }
+
+    fn backward_on(&self, gpu: Gpu, saved: Saved, dy: Tensor) -> Result<[Option<Tensor>; 3]> {
+        let (Saved { x, weight, stats }, d) = (saved, self.width);
+        let (dtype, rows) = (x.dtype(), Rows::new(d, &[&x, &dy, &weight]));
+        let dx = Tensor::empty(Layout::contiguous(*x.shape()), dtype, x.device())?;
+        let (v, g, stats) = (x.input(), dy.input(), stats.input());
+        let args = [
+            &[v, g, weight.input(), stats, dx.output()][..],
+            &rows.args(),
+        ]
+        .concat();
+        gpu.launch(BACKWARD.of(dtype)?, rows.grid(), BLOCK, 0, &args)?;
+
+        let group = columns::group(dtype, d, &[x.layout(), dy.layout()]);
+        let cut = Columns::new(rows.rows, d, group)?;
+        let partial = Layout::contiguous([2, d, cut.blocks()].into_shape()?);
+        let sums = Tensor::empty(partial, DType::F64, x.device())?;
+        let args = [cut.arg(), v, g, stats, sums.output()];
+        gpu.launch(
+            GRADIENT_SUMS.of(dtype)?,
+            cut.grid(),
+            cut.threads(),
+            0,
+            &args,
+        )?;
+        let like_weight = || Tensor::empty(Layout::contiguous(*weight.shape()), dtype, x.device());
+        let (dweight, dbias) = (like_weight()?, like_weight()?);
+        let [d, blocks] = [d, cut.blocks()].map(|n| Arg::I32(n as i32));
+        let args = [sums.input(), dweight.output(), dbias.output(), d, blocks];
+        let grid = [cuda::blocks(self.width, WARPS), 1, 1];
+        gpu.launch(PARAMETERS.of(dtype)?, grid, BLOCK, 0, &args)?;
+        Ok([Some(dx), Some(dweight), Some(dbias)])
+    }
+}
+
+/// How kernels walk rows: narrow ones a warp each, in registers, wide ones a block each.
+struct Rows {
+    rows: usize,
+    width: usize,
+    kept: bool,
+    group: usize,
+}
+
+impl Rows {
+    /// Of the first tensor; all have rows of this width.
+    fn new(width: usize, tensors: &[&Tensor]) -> Self {
+        let layouts: Vec<&Layout> = tensors.iter().map(|t| t.layout()).collect();
+        let group = columns::group(tensors[0].dtype(), width, &layouts);
+        Rows {
+            rows: tensors[0].numel() / width.max(1),
+            width,
+            kept: width <= 32 * KEPT * group,
+            group,
+        }
+    }
+
+    fn grid(&self) -> [u32; 3] {
+        [
+            cuda::blocks(self.rows, if self.kept { WARPS } else { 1 }),
+            1,
+            1,
+        ]
+    }
+
+    /// Rows, width, and which way.
+    fn args(&self) -> [Arg<'static>; 4] {
+        let [kept, grouped] = [self.kept, self.group > 1].map(|b| Arg::I32(b as i32));
+        [
+            Arg::I32(self.rows as i32),
+            Arg::I32(self.width as i32),
+            kept,
+            grouped,
+        ]
+    }
 }
 
 impl Tensor {
@@ -175,6 +307,19 @@ pub const CASES: &[Case] = cases! {
     "many rows" 1 [[200, 3], [3], [3]];
     "width 1" 1 [[3, 1], [1], [1]];
     "no row" 1 [[0, 4], [4], [4]];
+};
+
+/// Rows that a warp keeps, rows of blocks, several blocks of rows, widths around each border.
+pub const LARGE: &[Case] = cases! {
+    "2001 rows of 8" 1 [[2001, 8], [8], [8]];
+    "300 rows of 1" 1 [[300, 1], [1], [1]];
+    "37 rows of 100" 1 [[37, 100], [100], [100]];
+    "70 rows of 384" 1 [[70, 384], [384], [384]];
+    "257 wide" 1 [[9, 257], [257], [257]];
+    "1024 wide" 1 [[9, 1024], [1024], [1024]];
+    "1028 wide" 1 [[3, 1028], [1028], [1028]];
+    "3000 wide" 1 [[1, 3000], [3000], [3000]];
+    "3001 wide" 1 [[2, 3001], [3001], [3001]];
 };
 
 #[cfg(test)]

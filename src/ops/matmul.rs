@@ -4,6 +4,10 @@ use rayon::prelude::*;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::gemm::gemm;
+use crate::cuda::gemm::Plan;
+use crate::cuda::{self, Arg, Gpu, Kernels, float_kernels};
+use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::shape::{self, Layout, Shape};
@@ -15,6 +19,7 @@ use crate::with_real;
 struct MatMul;
 impl Op<2> for MatMul {
     const NAME: &'static str = "matmul";
+    const HALF_ON_CUDA: bool = true;
     type Saved = [Tensor; 2];
 
     fn forward(&self, [a, b]: [&Tensor; 2]) -> Result<(Tensor, [Tensor; 2])> {
@@ -67,6 +72,9 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             ),
         ));
     };
+    if let Device::Cuda(gpu) = a.device() {
+        return on_cuda(gpu, op, a, b, None, &batch);
+    }
     let whole = |m: usize, n: usize| {
         let mut dims = batch.to_vec();
         dims.extend([m, n]);
@@ -105,15 +113,147 @@ fn matrix(l: &Layout, i: usize) -> (usize, (usize, usize)) {
     (at, (l.strides()[r - 2], l.strides()[r - 1]))
 }
 
+/// `kernels/gemm.cu` and `gemm_half.cu`: A B + bias for (.., m, k) and (.., k, n) whose leading axes
+/// broadcast to `batch`.
+fn on_cuda(
+    gpu: Gpu,
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+    batch: &Shape,
+) -> Result<Tensor> {
+    let (ra, rb) = (a.rank(), b.rank());
+    let [m, k, n] = [a.shape()[ra - 2], a.shape()[ra - 1], b.shape()[rb - 1]];
+    let refuse = |expected, got| Error::DType { op, expected, got };
+    let plan = Plan::best(a.dtype(), [m, n, k], batch.numel())
+        .ok_or_else(|| refuse("a float", a.dtype()))?;
+    if let Some(other) = [Some(b), bias]
+        .into_iter()
+        .flatten()
+        .find(|t| t.dtype() != a.dtype())
+    {
+        return Err(refuse("the dtype of the first operand", other.dtype()));
+    }
+    run(gpu, plan, a, b, bias, batch)
+}
+
+fn run(
+    gpu: Gpu,
+    plan: Plan,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+    batch: &Shape,
+) -> Result<Tensor> {
+    let (a, b) = (lines(a)?, lines(b)?);
+    let (ra, rb) = (a.rank(), b.rank());
+    let [m, k, n] = [a.shape()[ra - 2], a.shape()[ra - 1], b.shape()[rb - 1]];
+    let whole = |m: usize, n: usize| Shape::new(&[&batch[..], &[m, n]].concat());
+    let (la, lb) = (
+        a.layout().expand(whole(m, k)?),
+        b.layout().expand(whole(k, n)?),
+    );
+    let (dtype, splits, batches) = (a.dtype(), plan.splits, batch.numel());
+
+    // `Product` of kernels/gemm.cuh, word by word; an axis of size 1 has no stride that matters
+    let r = batch.len();
+    let stride = |l: &Layout, axis: usize| {
+        if l.shape()[axis] == 1 {
+            0
+        } else {
+            l.strides()[axis]
+        }
+    };
+    let (sa, sb) = (
+        [stride(&la, r), stride(&la, r + 1)],
+        [stride(&lb, r + 1), stride(&lb, r)],
+    );
+    let axes = |of: &[usize], rest: usize| {
+        let mut all = [rest; 4];
+        all[..r].copy_from_slice(&of[..r]);
+        all
+    };
+    let mut product = vec![m, n, k, splits, plan.depth, usize::from(bias.is_some())];
+    product.extend([sa, sb].concat());
+    product.extend([axes(batch, 1), axes(la.strides(), 0), axes(lb.strides(), 0)].concat());
+    let product: Vec<i32> = product.into_iter().map(|x| x as i32).collect();
+
+    let y = Tensor::empty(Layout::contiguous(whole(m, n)?), dtype, a.device())?;
+    let sums = if dtype.is_half() { DType::F32 } else { dtype };
+    let parts = if splits > 1 {
+        batches * splits * m * n
+    } else {
+        0
+    };
+    let parts = Tensor::empty(Layout::contiguous(Shape::new(&[parts])?), sums, a.device())?;
+    let bias = bias.map(Tensor::packed).transpose()?;
+    let row = bias.as_ref().unwrap_or(&y).input();
+    gpu.launch(
+        plan.tile.kernels(sa[1] == 1, sb[1] == 1).of(dtype)?,
+        [(plan.tile.blocks([m, n]) * batches * splits) as u32, 1, 1],
+        [plan.tile.threads, 1, 1],
+        plan.tile.shared,
+        &[
+            a.input(),
+            b.input(),
+            row,
+            y.output(),
+            parts.output(),
+            Arg::Struct(&product),
+        ],
+    )?;
+    if splits > 1 {
+        gpu.launch(
+            FOLD.of(dtype)?,
+            [cuda::blocks(y.numel(), 256), 1, 1],
+            [256, 1, 1],
+            0,
+            &[
+                parts.input(),
+                row,
+                y.output(),
+                Arg::U32(y.numel() as u32),
+                Arg::I32((m * n) as i32),
+                Arg::I32(n as i32),
+                Arg::I32(splits as i32),
+                Arg::I32(bias.is_some().into()),
+            ],
+        )?;
+    }
+    Ok(y)
+}
+
+/// Adds up what the parts of k have given.
+static FOLD: Kernels = float_kernels!("gemm_fold");
+
+/// A stack of matrices whose rows or columns are each together in memory, as the kernels read them.
+fn lines(x: &Tensor) -> Result<Tensor> {
+    let l = x.layout();
+    let together = |axis: usize| l.strides()[axis] == 1 || l.shape()[axis] <= 1;
+    if together(x.rank() - 1) || together(x.rank() - 2) {
+        Ok(x.clone())
+    } else {
+        x.packed()
+    }
+}
+
 /// Y\[m, out\] = X\[m, in\] Wᵀ + b with W\[out, in\], as PyTorch stores it;
 /// dX = dY W, dW = dYᵀ X, db = sum of dY's rows.
 struct Linear;
 impl<const N: usize> Op<N> for Linear {
     const NAME: &'static str = "linear";
+    const HALF_ON_CUDA: bool = true;
     type Saved = [Tensor; 2];
 
     fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
         let (x, w) = (inputs[0], inputs[1]);
+        let saved = [x.clone(), w.clone()];
+        if let Device::Cuda(gpu) = x.device() {
+            let bias = inputs.get(2).copied();
+            let y = on_cuda(gpu, "linear", x, &w.t()?, bias, &Shape::new(&[])?)?;
+            return Ok((y, saved));
+        }
         let (m, k, n) = (x.shape()[0], x.shape()[1], w.shape()[0]);
         let y = with_real!("linear", x.dtype(), T => {
             let (xs, ws) = (x.storage_slice::<T>("linear")?, w.storage_slice::<T>("linear")?);
@@ -125,7 +265,7 @@ impl<const N: usize> Op<N> for Linear {
                 gemm(m, n, k, &xs[ox.min(xs.len())..], sx, &ws[ow.min(ws.len())..], (sw.1, sw.0), y, n, bias);
             })
         })?;
-        Ok((y, [x.clone(), w.clone()]))
+        Ok((y, saved))
     }
 
     fn backward(
@@ -356,10 +496,124 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// Several tiles of the CUDA kernels in each direction, ragged and whole, and a long k.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "matmul",
+        name: "ragged tiles of a card",
+        inputs: &[Input::Normal(&[150, 101]), Input::Normal(&[101, 203])],
+        run: |x| x[0].matmul(&x[1])?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "batch, both transposed",
+        inputs: &[Input::Normal(&[2, 72, 136]), Input::Normal(&[2, 144, 72])],
+        run: |x| x[0].t()?.matmul(&x[1].t()?)?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "no axis together",
+        inputs: &[Input::Normal(&[70, 3, 65]), Input::Normal(&[65, 40])],
+        run: |x| x[0].select(1, 1)?.matmul(&x[1])?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "cut along k",
+        inputs: &[Input::Normal(&[2, 21, 900]), Input::Normal(&[900, 30])],
+        run: |x| x[0].matmul(&x[1])?.mul_scalar(0.03),
+    },
+    Case {
+        op: "linear",
+        name: "a batch to cut the weight's gradient along",
+        inputs: &[
+            Input::Normal(&[1030, 40]),
+            Input::Normal(&[24, 40]),
+            Input::Normal(&[24]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2]))?.mul_scalar(0.03),
+    },
+    Case {
+        op: "linear",
+        name: "a bias and a k that are cut",
+        inputs: &[
+            Input::Normal(&[9, 1040]),
+            Input::Normal(&[70, 1040]),
+            Input::Normal(&[70]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2]))?.mul_scalar(0.03),
+    },
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::DType;
+
+    // the choice of a tile goes by size, so that small tests would see the small tiles alone
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn every_tile_in_every_memory_order() -> Result<()> {
+        use crate::cuda::gemm::tiles;
+        let device = Device::cuda_emulated()?;
+        let Device::Cuda(gpu) = device else {
+            unreachable!()
+        };
+        let mut rng = crate::random::Generator::new(5);
+        let mut normal = |shape: [usize; 2]| {
+            let mut v = vec![0f64; shape[0] * shape[1]];
+            rng.fill_normal(&mut v, |x| x);
+            Tensor::from_vec(v, shape)
+        };
+        for (dtype, tolerance) in [
+            (DType::F32, 1e-5),
+            (DType::F64, 1e-13),
+            (DType::BF16, 4e-3),
+            (DType::F16, 5e-4),
+        ] {
+            for (i, tile) in tiles(dtype).iter().enumerate() {
+                let [tm, tn] = tile.size;
+                for (m, n, k, splits) in [(2 * tm + 5, tn + 7, 70, 1), (tm + 8, 2 * tn + 8, 136, 3)]
+                {
+                    let round = |x: Tensor| x.to_dtype(dtype)?.to_dtype(DType::F64);
+                    let (a, b) = (round(normal([m, k])?)?, round(normal([k, n])?)?);
+                    let bias = round(normal([1, n])?)?;
+                    let right = a.matmul(&b)?.add(&bias)?.to_vec::<f64>()?;
+                    let most = right.iter().fold(0f64, |m, x| m.max(x.abs()));
+                    for (order, [ta, tb]) in [
+                        (0, [false, false]),
+                        (1, [false, true]),
+                        (6, [true, false]),
+                        (7, [true, true]),
+                    ] {
+                        cuda::set_thread_order(order);
+                        let there = |x: &Tensor, transposed: bool| {
+                            let x = x.to_dtype(dtype)?;
+                            if transposed {
+                                x.t()?.packed()?.to(device)?.t()
+                            } else {
+                                x.to(device)
+                            }
+                        };
+                        let plan = Plan::new(tile, k, splits);
+                        assert_eq!(plan.splits, splits);
+                        let (a, b) = (there(&a, ta)?, there(&b, tb)?);
+                        let bias = there(&bias, false)?.reshape([n])?;
+                        let y = run(gpu, plan, &a, &b, Some(&bias), &Shape::new(&[])?)?;
+                        let y = y.to(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
+                        for (j, (x, y)) in y.iter().zip(&right).enumerate() {
+                            assert!(
+                                (x - y).abs() <= tolerance * most,
+                                "{dtype}, tile {i}, transposed {ta} {tb}, {splits} parts, \
+                                 element {j}: {x}, right is {y}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        cuda::set_thread_order(0);
+        Ok(())
+    }
 
     #[test]
     fn errors_name_both_shapes() -> Result<()> {

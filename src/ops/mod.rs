@@ -49,10 +49,17 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
 /// every element, compared between devices and dtypes instead.
 pub fn large_cases() -> impl Iterator<Item = &'static Case> {
     [
+        batch_norm::LARGE,
         binary::LARGE,
+        conv2d::LARGE,
+        dropout::LARGE,
         index::LARGE,
+        layer_norm::LARGE,
         layout::LARGE,
         loss::LARGE,
+        pool2d::LARGE,
+        pool2d::MORE_LARGE,
+        matmul::LARGE,
         reduce::LARGE,
         softmax::LARGE,
         unary::LARGE,

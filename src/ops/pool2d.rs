@@ -2,7 +2,9 @@
 
 use crate::autograd::{Op, apply};
 use crate::cpu::{rows, strided};
-use crate::dtype::{Element, Real};
+use crate::cuda::{self, Arg, Gpu, Kernels, columns, kernels};
+use crate::device::Device;
+use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::shape::{Layout, Shape, Window};
@@ -121,10 +123,14 @@ struct MaxPool(Walk);
 
 impl Op<1> for MaxPool {
     const NAME: &'static str = "max_pool2d";
+    const HALF_ON_CUDA: bool = true;
     /// For each output the index of its maximum within the window: U8 where that suffices.
     type Saved = Tensor;
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Tensor)> {
+        if let Device::Cuda(gpu) = x.device() {
+            return self.forward_on(gpu, &x.channels_last()?);
+        }
         with_real!(Self::NAME, x.dtype(), T => match self.0.area() {
             0..=256 => self.run::<T, u8>(x),
             _ => self.run::<T, i64>(x),
@@ -132,6 +138,9 @@ impl Op<1> for MaxPool {
     }
 
     fn backward(&self, arg: Tensor, dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        if let Device::Cuda(gpu) = dy.device() {
+            return Ok([Some(self.backward_on(gpu, &arg, &dy.channels_last()?)?)]);
+        }
         let dx = with_real!(Self::NAME, dy.dtype(), T => match self.0.area() {
             0..=256 => self.scatter::<T, u8>(&arg, &dy),
             _ => self.scatter::<T, i64>(&arg, &dy),
@@ -232,10 +241,16 @@ impl AvgPool {
 
 impl Op<1> for AvgPool {
     const NAME: &'static str = "avg_pool2d";
+    const HALF_ON_CUDA: bool = true;
     type Saved = ();
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
         let (walk, x) = (&self.walk, x.channels_last()?);
+        if let Device::Cuda(gpu) = x.device() {
+            let y = walk.empty(walk.output, &x)?;
+            self.on(gpu, &AVG, [&x, &y])?;
+            return Ok((y, ()));
+        }
         let ([size, _, row], [_, c, oh, _]) = (walk.sizes(), dims(&walk.output));
         let layout = Layout::channels_last(walk.output);
         let y = with_real!(Self::NAME, x.dtype(), T => {
@@ -259,6 +274,11 @@ impl Op<1> for AvgPool {
 
     fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let (walk, dy) = (&self.walk, dy.channels_last()?);
+        if let Device::Cuda(gpu) = dy.device() {
+            let dx = walk.empty(walk.input, &dy)?;
+            self.on(gpu, &AVG_BACKWARD, [&dy, &dx])?;
+            return Ok([Some(dx)]);
+        }
         let (c, tiles, [_, out_size, _]) = (walk.output[1], walk.tiles(), walk.sizes());
         let dx = with_real!(Self::NAME, dy.dtype(), T => {
             let g = dy.dense_slice::<T>(Self::NAME)?;
@@ -278,6 +298,111 @@ impl Op<1> for AvgPool {
             })
         })?;
         Ok([Some(dx)])
+    }
+}
+
+kernels! {
+    MAX = "max_pool2d" [F32, F64, BF16, F16];
+    MAX_BACKWARD = "max_pool2d_backward" [F32, F64, BF16, F16];
+    /// With I64 indices.
+    MAX_LONG = "max_pool2d_long" [F32, F64, BF16, F16];
+    MAX_LONG_BACKWARD = "max_pool2d_backward_long" [F32, F64, BF16, F16];
+    AVG = "avg_pool2d" [F32, F64, BF16, F16];
+    AVG_BACKWARD = "avg_pool2d_backward" [F32, F64, BF16, F16];
+}
+
+/// On a GPU.
+impl Walk {
+    /// `Pool` of `kernels/pool.cu`, word by word.
+    fn words(&self) -> Result<[i32; 14]> {
+        let ([n, c, h, w], [_, _, oh, ow]) = (dims(&self.input), dims(&self.output));
+        let Window {
+            kernel,
+            stride,
+            padding,
+            dilation,
+        } = self.window;
+        let window = [kernel, stride, padding, dilation];
+        let mut words = [0; 14];
+        for (word, size) in words.iter_mut().zip(
+            [n, c, h, w, oh, ow]
+                .into_iter()
+                .chain(window.into_iter().flatten()),
+        ) {
+            *word = i32::try_from(size)
+                .map_err(|_| Error::argument("pool2d", format!("{window:?} is too large")))?;
+        }
+        Ok(words)
+    }
+
+    /// Images of this shape, yet to be written.
+    fn empty(&self, shape: Shape, like: &Tensor) -> Result<Tensor> {
+        Tensor::empty(Layout::channels_last(shape), like.dtype(), like.device())
+    }
+
+    /// A thread for each pixel and group of channels of `to`: its grid, and whether there
+    /// are groups.
+    fn threads(&self, from: &Tensor, to: &Tensor) -> ([u32; 3], Arg<'static>) {
+        let group = columns::group(to.dtype(), self.input[1], &[from.layout()]);
+        let grid = [cuda::blocks(to.numel() / group, 256), 1, 1];
+        (grid, Arg::I32((group > 1) as i32))
+    }
+}
+
+impl MaxPool {
+    fn forward_on(&self, gpu: Gpu, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (walk, words) = (&self.0, self.0.words()?);
+        let y = walk.empty(walk.output, x)?;
+        let (kernel, index) = match walk.area() {
+            0..=256 => (&MAX, DType::U8),
+            _ => (&MAX_LONG, DType::I64),
+        };
+        let arg = Tensor::empty(*y.layout(), index, x.device())?;
+        let (grid, grouped) = walk.threads(x, &y);
+        let args = [
+            Arg::Struct(&words),
+            x.input(),
+            y.output(),
+            arg.output(),
+            grouped,
+        ];
+        gpu.launch(kernel.of(x.dtype())?, grid, [256, 1, 1], 0, &args)?;
+        Ok((y, arg))
+    }
+
+    fn backward_on(&self, gpu: Gpu, arg: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let (walk, words) = (&self.0, self.0.words()?);
+        let dx = walk.empty(walk.input, dy)?;
+        let kernel = match arg.dtype() {
+            DType::U8 => &MAX_BACKWARD,
+            _ => &MAX_LONG_BACKWARD,
+        };
+        let (grid, grouped) = walk.threads(dy, &dx);
+        let args = [
+            Arg::Struct(&words),
+            arg.input(),
+            dy.input(),
+            dx.output(),
+            grouped,
+        ];
+        gpu.launch(kernel.of(dy.dtype())?, grid, [256, 1, 1], 0, &args)?;
+        Ok(dx)
+    }
+}
+
+impl AvgPool {
+    fn on(&self, gpu: Gpu, kernel: &'static Kernels, [from, to]: [&Tensor; 2]) -> Result<()> {
+        let words = self.walk.words()?;
+        let (grid, grouped) = self.walk.threads(from, to);
+        let counted = Arg::I32(self.count_include_pad as i32);
+        let args = [
+            Arg::Struct(&words),
+            from.input(),
+            to.output(),
+            counted,
+            grouped,
+        ];
+        gpu.launch(kernel.of(to.dtype())?, grid, [256, 1, 1], 0, &args)
     }
 }
 
@@ -381,15 +506,46 @@ pub const MORE_CASES: &[Case] = &[
     },
 ];
 
+/// Several blocks, channels in groups and not, with every kind of overlap.
+pub const LARGE: &[Case] = cases! {
+    "2x2 tiles, many" [3, 12, 16, 14], [2, 2], [2, 2], [0, 0];
+    "3x3 overlapping, many" [2, 8, 23, 19], [3, 3], [2, 2], [1, 1];
+    "5x4 by one, many" [2, 7, 15, 13], [5, 4], [1, 1], [2, 2];
+    "68 channels" [1, 68, 9, 11], [3, 2], [2, 3], [1, 0];
+    "17x17, many" [2, 4, 40, 37], [17, 17], [3, 5], [8, 4];
+};
+
+/// What one of the two alone has.
+pub const MORE_LARGE: &[Case] = &[Case {
+    op: "max_pool2d",
+    name: "dilated, many",
+    inputs: &[Input::Distinct(&[2, 8, 17, 21])],
+    run: |x| {
+        x[0].max_pool2d(Window {
+            dilation: [2, 3],
+            ..window([3, 3], [1, 2], [1, 1])
+        })
+    },
+}];
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
+    use crate::ops::check::devices;
 
     #[test]
     fn ties_nan_and_empty_windows_follow_pytorch() -> Result<()> {
+        for device in devices()? {
+            ties_nan_and_empty_windows(device)?;
+        }
+        Ok(())
+    }
+
+    fn ties_nan_and_empty_windows(device: Device) -> Result<()> {
         let pool = |v: Vec<f32>, w: Window| -> Result<(Vec<f32>, Vec<f32>)> {
-            let x = Tensor::from_vec(v, [1, 1, 2, 2])?.requires_grad();
+            let x = Tensor::from_vec(v, [1, 1, 2, 2])?
+                .to(device)?
+                .requires_grad();
             let y = x.max_pool2d(w)?;
             let grads = y.backward_from(&y.ones_like()?)?;
             Ok((y.to_vec()?, grads.get(&x).unwrap().to_vec()?))

@@ -8,6 +8,7 @@ pub mod plot;
 pub mod progress;
 pub mod sanity;
 pub mod solver;
+mod step;
 
 pub use checkpoint::{Checkpoint, load_state_dict_file, save_state_dict};
 pub use history::History;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::{Gradients, no_grad};
-use crate::data::{Augment, Batch, Dataset, Loader, Normalize};
+use crate::data::{Augment, Dataset, Feed, Loader, Normalize};
 use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::{Error, Result};
@@ -25,6 +25,7 @@ use crate::optim::{
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::step::{Parts, Stepper};
 use crate::train::{History, Progress, files, save_state_dict};
 use crate::with_real;
 
@@ -312,6 +313,7 @@ pub struct Solver<'m> {
     seconds: f64,
     history: History,
     stop: Arc<AtomicBool>,
+    stepper: Stepper,
 }
 
 impl<'m> Solver<'m> {
@@ -332,7 +334,8 @@ impl<'m> Solver<'m> {
             true,
         )?;
         let optimizer = config.optim_config.build(config.update_rule)?;
-        let history = History::new(serde_json::json!(config), "cpu");
+        let device = nn::device(model).to_string();
+        let history = History::new(serde_json::json!(config), device);
         Ok(Solver {
             model,
             data,
@@ -347,6 +350,7 @@ impl<'m> Solver<'m> {
             seconds: 0.0,
             history,
             stop: Arc::default(),
+            stepper: Stepper::default(),
             config,
         })
     }
@@ -362,6 +366,18 @@ impl<'m> Solver<'m> {
     pub fn with_stop(mut self, flag: Arc<AtomicBool>) -> Self {
         self.stop = flag;
         self
+    }
+
+    /// On a CUDA device, launch each step's kernels one by one in place of replaying a captured
+    /// step: for a model whose forward counts on the host, or to see a kernel's own error.
+    pub fn without_capture(mut self) -> Self {
+        self.stepper.plain = true;
+        self
+    }
+
+    /// Whether steps are replayed from a captured one.
+    pub fn is_captured(&self) -> bool {
+        self.stepper.is_captured()
     }
 
     /// Keep `config` in the history in place of the Solver's own settings: a program that also
@@ -431,7 +447,8 @@ impl<'m> Solver<'m> {
         let (epoch, before) = (self.history.epochs, self.seconds);
         let start = Instant::now();
         progress.epoch(epoch + 1);
-        for batch in self.loader.epoch_from(epoch as u64, self.batch) {
+        let device = nn::device(self.model);
+        for batch in self.loader.epoch_on(device, epoch as u64, self.batch) {
             if self.stop.load(Ordering::Relaxed) {
                 self.save_checkpoint()?;
                 return Ok(false);
@@ -451,8 +468,7 @@ impl<'m> Solver<'m> {
         self.config.schedule.end_epoch(&mut self.schedule, val_acc);
         (self.batch, self.correct, self.seconds) = (0, 0, 0.0);
         if best {
-            // shared with the model's own until the next step writes to those
-            self.best = nn::state_dict(self.model);
+            self.best = kept(self.model)?;
         }
         progress.line(&format!(
             "(Epoch {} / {}) train acc: {train_acc:.3}; val_acc: {val_acc:.3}",
@@ -467,7 +483,7 @@ impl<'m> Solver<'m> {
     }
 
     /// One step; its loss.
-    fn step(&mut self, batch: Batch) -> Result<f64> {
+    fn step(&mut self, feed: Feed) -> Result<f64> {
         let position = Position {
             epoch: self.history.epochs,
             step: self.history.loss_history.len(),
@@ -478,25 +494,23 @@ impl<'m> Solver<'m> {
         let lr = decay * schedule.learning_rate(self.base_lr, position, &self.schedule);
         self.optimizer.set_learning_rate(lr);
 
-        let images = Tensor::from_vec(batch.images, batch.shape)?;
-        let labels = Tensor::from_vec(batch.labels, images.shape()[0])?;
-        let scores = self.model.forward(&images, Mode::Train)?;
-        let loss = (self.loss)(&scores, &labels)?;
         let reg = self.config.reg + self.model.reg();
-        let value = loss.item()? + l2_loss(self.model, reg)?;
-        self.history.loss_history.push(value);
-        if !value.is_finite() {
-            let step = position.step as u64;
-            return Err(Error::NonFinite { step, loss: value });
-        }
-        self.correct += correct(&scores, &labels)?;
-        let mut grads = loss.backward()?;
-        // the graph shares storage with parameters, which are to be written in place
-        drop((images, scores, loss));
-        add_l2_gradients(self.model, reg, &mut grads)?;
-        self.optimizer.step(self.model, &grads)?;
+        let mut parts = Parts {
+            model: self.model,
+            optimizer: &mut *self.optimizer,
+            loss: &self.loss,
+            reg,
+        };
+        let found = self.stepper.step(&mut parts, feed, position.step as u64);
+        let loss = match &found {
+            Ok(found) => found.loss,
+            Err(Error::NonFinite { loss, .. }) => *loss,
+            Err(_) => return found.map(|f| f.loss),
+        };
+        self.history.loss_history.push(loss);
+        self.correct += found?.correct;
         self.batch += 1;
-        Ok(value)
+        Ok(loss)
     }
 
     /// The fraction of `num_samples` images (drawn by the seed; `None` for all) that the model
@@ -619,6 +633,7 @@ impl<'m> Solver<'m> {
             .load_state(self.model, &saved.optimizer)
             .map_err(checkpoint::in_file(path))?;
         // all is verified: from here on nothing fails half way
+        self.stepper.forget();
         nn::load_state_dict(self.model, &saved.model)?;
         checkpoint::set_generators(self.model, &run.generators);
         self.best = saved.best;
@@ -645,10 +660,8 @@ pub fn check_accuracy(
     let none = Augment::none();
     let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
     let mut right = 0;
-    for batch in loader.epoch(0) {
-        let batch = batch?;
-        let images = Tensor::from_vec(batch.images, batch.shape)?;
-        let labels = Tensor::from_vec(batch.labels, images.shape()[0])?;
+    for batch in loader.epoch_on(nn::device(model), 0, 0) {
+        let (images, labels) = batch?.tensors()?;
         right += correct(&model.forward(&images, Mode::Eval)?, &labels)?;
     }
     Ok(right as f64 / data.len() as f64)
@@ -708,6 +721,16 @@ pub fn add_l2_gradients(
         })?;
     }
     optim::axpy(rows, reg)
+}
+
+/// A copy of a model's state that later steps leave alone: on the CPU it shares storage with the
+/// model until the next step writes there; from a GPU it is fetched, so that the model's own
+/// tensors stay where a captured step has them.
+fn kept(model: &mut (impl Module + ?Sized)) -> Result<Named> {
+    let state = nn::state_dict(model).into_iter();
+    state
+        .map(|(name, t)| Ok((name, t.moved(Device::Cpu)?)))
+        .collect()
 }
 
 fn weights(model: &mut (impl Module + ?Sized)) -> Named {

@@ -67,6 +67,19 @@ struct Captured {
 }
 
 impl Stepper {
+    /// Whether steps are replayed.
+    pub fn is_captured(&self) -> bool {
+        self.captured.is_some()
+    }
+
+    /// Start anew: the model's tensors or the optimizer's states are others now.
+    pub fn forget(&mut self) {
+        *self = Stepper {
+            plain: self.plain,
+            ..Stepper::default()
+        };
+    }
+
     /// Make one step. A loss that is not finite is an [`Error::NonFinite`]; on the CPU the
     /// parameters are then those of before.
     pub fn step(&mut self, parts: &mut Parts<'_>, feed: Feed, number: u64) -> Result<Found> {
@@ -120,10 +133,7 @@ impl Stepper {
                 return read(&captured.report);
             }
             // somebody holds a parameter, or the batch is another: start anew
-            *self = Stepper {
-                plain: self.plain,
-                ..Stepper::default()
-            };
+            self.forget();
         }
         let (images, labels) = feed.tensors()?;
         if self.settled >= SETTLE && !self.plain {
@@ -134,7 +144,6 @@ impl Stepper {
                     self.captured = Some(captured);
                     return found;
                 }
-                // a loss or a layer that reads from the device cannot be captured
                 Err(Refused::Restored) => self.plain = true,
                 Err(Refused::Failed(e)) => return Err(e),
             }
@@ -174,7 +183,9 @@ impl Parts<'_> {
             Some(penalty) => penalty.reshape(1)?,
             None => Tensor::zeros(1, options)?,
         };
-        let correct = correct_tensor(&scores, labels)?.cast(DType::F64)?.reshape(1)?;
+        let correct = correct_tensor(&scores, labels)?
+            .cast(DType::F64)?
+            .reshape(1)?;
         let value = loss.cast(DType::F64)?.reshape(1)?;
         let report = Tensor::cat(&[&value, &penalty, &correct], 0)?;
         Ok((report, loss.backward()?))
@@ -224,7 +235,8 @@ impl Captured {
         });
         let (graph, report) = match recorded {
             Ok(done) => done,
-            Err(Error::Argument { op: "capture", .. }) if !updating => {
+            // reads from the device, or wants more memory than one step after another does
+            Err(Error::Argument { op: "capture", .. } | Error::OutOfMemory { .. }) if !updating => {
                 checkpoint::set_generators(parts.model, &before);
                 return Err(Refused::Restored);
             }

@@ -1,7 +1,11 @@
 //! Two-dimensional convolution, with bias, stride, padding, dilation and groups.
 
+mod cuda;
+mod depthwise;
+
 use crate::autograd::{Op, apply};
 use crate::cpu::conv::{self, ConvShape};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::shape::{Layout, Shape, Window};
@@ -55,13 +59,17 @@ impl Conv2d {
 
 impl<const N: usize> Op<N> for Conv2d {
     const NAME: &'static str = "conv2d";
+    const HALF_ON_CUDA: bool = true;
     type Saved = [Tensor; 2];
 
     fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
         let (x, w) = (inputs[0].channels_last()?, inputs[1].packed()?);
         let s = self.shape(x.shape(), w.shape())?;
-        let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
         let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
+        if let Device::Cuda(gpu) = x.device() {
+            return Ok((cuda::forward(&s, [&x, &w], bias.as_ref(), gpu)?, [x, w]));
+        }
+        let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
         let y = with_real!("conv2d", x.dtype(), T => {
             let (xs, ws) = (x.dense_slice::<T>("conv2d")?, w.dense_slice::<T>("conv2d")?);
             let bias = bias.as_ref().map(|b| b.dense_slice::<T>("conv2d")).transpose()?;
@@ -79,6 +87,18 @@ impl<const N: usize> Op<N> for Conv2d {
         let s = self.shape(x.shape(), w.shape())?;
         let dy = dy.channels_last()?;
         let mut grads = [const { None }; N];
+        if let Device::Cuda(gpu) = dy.device() {
+            if needs[0] {
+                grads[0] = Some(cuda::input_grad(&s, [&dy, &w], *x.layout(), gpu)?);
+            }
+            if needs[1] {
+                grads[1] = Some(cuda::weight_grad(&s, [&x, &dy], *w.layout(), gpu)?);
+            }
+            if N > 2 && needs[2] {
+                grads[2] = Some(cuda::bias_grad(&s, &dy, gpu)?);
+            }
+            return Ok(grads);
+        }
         with_real!("conv2d", dy.dtype(), T => {
             let dys = dy.dense_slice::<T>("conv2d")?;
             if needs[0] {
@@ -201,6 +221,38 @@ pub const CASES: &[Case] = cases! {
     "one image, ragged channels" [1, 33, 3, 4], [17, 33, 3, 3], [[17]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
     "7x7" [1, 3, 8, 8], [4, 3, 7, 7], [[4]], window([7, 7], [1, 1], [3, 3], [1, 1]), 1;
     "no images" [0, 2, 4, 4], [3, 2, 3, 3], [[3]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+};
+
+/// Several tiles and slices with ragged edges, every tile size, and every depthwise kernel.
+pub const LARGE: &[Case] = cases! {
+    "three tiles" [1, 36, 15, 10], [133, 36, 3, 2], [[133]], window([3, 2], [1, 1], [1, 1], [1, 1]), 1;
+    "three tiles, whole packs, stride 2" [1, 40, 25, 25], [136, 40, 3, 1], [[136]], window([3, 1], [2, 2], [1, 0], [1, 1]), 1;
+    "two groups, dilation 2" [1, 48, 14, 14], [144, 24, 3, 3], [[144]], window([3, 3], [1, 1], [2, 1], [2, 2]), 2;
+    "stride 3, dilation 2, whole packs" [1, 16, 31, 29], [72, 16, 3, 3], [], window([3, 3], [3, 3], [3, 1], [2, 2]), 1;
+    "stride 4, dilation 2" [1, 9, 29, 31], [34, 9, 3, 3], [], window([3, 3], [4, 4], [2, 2], [2, 2]), 1;
+    "patches" [1, 3, 32, 48], [70, 3, 8, 8], [[70]], window([8, 8], [8, 8], [0, 0], [1, 1]), 1;
+    "7x7 of an image, stride 2, slices" [2, 3, 40, 40], [40, 3, 7, 7], [[40]], window([7, 7], [2, 2], [3, 3], [1, 1]), 1;
+    "few channels, slices" [2, 8, 20, 21], [24, 8, 3, 3], [[24]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+    "large tiles" [1, 264, 3, 43], [4257, 8, 1, 1], [[4257]], window([1, 1], [1, 1], [0, 0], [1, 1]), 33;
+    "large tiles of the input's gradient" [1, 132, 70, 69], [5, 132, 3, 3], [], window([3, 3], [6, 6], [1, 1], [1, 1]), 1;
+    "narrow tiles" [1, 264, 3, 43], [2706, 4, 1, 1], [[2706]], window([1, 1], [1, 1], [0, 0], [1, 1]), 66;
+    "narrow tiles of the input's gradient" [1, 41, 105, 106], [5, 41, 3, 2], [], window([3, 2], [9, 9], [1, 1], [1, 1]), 1;
+    "depthwise 3x3" [2, 70, 21, 18], [70, 1, 3, 3], [[70]], window([3, 3], [1, 1], [1, 1], [1, 1]), 70;
+    "depthwise 3x3, stride 2" [2, 70, 21, 18], [70, 1, 3, 3], [[70]], window([3, 3], [2, 2], [1, 1], [1, 1]), 70;
+    "depthwise 3x3, padding over the kernel" [2, 7, 9, 10], [7, 1, 3, 3], [], window([3, 3], [1, 1], [4, 3], [1, 1]), 7;
+    "depthwise 3x3, stride 2, padding over the kernel" [2, 7, 9, 10], [7, 1, 3, 3], [], window([3, 3], [2, 2], [5, 4], [1, 1]), 7;
+    "depthwise 5x5" [1, 36, 25, 19], [36, 1, 5, 5], [[36]], window([5, 5], [1, 1], [2, 2], [1, 1]), 36;
+    "depthwise 5x5, stride 2" [1, 36, 25, 19], [36, 1, 5, 5], [[36]], window([5, 5], [2, 2], [1, 2], [1, 1]), 36;
+    "depthwise 7x7" [1, 36, 33, 19], [36, 1, 7, 7], [[36]], window([7, 7], [1, 1], [3, 3], [1, 1]), 36;
+    "depthwise 7x7, stride 2" [1, 36, 33, 19], [36, 1, 7, 7], [[36]], window([7, 7], [2, 2], [3, 3], [1, 1]), 36;
+    "depthwise 9x9" [1, 34, 23, 21], [34, 1, 9, 9], [[34]], window([9, 9], [1, 1], [4, 4], [1, 1]), 34;
+    "depthwise 9x9, stride 2" [2, 34, 43, 21], [34, 1, 9, 9], [[34]], window([9, 9], [2, 2], [4, 4], [1, 1]), 34;
+    "depthwise 11x11" [1, 34, 27, 19], [34, 1, 11, 11], [[34]], window([11, 11], [1, 1], [5, 0], [1, 1]), 34;
+    "depthwise 11x11, stride 2" [2, 34, 49, 25], [34, 1, 11, 11], [[34]], window([11, 11], [2, 2], [5, 5], [1, 1]), 34;
+    "depthwise 3x3, no images" [0, 5, 9, 9], [5, 1, 3, 3], [[5]], window([3, 3], [1, 1], [1, 1], [1, 1]), 5;
+    "depthwise 5x5, stride (2, 1)" [2, 70, 17, 18], [70, 1, 5, 5], [[70]], window([5, 5], [2, 1], [2, 2], [1, 1]), 70;
+    "depthwise 3x3, dilation 2" [2, 70, 17, 18], [70, 1, 3, 3], [[70]], window([3, 3], [1, 1], [2, 2], [2, 2]), 70;
+    "depthwise, two outputs a channel" [2, 70, 17, 18], [140, 1, 3, 3], [[140]], window([3, 3], [1, 1], [1, 1], [1, 1]), 70;
 };
 
 #[cfg(test)]

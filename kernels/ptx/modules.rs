@@ -1,0 +1,15 @@
+&[
+    ("augment", include_str!("augment.ptx")),
+    ("batch_norm", include_str!("batch_norm.ptx")),
+    ("binary", include_str!("binary.ptx")),
+    ("copy", include_str!("copy.ptx")),
+    ("dropout", include_str!("dropout.ptx")),
+    ("gemm", include_str!("gemm.ptx")),
+    ("layer_norm", include_str!("layer_norm.ptx")),
+    ("loss", include_str!("loss.ptx")),
+    ("optimizer", include_str!("optimizer.ptx")),
+    ("pool", include_str!("pool.ptx")),
+    ("reduce", include_str!("reduce.ptx")),
+    ("softmax", include_str!("softmax.ptx")),
+    ("unary", include_str!("unary.ptx")),
+]

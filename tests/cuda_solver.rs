@@ -1,0 +1,276 @@
+//! Training on the emulated CUDA device: the CPU's losses, steady memory, a captured step that is
+//! the plain one's to the bit, and what goes wrong without harm.
+
+use std::sync::Arc;
+
+use cotangent::data::{Augment, Normalize, synthetic};
+use cotangent::models::{DeeperConfig, DeeperConvNet};
+use cotangent::nn::{self, Module};
+use cotangent::optim::Schedule;
+use cotangent::random::Generator;
+use cotangent::train::solver::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
+use cotangent::{Device, Error, Tensor};
+
+const BATCH: usize = 8;
+
+fn data(n: usize) -> SolverData {
+    let train = synthetic(0, 0, n);
+    SolverData {
+        normalize: Normalize::per_channel(&train).unwrap(),
+        val: synthetic(0, 500, BATCH),
+        train,
+        augment: Augment::standard(),
+    }
+}
+
+/// A small one with everything: batch norm, dropout, L2.
+fn model(device: Device) -> DeeperConvNet {
+    let config = DeeperConfig {
+        num_filters: vec![4, 6],
+        hidden_dim: 10,
+        use_batchnorm: true,
+        use_dropout: true,
+        reg: 1e-3,
+        ..DeeperConfig::default()
+    };
+    let mut model = DeeperConvNet::new(config, &mut Generator::new(5)).unwrap();
+    nn::to_device(&mut model, device).unwrap();
+    model
+}
+
+/// The learning rate moves at each step.
+fn config(epochs: usize) -> SolverConfig {
+    SolverConfig {
+        update_rule: UpdateRule::Adam,
+        optim_config: OptimConfig {
+            learning_rate: Some(2e-3),
+            ..OptimConfig::default()
+        },
+        schedule: Schedule::WarmupCosine {
+            warmup_steps: 3,
+            eta_min: 1e-5,
+        },
+        batch_size: BATCH,
+        num_epochs: epochs,
+        num_train_samples: Some(BATCH),
+        verbose: false,
+        ..SolverConfig::default()
+    }
+}
+
+/// Everything that a model holds, as bits.
+fn bits(model: &mut dyn Module) -> Vec<(String, Vec<u64>)> {
+    let state = nn::state_dict(model).into_iter();
+    state
+        .map(|(name, t)| {
+            let t = t.to_dtype(cotangent::DType::F64).unwrap();
+            let v = t.to_vec::<f64>().unwrap();
+            (name, v.into_iter().map(f64::to_bits).collect())
+        })
+        .collect()
+}
+
+/// An emulated device that no other test uses.
+fn device(n: u8) -> Device {
+    Device::cuda_emulated_nth(n).unwrap()
+}
+
+#[test]
+fn losses_are_those_of_the_cpu() {
+    let run = |device| {
+        let mut model = model(device);
+        let mut solver = Solver::new(&mut model, data(7 * BATCH), config(1)).unwrap();
+        solver.train().unwrap();
+        assert_eq!(solver.is_captured(), device != Device::Cpu);
+        solver.history().clone()
+    };
+    let (cpu, gpu) = (run(Device::Cpu), run(device(1)));
+    assert_eq!(cpu.loss_history.len(), 7);
+    assert_eq!(gpu.device, "cuda_emulated:1");
+    for (i, (a, b)) in gpu.loss_history.iter().zip(&cpu.loss_history).enumerate() {
+        assert!(
+            (a - b).abs() < 1e-4 * b.abs(),
+            "step {i}: {a} but {b} on the CPU"
+        );
+    }
+    assert_eq!(gpu.val_acc_history, cpu.val_acc_history);
+}
+
+#[test]
+fn a_captured_step_is_the_plain_one_to_the_bit() {
+    let run = |n: u8, plain: bool| {
+        let mut model = model(device(n));
+        let mut solver = Solver::new(&mut model, data(5 * BATCH), config(2)).unwrap();
+        if plain {
+            solver = solver.without_capture();
+        }
+        solver.train().unwrap();
+        assert_eq!(solver.is_captured(), !plain);
+        let losses: Vec<u64> = solver
+            .history()
+            .loss_history
+            .iter()
+            .map(|l| l.to_bits())
+            .collect();
+        drop(solver);
+        let mut streams = Vec::new();
+        nn::visit(&mut model, |_, slot| {
+            if let nn::Slot::Generator(g) = slot {
+                streams.push((g.seed, g.offset));
+            }
+        });
+        (losses, bits(&mut model), streams)
+    };
+    let (plain, captured) = (run(2, true), run(3, false));
+    assert_eq!(plain.0.len(), 10);
+    assert_eq!(captured, plain);
+}
+
+#[test]
+fn a_step_allocates_nothing_after_the_second() {
+    for (n, plain) in [(4, true), (5, false)] {
+        let device = device(n);
+        let mut model = model(device);
+        let count = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = count.clone();
+        let softmax = cotangent::train::solver::softmax_loss(0.0);
+        let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
+            seen.lock().unwrap().push(device.memory_stats().unwrap());
+            softmax(scores, labels)
+        });
+        let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1))
+            .unwrap()
+            .with_loss(loss);
+        if plain {
+            solver = solver.without_capture();
+        }
+        solver.train().unwrap();
+        let seen = count.lock().unwrap();
+        // a captured step runs its loss on the host once, while it is captured
+        assert_eq!(seen.len(), if plain { 6 } else { 3 });
+        for (step, stats) in seen.iter().enumerate().skip(2) {
+            assert_eq!(stats.allocations, seen[2].allocations, "step {step}");
+            assert_eq!(stats.live, seen[2].live, "step {step}");
+        }
+        assert!(seen[2].hits > seen[1].hits);
+    }
+}
+
+#[test]
+fn a_resumed_run_goes_on_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |epochs| SolverConfig {
+        schedule: Schedule::Constant,
+        checkpoint_dir: Some(dir.path().into()),
+        ..config(epochs)
+    };
+    let mut whole = model(device(6));
+    Solver::new(&mut whole, data(4 * BATCH), config(2))
+        .unwrap()
+        .train()
+        .unwrap();
+    let mut first = model(device(7));
+    Solver::new(&mut first, data(4 * BATCH), config(1))
+        .unwrap()
+        .train()
+        .unwrap();
+    let mut second = model(device(7));
+    let mut solver = Solver::new(&mut second, data(4 * BATCH), config(2)).unwrap();
+    solver
+        .resume(dir.path().join("checkpoint.safetensors"))
+        .unwrap();
+    solver.train().unwrap();
+    drop(solver);
+    assert_eq!(bits(&mut second), bits(&mut whole));
+}
+
+#[test]
+fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
+    let device = device(8);
+    let Device::Cuda(gpu) = device else { panic!() };
+    let mut model = model(device);
+    let held = gpu.memory_stats().unwrap();
+    gpu.set_memory_limit(held.live_bytes + held.held_bytes + 1_000_000)
+        .unwrap();
+    let mut large = SolverConfig {
+        batch_size: 48,
+        ..config(1)
+    };
+    let error = Solver::new(&mut model, data(48), large.clone())
+        .unwrap()
+        .train()
+        .unwrap_err();
+    let Error::OutOfMemory { asked, held, free } = error else {
+        panic!("{error}")
+    };
+    assert!(asked > free && held > 0, "{asked} {held} {free}");
+    large.batch_size = BATCH;
+    Solver::new(&mut model, data(4 * BATCH), large)
+        .unwrap()
+        .train()
+        .unwrap();
+}
+
+#[test]
+fn a_loss_that_reads_from_the_device_trains_uncaptured() {
+    let mut model = model(device(9));
+    let softmax = cotangent::train::solver::softmax_loss(0.0);
+    let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
+        let loss = softmax(scores, labels)?;
+        assert!(loss.item()?.is_finite());
+        Ok(loss)
+    });
+    let mut solver = Solver::new(&mut model, data(5 * BATCH), config(1))
+        .unwrap()
+        .with_loss(loss);
+    solver.train().unwrap();
+    assert!(!solver.is_captured());
+    assert_eq!(solver.history().loss_history.len(), 5);
+}
+
+#[test]
+fn a_parameter_that_somebody_holds_is_not_written_under_them() {
+    let device = device(10);
+    let mut model = model(device);
+    let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1)).unwrap();
+    solver.train().unwrap();
+    assert!(solver.is_captured());
+    drop(solver);
+    let held = nn::state_dict(&mut model);
+    let before: Vec<Vec<f32>> = held[..2].iter().map(|(_, t)| t.to_vec().unwrap()).collect();
+    Solver::new(&mut model, data(6 * BATCH), config(1))
+        .unwrap()
+        .train()
+        .unwrap();
+    let after: Vec<Vec<f32>> = held[..2].iter().map(|(_, t)| t.to_vec().unwrap()).collect();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_label_out_of_range_arrives_with_the_next_read() {
+    let device = device(11);
+    let scores = Tensor::zeros([2, 3], device).unwrap();
+    let labels = Tensor::from_vec(vec![1i64, 7], [2])
+        .unwrap()
+        .to(device)
+        .unwrap();
+    let loss = scores.cross_entropy(&labels, &Default::default()).unwrap();
+    let error = loss.item().unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cross_entropy: index 7 is out of range for an axis of size 3"
+    );
+    // and is told once
+    assert!(loss.item().unwrap().is_nan());
+}
+
+#[test]
+fn tensors_of_two_devices_are_refused() {
+    let a = Tensor::ones([2], device(12)).unwrap();
+    let b = Tensor::ones([2], Device::Cpu).unwrap();
+    for error in [a.add(&b).unwrap_err(), a.gt(&b).unwrap_err()] {
+        assert!(matches!(error, Error::Device { .. }), "{error}");
+    }
+    let c = Tensor::ones([2], device(13)).unwrap();
+    assert!(matches!(a.mul(&c), Err(Error::Device { .. })));
+}
