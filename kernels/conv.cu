@@ -40,31 +40,32 @@ template <class T> struct Image {
   static const int FAR = -(1 << 30);  // a row outside of every image
 
   const T* p;  // of the group
-  Axis y, x;
-  int h, w, channels, depth, pixels, terms;
+  const Pass& s;
+  int pixels, terms;
   Divisor wide, high, deep, taps;
   bool whole;  // 16 bytes at once, all of one tap
 
-  __device__ __forceinline__ Image(const Pass& s, const T* image, int group, int last_pixel)
-      : p(image + group * s.depth), y(s.y), x(s.x), h(s.ih), w(s.iw), channels(s.ic), depth(s.depth), pixels(last_pixel), terms(s.y.taps * s.x.taps * s.depth), wide(s.x.count), high(s.y.count), deep(s.depth), taps(s.x.taps) {
-    whole = depth % Pack<T>::N == 0 && (size_t)p % 16 == 0;
+  __device__ __forceinline__ Image(const Pass& s, const T* image, int group, int end)
+      : p(image + group * s.depth), s(s), pixels(end), terms(s.y.taps * s.x.taps * s.depth),
+        wide(s.x.count), high(s.y.count), deep(s.depth), taps(s.x.taps) {
+    whole = s.depth % Pack<T>::N == 0 && (size_t)p % 16 == 0;
   }
   __device__ __forceinline__ Pixel pixel(int m) const {
     if (m >= pixels) return {0, FAR, 0};
     int i, j;
     int n = high.divide(wide.divide(m, j), i);
-    i = y.start + i * y.step, j = x.start + j * x.step;
-    return {((unsigned)(n * h + i) * w + j) * channels, i, j};
+    i = s.y.start + i * s.y.step, j = s.x.start + j * s.x.step;
+    return {((unsigned)(n * s.ih + i) * s.iw + j) * s.ic, i, j};
   }
   __device__ __forceinline__ Term term(int k) const {
     if (k >= terms) return {0, FAR, 0};
     int j, c;
     int i = taps.divide(deep.divide(k, c), j);
-    i *= y.hop, j *= x.hop;
-    return {(unsigned)(i * w + j) * channels + c, i, j};
+    i *= s.y.hop, j *= s.x.hop;
+    return {(unsigned)(i * s.iw + j) * s.ic + c, i, j};
   }
   __device__ __forceinline__ bool inside(const Pixel& m, const Term& t) const {
-    return (unsigned)(m.y + t.y) < (unsigned)h && (unsigned)(m.x + t.x) < (unsigned)w;
+    return (unsigned)(m.y + t.y) < (unsigned)s.ih && (unsigned)(m.x + t.x) < (unsigned)s.iw;
   }
   __device__ __forceinline__ const T* at(const Pixel& m, const Term& t) const {
     if (!whole) return nullptr;
@@ -162,7 +163,10 @@ template <class T, class Tile> __device__ __forceinline__ void forward_body(cons
 }
 template <class T, class Tile> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, T* dx, const Conv& s) {
   const int tn = cut(s.ci / s.groups, Tile::BN), tm = cut(s.n * cut(s.h, s.sh) * cut(s.w, s.sw), Tile::BM), b = blockIdx.x, z = b / tn / tm;
-  pass_body<T, Tile>(dy, w, nullptr, dx, input_grad_pass(s, z / s.groups), z % s.groups, b % tn, b / tn % tm);
+  __shared__ Pass pass;  // out of the way of the tile's registers
+  if (threadIdx.x == 0) pass = input_grad_pass(s, z / s.groups);
+  __syncthreads();
+  pass_body<T, Tile>(dy, w, nullptr, dx, pass, z % s.groups, b % tn, b / tn % tm);
 }
 
 // parts[slice, group, tap, c, o] = sum over the slice's pixels of x[place of (pixel, tap), c] dy[pixel, o]

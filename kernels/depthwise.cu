@@ -34,14 +34,14 @@ template <int N, class T> __device__ __forceinline__ void read_row(wide<T> (&to)
 }
 // The window of this thread's channel, in registers where they suffice. K is odd: the lanes of a
 // warp read different banks of `shared`, which holds their windows one after another.
-template <class T, int K, int S> struct Weights {
+template <class T, int K> struct Weights {
   static const int TAPS = K * K;
   static const bool KEPT = K <= 7;
   const wide<T>* shared;
   wide<T> kept[KEPT ? TAPS : 1];
-  __device__ __forceinline__ Weights(const T* w, wide<T>* room, int first, int channels, int lanes, bool mirrored) {
+  __device__ __forceinline__ Weights(const T* w, wide<T>* room, int first, int channels, int lanes) {
     const int count = min(lanes, channels - first) * TAPS;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) room[mirrored ? i / TAPS * TAPS + TAPS - 1 - i % TAPS : i] = widen(w[(size_t)first * TAPS + i]);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) room[i] = widen(w[(size_t)first * TAPS + i]);
     __syncthreads();
     shared = room + threadIdx.x % lanes * TAPS;
     if (KEPT) {
@@ -53,15 +53,14 @@ template <class T, int K, int S> struct Weights {
 };
 
 // ---------------------------------------------------------------- forward
-// y[n, i, j, c] = b[c] + sum over u, v of x[n, i S + u - p, j S + v - p, c] w[c, u, v]; mirrored windows
-// give the input gradient of stride 1
+// y[n, i, j, c] = b[c] + sum over u, v of x[n, i S + u - p, j S + v - p, c] w[c, u, v]
 // one thread a strip of outputs of one channel; per step of S input rows one row of outputs is done
-template <class T, int K, int S, int R> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, const Strips& strips, int has_bias, int mirrored) {
+template <class T, int K, int S, int R> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, const Strips& strips, int has_bias) {
   typedef wide<T> W;
   const int A = (K + S - 1) / S, COLS = (R - 1) * S + K;  // outputs that an input row has part in, columns read
   DYN_SMEM(W, room);
   const int first = blockIdx.y * strips.lanes, c = first + threadIdx.x % strips.lanes;
-  const Weights<T, K, S> weight(w, room, first, s.co, strips.lanes, mirrored);
+  const Weights<T, K> weight(w, room, first, s.co, strips.lanes);
   const Strip at = strip_at(blockIdx.x * (blockDim.x / strips.lanes) + threadIdx.x / strips.lanes, strips.rows, R, s.oh, s.ow);
   if (c >= s.co || at.n >= s.n) return;
   const int left = at.x * S - s.pw, rows = min(strips.rows, s.oh - at.y);
@@ -113,7 +112,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void input_gr
   const int A = (K + S - 1) / S, COLS = R + A - 1;
   DYN_SMEM(W, room);
   const int first = blockIdx.y * strips.lanes, c = first + threadIdx.x % strips.lanes;
-  const Weights<T, K, S> weight(w, room, first, s.co, strips.lanes, false);
+  const Weights<T, K> weight(w, room, first, s.co, strips.lanes);
   // dx's places in groups of S: group q begins at q S - p
   const int top = s.ph / S, left = s.pw / S, high = (s.h - 1 + s.ph) / S + 1 - top, wide = (s.w - 1 + s.pw) / S + 1 - left;
   Strip at = strip_at(blockIdx.x * (blockDim.x / strips.lanes) + threadIdx.x / strips.lanes, strips.rows, R, high, wide);
@@ -245,24 +244,23 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void weight_g
   }
 }
 
-#define DEPTHWISE(K, S, R, RW, NAME, T)                                                                                                        \
-  KERNEL(128, depthwise_forward_##K##s##S##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, Strips strips, int has_bias, int mirrored) { \
-    forward_body<T, K, S, R>(x, w, bias, y, s, strips, has_bias, mirrored);                                                                    \
+// widths of a strip: of the output, of dy in the input gradient, of dy in the weight gradient
+#define DEPTHWISE(K, S, RY, RX, RW, NAME, T)                                                                                                   \
+  KERNEL(128, depthwise_forward_##K##s##S##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, Strips strips, int has_bias) {        \
+    forward_body<T, K, S, RY>(x, w, bias, y, s, strips, has_bias);                                                                             \
+  }                                                                                                                                            \
+  KERNEL(128, depthwise_input_grad_##K##s##S##_##NAME, const T* dy, const T* w, T* dx, Conv s, Strips strips) {                                \
+    input_grad_body<T, K, S, RX>(dy, w, dx, s, strips);                                                                                        \
   }                                                                                                                                            \
   KERNEL(128, depthwise_weight_grad_##K##s##S##_##NAME, const T* x, const T* dy, wide<T>* parts, T* dw, Conv s, Strips strips) {               \
     weight_grad_body<T, K, S, RW>(x, dy, parts, dw, s, strips);                                                                                \
   }
-#define DEPTHWISE_INPUT_GRAD(K, S, R, NAME, T)                                                                              \
-  KERNEL(128, depthwise_input_grad_##K##s##S##_##NAME, const T* dy, const T* w, T* dx, Conv s, Strips strips) {              \
-    input_grad_body<T, K, S, R>(dy, w, dx, s, strips);                                                                      \
-  }
-// kernel, stride, width of a strip: forward and weight gradient, then the input gradient
-#define DEPTHWISE_ALL(NAME, T)                                                                                              \
-  DEPTHWISE(3, 1, 4, 4, NAME, T) DEPTHWISE(3, 2, 4, 4, NAME, T) DEPTHWISE(5, 1, 4, 4, NAME, T) DEPTHWISE(5, 2, 4, 4, NAME, T)   \
-  DEPTHWISE(7, 1, 4, 4, NAME, T) DEPTHWISE(7, 2, 4, 4, NAME, T) DEPTHWISE(9, 1, 8, 2, NAME, T) DEPTHWISE(9, 2, 8, 2, NAME, T)   \
-  DEPTHWISE(11, 1, 8, 2, NAME, T) DEPTHWISE(11, 2, 8, 2, NAME, T)                                                           \
-  DEPTHWISE_INPUT_GRAD(3, 2, 4, NAME, T) DEPTHWISE_INPUT_GRAD(5, 2, 4, NAME, T) DEPTHWISE_INPUT_GRAD(7, 2, 2, NAME, T)       \
-  DEPTHWISE_INPUT_GRAD(9, 2, 4, NAME, T) DEPTHWISE_INPUT_GRAD(11, 2, 4, NAME, T)
+#define DEPTHWISE_ALL(NAME, T)                                                \
+  DEPTHWISE(3, 1, 4, 4, 4, NAME, T) DEPTHWISE(3, 2, 4, 4, 4, NAME, T)         \
+  DEPTHWISE(5, 1, 4, 4, 4, NAME, T) DEPTHWISE(5, 2, 4, 4, 4, NAME, T)         \
+  DEPTHWISE(7, 1, 4, 4, 4, NAME, T) DEPTHWISE(7, 2, 4, 2, 4, NAME, T)         \
+  DEPTHWISE(9, 1, 8, 8, 2, NAME, T) DEPTHWISE(9, 2, 8, 4, 2, NAME, T)         \
+  DEPTHWISE(11, 1, 8, 8, 2, NAME, T) DEPTHWISE(11, 2, 8, 4, 2, NAME, T)
 DEPTHWISE_ALL(f32, float)
 DEPTHWISE_ALL(bf16, bf16)
 DEPTHWISE_ALL(f16, f16)

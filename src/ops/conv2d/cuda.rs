@@ -105,10 +105,8 @@ impl Tile {
             0..=64 => &NARROW,
             _ => &LARGE,
         };
-        match wide.blocks(rows, columns) * count < BLOCKS / 2 && columns > 32 {
-            true => &SMALL,
-            false => wide,
-        }
+        let few = rows <= 64 || wide.blocks(rows, columns) * count < BLOCKS / 2;
+        if few && columns > 32 { &SMALL } else { wide }
     }
 
     fn blocks(&self, rows: usize, columns: usize) -> usize {

@@ -20,7 +20,6 @@ const COUNTERS: usize = 2048;
 /// The kernels of one window, each with the width of its strips.
 struct Special {
     forward: (Kernels, usize),
-    /// That of stride 1 is a forward with mirrored windows.
     input_grad: (Kernels, usize),
     weight_grad: (Kernels, usize),
 }
@@ -123,7 +122,7 @@ pub(super) fn forward(
         return each(FORWARD.of(x.dtype())?, y, &args, gpu);
     };
     let strips = Strips::new(s, [s.oh, s.ow], special.forward.1);
-    args.extend([Arg::Struct(&strips.words), has_bias, Arg::I32(0)]);
+    args.extend([Arg::Struct(&strips.words), has_bias]);
     strips.launch(special.forward.0.of(x.dtype())?, gpu, &args)
 }
 
@@ -139,43 +138,6 @@ pub(super) fn input_grad(
         let args = [dy.input(), w.input(), dx.output(), Arg::Struct(&sizes(s))];
         return each(INPUT_GRAD.of(dtype)?, dx, &args, gpu);
     };
-    if s.window.stride == [1, 1] {
-        // the forward of dy with mirrored windows, padded by what the window's padding leaves
-        let [
-            n,
-            h,
-            w_,
-            ci,
-            oh,
-            ow,
-            co,
-            kh,
-            kw,
-            sh,
-            sw,
-            ph,
-            pw,
-            dh,
-            dw,
-            groups,
-        ] = sizes(s);
-        let [ph, pw] = [kh - 1 - ph, kw - 1 - pw];
-        let sizes = [
-            n, oh, ow, co, h, w_, ci, kh, kw, sh, sw, ph, pw, dh, dw, groups,
-        ];
-        let strips = Strips::new(s, [s.h, s.w], special.forward.1);
-        let args = [
-            dy.input(),
-            w.input(),
-            w.input(),
-            dx.output(),
-            Arg::Struct(&sizes),
-            Arg::Struct(&strips.words),
-            Arg::I32(0),
-            Arg::I32(1),
-        ];
-        return strips.launch(special.forward.0.of(dtype)?, gpu, &args);
-    }
     // dx falls into groups of a stride's places, of which the first may begin in the padding
     let groups = |axis: usize, size: usize| {
         let (stride, padding) = (s.window.stride[axis], s.window.padding[axis]);
