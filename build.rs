@@ -8,10 +8,15 @@ fn main() {
 
 #[cfg(feature = "emulator")]
 mod emulator {
+    use std::collections::BTreeMap;
     use std::fmt::Write;
+    use std::hash::{DefaultHasher, Hash, Hasher};
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::{env, fs};
+
+    /// This file: flags are part of what goes into an object.
+    const BUILD: &str = include_str!("build.rs");
 
     /// A file of kernels: `kernels/pool.cu`, compiled through a generated `pool.cpp`.
     struct Kernels {
@@ -34,15 +39,25 @@ mod emulator {
 
         let mut kernels = compiler(&root);
         let mut runtime = compiler(&root);
-        if let Err(reason) = kernels.try_get_compiler() {
+        let there = kernels
+            .try_get_compiler()
+            .map_err(|e| e.to_string())
+            .and_then(|c| {
+                Command::new(c.path())
+                    .arg("--version")
+                    .output()
+                    .map_err(|e| e.to_string())
+            });
+        if let Err(reason) = there {
             panic!(
-                "the feature `emulator` needs a C++17 compiler (g++ 12 or newer; Debian: apt install g++; \
-                 or name one in CXX): {reason}"
+                "the feature `emulator` needs a C++17 compiler (Debian: apt install g++; or name one in CXX): {reason}"
             );
         }
         sanitize(&sanitizer, &mut kernels, &mut runtime);
 
+        let mut library = cc::Build::new();
         let mut stems = Vec::new();
+        let mut stale = Vec::new();
         for Kernels { stem, source } in kernel_files(&root) {
             // an unnamed namespace, so that the files' names cannot clash
             let wrapper = format!(
@@ -52,12 +67,25 @@ mod emulator {
             );
             let path = out.join(format!("{stem}.cpp"));
             write(&path, &wrapper);
-            kernels.file(path);
+            // a change of one file compiles that one anew: the object's name tells what went into it
+            let mut texts = BTreeMap::from([(path.clone(), wrapper)]);
+            for file in [source, root.join("kernels/emulator/emu.h")] {
+                included(&root, file, &mut texts);
+            }
+            let mut hash = DefaultHasher::new();
+            (texts, &sanitizer, env::var("OPT_LEVEL").ok(), BUILD).hash(&mut hash);
+            let object = out.join(format!("{stem}.{:016x}.o", hash.finish()));
+            library.object(&object);
+            if !object.exists() {
+                kernels.file(path);
+                stale.push((stem.clone(), object));
+            }
             stems.push(stem);
         }
-        let mut library = cc::Build::new();
-        for (stem, object) in stems.iter().zip(kernels.compile_intermediates()) {
-            library.object(gather_shared(&kernels, stem, &object));
+        if !stale.is_empty() {
+            for ((stem, object), compiled) in stale.iter().zip(kernels.compile_intermediates()) {
+                gather_shared(&kernels, stem, &compiled, object);
+            }
         }
         library.compile("cotangent_emulated_kernels");
 
@@ -92,11 +120,14 @@ mod emulator {
     }
 
     fn compiler(root: &Path) -> cc::Build {
+        // as slow as the profile's, where it asks for code that can be stepped through; else fast
+        let profile = env::var("OPT_LEVEL").unwrap_or_default();
+        let optimization = if profile == "0" { 0 } else { 2 };
         let mut build = cc::Build::new();
         build
             .cpp(true)
             .std("c++17")
-            .opt_level(2)
+            .opt_level(optimization)
             .debug(true)
             .warnings(false)
             .flag("-fdata-sections")
@@ -131,22 +162,46 @@ mod emulator {
         }
     }
 
-    /// The object with its `__shared__` arrays (functions' static variables: C++ begins their names
-    /// with `_ZZ`) gathered in a section of their own, between `__start_` and `__stop_` of its name.
-    fn gather_shared(build: &cc::Build, stem: &str, object: &Path) -> PathBuf {
-        let script = object.with_extension("ld");
+    /// Turns a compiled object into one whose `__shared__` arrays (functions' static variables: C++
+    /// begins their names with `_ZZ`) lie in a section of their own, between `__start_` and `__stop_`
+    /// of its name.
+    fn gather_shared(build: &cc::Build, stem: &str, compiled: &Path, object: &Path) {
+        let script = compiled.with_extension("ld");
         let section = format!("emu_shared_{stem} 0 : {{ *(.bss._ZZ* .data._ZZ*) }}");
         write(&script, &format!("SECTIONS {{ {section} }}\n"));
-        let gathered = object.with_extension("gathered.o");
+        let gathered = compiled.with_extension("gathered");
         let status = Command::new(build.get_compiler().path())
             .args(["-r", "-nostdlib", "-T"])
-            .args([&script, object])
+            .args([script.as_path(), compiled])
             .arg("-o")
             .arg(&gathered)
             .status();
-        match status {
-            Ok(status) if status.success() => gathered,
-            other => panic!("linking {}: {other:?}", object.display()),
+        if !status.as_ref().is_ok_and(|s| s.success()) {
+            panic!("linking {}: {status:?}", compiled.display());
+        }
+        // whole or not there
+        fs::rename(&gathered, object).unwrap_or_else(|e| panic!("{}: {e}", object.display()));
+    }
+
+    /// The file and what it includes, and what that includes, with their texts.
+    fn included(root: &Path, file: PathBuf, texts: &mut BTreeMap<PathBuf, String>) {
+        if texts.contains_key(&file) {
+            return;
+        }
+        let Ok(text) = fs::read_to_string(&file) else {
+            return; // the compiler's own
+        };
+        texts.insert(file, text.clone());
+        for line in text.lines() {
+            if let Some(name) = line
+                .trim()
+                .strip_prefix("#include \"")
+                .and_then(|n| n.split('"').next())
+            {
+                for dir in ["kernels", "kernels/emulator"] {
+                    included(root, root.join(dir).join(name), texts);
+                }
+            }
         }
     }
 

@@ -21,6 +21,12 @@
 //   sanitizers.h    what ASan and TSan want to be told
 //
 // build.rs compiles all of this with the feature `emulator`. planted.cu holds kernels with faults that must be found.
+//
+// To step through a kernel, build without optimization and break in one CUDA thread of it:
+//   CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo test --features emulator --test cuda --no-run
+//   COTANGENT_CASES=softmax rust-gdb --args target/debug/deps/cuda-... f32_agrees
+//   (gdb) break softmax_f32 if threadIdx.x == 5
+//   (gdb) run
 #pragma once
 #define CUDA_EMU 1
 

@@ -8,7 +8,7 @@ sanitizer=${1:?asan or tsan}
 shift
 [ $# -gt 0 ] || set -- --features emulator --test cuda --test planted
 
-export COTANGENT_SANITIZER=$sanitizer CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/$sanitizer
+export COTANGENT_SANITIZER=$sanitizer CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/sanitized}
 # rustc links these libraries late; they want to be first
 runner="env LD_PRELOAD=$(g++ -print-file-name="lib$sanitizer.so")"
 # TSan of gcc 12 cannot place its shadow under newer kernels' address randomization
