@@ -1,13 +1,84 @@
-//! The speed of the CPU's kernels on all threads, beside the multiply-add peak of the same run.
-//! `cargo bench --bench kernels [-- NAME]` runs those whose name contains NAME.
+//! The speed of single kernels, beside the device's own rates of the same run:
+//! `cargo bench --bench kernels -- [--device cpu|cuda|cuda:N] [--json] [--only SUBSTR]`.
 mod common;
+mod gpu;
 
-use common::{best, peak};
+use common::{Args, Rates, best};
 use cotangent::cpu::conv::{self, ConvShape};
 use cotangent::cpu::gemm::gemm;
-use cotangent::cpu::simd;
 use cotangent::shape::Window;
+use cotangent::{DType, Device, Result};
 use rayon::prelude::*;
+
+/// Convolutions, with padding that keeps the size: images, channels in and out, size, kernel,
+/// stride, groups.
+const CONVS: &[[usize; 7]] = &[
+    [100, 3, 32, 32, 3, 1, 1],
+    [100, 32, 64, 32, 3, 1, 1],
+    [100, 3, 32, 32, 7, 1, 1],
+    [32, 64, 64, 32, 3, 1, 1],
+    [32, 256, 256, 8, 3, 1, 1],
+    [32, 512, 512, 4, 3, 1, 1],
+    [32, 128, 128, 16, 1, 1, 1],
+    [32, 64, 128, 32, 3, 2, 1],
+    [32, 96, 96, 16, 7, 1, 96],
+    [32, 64, 64, 32, 3, 1, 64],
+];
+
+fn conv_name([n, ci, co, size, kernel, stride, groups]: [usize; 7]) -> String {
+    let kind = if groups > 1 { "depthwise" } else { "conv" };
+    let stride = if stride > 1 { " stride 2" } else { "" };
+    format!("{kind} {ci}->{co} {kernel}x{kernel}{stride} @{size} n{n}")
+}
+
+fn same(kernel: usize, stride: usize) -> Window {
+    Window {
+        stride: [stride; 2],
+        padding: [kernel / 2; 2],
+        ..Window::new([kernel; 2])
+    }
+}
+
+/// What a kernel has to do at least.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Bytes of memory read and written.
+    Bytes(usize),
+    /// Multiply-adds.
+    Macs(usize),
+}
+
+/// Where the rows go.
+struct Report {
+    args: Args,
+    rates: Rates,
+}
+
+impl Report {
+    fn wanted(&self, name: &str) -> bool {
+        name.contains(&self.args.only)
+    }
+
+    fn row(&self, name: &str, dtype: DType, work: Work, seconds: f64) {
+        let (rate, unit, best) = match work {
+            Work::Bytes(n) => (n as f64 / seconds / 1e9, "GB/s", self.rates.copy),
+            Work::Macs(n) => {
+                let half = matches!(dtype, DType::BF16 | DType::F16);
+                let best = [self.rates.f32, self.rates.bf16][half as usize];
+                (2.0 * n as f64 / seconds / 1e12, "TFLOP/s", best)
+            }
+        };
+        let (ms, share) = (seconds * 1e3, 100.0 * rate / best);
+        if self.args.json {
+            println!(
+                "{{\"kernel\": \"{name}\", \"dtype\": \"{dtype}\", \"ms\": {ms:.4}, \"rate\": {rate:.4}, \"unit\": \"{unit}\", \"share\": {share:.1}, \"device\": \"{}\"}}",
+                self.args.device
+            );
+        } else {
+            println!("{name:44} {dtype:4} {ms:9.3} ms {rate:9.3} {unit:7} {share:5.0} %");
+        }
+    }
+}
 
 fn data(n: usize) -> Vec<f32> {
     (0..n)
@@ -16,37 +87,13 @@ fn data(n: usize) -> Vec<f32> {
         .collect()
 }
 
-struct Report {
-    only: String,
-    peak: f64,
-}
-
-impl Report {
-    /// Time `f`, which does `macs` multiply-adds.
-    fn case(&self, name: &str, macs: usize, f: impl FnMut()) {
-        if !name.contains(&self.only) {
-            return;
+/// The CPU's kernels on all threads.
+fn cpu(report: &Report) {
+    let case = |name: &str, macs: usize, f: &mut dyn FnMut()| {
+        if report.wanted(name) {
+            report.row(name, DType::F32, Work::Macs(macs), best(0.25, f));
         }
-        let seconds = best(0.25, f);
-        let rate = 2.0 * macs as f64 / seconds / 1e9;
-        let (ms, share) = (seconds * 1e3, 100.0 * rate / self.peak);
-        println!("{name:44} {ms:9.3} ms {rate:8.1} GFLOP/s {share:5.0} % of peak");
-    }
-}
-
-fn main() {
-    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    let report = Report {
-        only: only.unwrap_or_default(),
-        peak: peak(),
     };
-    let threads = rayon::current_num_threads();
-    println!(
-        "{:?}, {threads} threads, peak {:.1} GFLOP/s",
-        simd::level(),
-        report.peak
-    );
-
     // (name, m, n, k, strides of A, strides of B)
     for (name, [m, n, k], a_strides, b_strides) in [
         ("gemm 1024", [1024, 1024, 1024], (1024, 1), (1024, 1)),
@@ -72,38 +119,13 @@ fn main() {
         ("gemm 64", [64, 64, 64], (64, 1), (64, 1)),
     ] {
         let (a, b, mut c) = (data(m * k), data(k * n), data(m * n));
-        report.case(name, m * n * k, || {
+        case(name, m * n * k, &mut || {
             gemm(m, n, k, &a, a_strides, &b, b_strides, &mut c, n, None);
         });
     }
 
-    // (name, n, input channels, output channels, input size, kernel, stride, groups)
-    for (name, n, ci, co, size, kernel, stride, groups) in [
-        ("conv 3->32 3x3 @32 n100", 100, 3, 32, 32, 3, 1, 1),
-        ("conv 32->64 3x3 @32 n100", 100, 32, 64, 32, 3, 1, 1),
-        ("conv 3->32 7x7 @32 n100", 100, 3, 32, 32, 7, 1, 1),
-        ("conv 64->64 3x3 @32 n32", 32, 64, 64, 32, 3, 1, 1),
-        ("conv 256->256 3x3 @8 n32", 32, 256, 256, 8, 3, 1, 1),
-        ("conv 512->512 3x3 @4 n32", 32, 512, 512, 4, 3, 1, 1),
-        ("conv 128->128 1x1 @16 n32", 32, 128, 128, 16, 1, 1, 1),
-        (
-            "conv 64->128 3x3 stride 2 @32 n32",
-            32,
-            64,
-            128,
-            32,
-            3,
-            2,
-            1,
-        ),
-        ("depthwise 96 7x7 @16 n32", 32, 96, 96, 16, 7, 1, 96),
-        ("depthwise 64 3x3 @32 n32", 32, 64, 64, 32, 3, 1, 64),
-    ] {
-        let window = Window {
-            stride: [stride; 2],
-            padding: [kernel / 2; 2],
-            ..Window::new([kernel; 2])
-        };
+    for &config in CONVS {
+        let [n, ci, co, size, kernel, stride, groups] = config;
         let out = usize::div_ceil(size, stride);
         let shape = ConvShape {
             n,
@@ -113,21 +135,37 @@ fn main() {
             co,
             oh: out,
             ow: out,
-            window,
+            window: same(kernel, stride),
             groups,
         };
+        let name = conv_name(config);
         let (x, w, bias) = (data(shape.input()), data(shape.weight()), data(co));
         let dy = data(shape.output());
         let (mut dx, mut dw, mut y) = (x.clone(), w.clone(), dy.clone());
         let macs = shape.output() * shape.weight() / co;
-        report.case(&format!("{name} forward"), macs, || {
+        case(&format!("{name} forward"), macs, &mut || {
             conv::forward(&shape, &x, &w, Some(&bias), &mut y);
         });
-        report.case(&format!("{name} input grad"), macs, || {
+        case(&format!("{name} input grad"), macs, &mut || {
             conv::input_grad(&shape, &dy, &w, &mut dx);
         });
-        report.case(&format!("{name} weight grad"), macs, || {
+        case(&format!("{name} weight grad"), macs, &mut || {
             conv::weight_grad(&shape, &x, &dy, &mut dw);
         });
     }
+}
+
+fn main() {
+    let all = || -> Result<()> {
+        let args = Args::parse()?;
+        let rates = Rates::measure(args.device)?;
+        rates.print(args.device, args.json)?;
+        let report = Report { args, rates };
+        match report.args.device {
+            Device::Cpu => cpu(&report),
+            _ => gpu::rows(&report)?,
+        }
+        Ok(())
+    };
+    common::finish(all());
 }

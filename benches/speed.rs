@@ -1,9 +1,11 @@
-//! Times training steps and single ops: `cargo bench --bench speed -- [--json] [--only SUBSTR]`.
+//! Times training steps and single ops:
+//! `cargo bench --bench speed -- [--device cpu|cuda|cuda:N] [--json] [--only SUBSTR]`.
 //!
-//! First the machine's own rates, measured in the same minutes: multiply-adds and copies. Then a
+//! First the device's own rates, measured in the same minutes: multiply-adds and copies. Then a
 //! line a case, `{"case", "median_ms", "min_ms", "max_ms", "device"}` with `--json`. A training
-//! step is forward, loss, backward and the optimizer's update. `RAYON_NUM_THREADS` sets the
-//! threads.
+//! step is forward, loss, backward and the optimizer's update; on a CUDA device there is a line
+//! more, `CASE/captured`, of its replay as one graph, which is what the Solver does.
+//! `RAYON_NUM_THREADS` sets the CPU's threads.
 
 mod common;
 
@@ -18,41 +20,48 @@ use cotangent::ops::{BatchNorm, CrossEntropy};
 use cotangent::optim::{Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Sgd, SgdConfig};
 use cotangent::random::Generator;
 use cotangent::shape::Window;
-use cotangent::{DType, Result, Tensor, autograd::no_grad};
+use cotangent::{DType, Device, Result, Tensor, autograd::no_grad};
 
 /// Runs a case is timed for, after two to warm up.
 const REPEATS: usize = 7;
 /// A run repeats its step until it has taken this long, in seconds.
 const RUN: f64 = 0.05;
 
-struct Bench {
-    json: bool,
-    only: String,
-}
+struct Bench(common::Args);
 
 impl Bench {
+    fn wanted(&self, case: &str) -> bool {
+        case.contains(&self.0.only)
+    }
+
     fn time(&self, case: &str, mut f: impl FnMut() -> Result<()>) -> Result<()> {
-        if !case.contains(&self.only) {
+        if !self.wanted(case) {
             return Ok(());
         }
-        f()?;
-        f()?;
-        let start = Instant::now();
-        f()?;
-        let inner = ((RUN / start.elapsed().as_secs_f64().max(1e-6)) as usize).max(1);
-        let mut ms = Vec::with_capacity(REPEATS);
-        for _ in 0..REPEATS {
+        let device = self.0.device;
+        // the device is waited for at a run's ends only, as in training
+        let mut run = |calls: usize| -> Result<f64> {
             let start = Instant::now();
-            for _ in 0..inner {
+            for _ in 0..calls {
                 f()?;
             }
-            ms.push(start.elapsed().as_secs_f64() / inner as f64 * 1e3);
+            device.synchronize()?;
+            Ok(start.elapsed().as_secs_f64() / calls as f64)
+        };
+        run(2)?;
+        let (calls, repeats) = match common::is_emulated(device) {
+            true => (1, 1),
+            false => (((RUN / run(1)?.max(1e-6)) as usize).max(1), REPEATS),
+        };
+        let mut ms = Vec::with_capacity(repeats);
+        for _ in 0..repeats {
+            ms.push(run(calls)? * 1e3);
         }
         ms.sort_by(f64::total_cmp);
-        let (median, min, max) = (ms[REPEATS / 2], ms[0], ms[REPEATS - 1]);
-        if self.json {
+        let (median, min, max) = (ms[repeats / 2], ms[0], ms[repeats - 1]);
+        if self.0.json {
             println!(
-                "{{\"case\": \"{case}\", \"median_ms\": {median:.4}, \"min_ms\": {min:.4}, \"max_ms\": {max:.4}, \"device\": \"cpu\"}}"
+                "{{\"case\": \"{case}\", \"median_ms\": {median:.4}, \"min_ms\": {min:.4}, \"max_ms\": {max:.4}, \"device\": \"{device}\"}}"
             );
         } else {
             println!("{case:38} {median:10.3} ms   ({min:.3} to {max:.3})");
@@ -68,23 +77,36 @@ impl Bench {
         model: impl FnOnce(&mut Generator) -> Result<M>,
         optimizer: O,
     ) -> Result<()> {
-        if !case.contains(&self.only) {
+        let captured = format!("{case}/captured");
+        if !self.wanted(&captured) {
             return Ok(());
         }
+        let device = self.0.device;
         let rng = &mut Generator::new(0);
         let (mut model, mut optimizer) = (model(rng)?, optimizer);
-        let x = Tensor::randn([n, 3, size, size], rng, DType::F32)?;
+        nn::to_device(&mut model, device)?;
+        let x = Tensor::randn([n, 3, size, size], rng, DType::F32)?.to(device)?;
         let y = Tensor::from_vec(
             (0..n).map(|_| rng.below(classes as u64) as i64).collect(),
             n,
-        )?;
-        self.time(case, || {
-            let loss = model
+        )?
+        .to(device)?;
+        let mut step = || {
+            let grads = model
                 .forward(&x, Mode::Train)?
-                .cross_entropy(&y, &CrossEntropy::default())?;
-            let grads = loss.backward()?;
+                .cross_entropy(&y, &CrossEntropy::default())?
+                .backward()?;
             optimizer.step(&mut model, &grads)
-        })
+        };
+        self.time(case, &mut step)?;
+        if let Device::Cuda(gpu) = device {
+            // where `--only` left the line above out: a step settles in two
+            step()?;
+            step()?;
+            let (graph, ()) = gpu.capture(step)?;
+            self.time(&captured, || graph.replay(&optimizer.replayed()))?;
+        }
+        Ok(())
     }
 
     /// An op alone, without a graph and with its gradients, on inputs of these shapes.
@@ -94,13 +116,13 @@ impl Bench {
         shapes: &[&[usize]],
         f: impl Fn(&[Tensor]) -> Result<Tensor>,
     ) -> Result<()> {
-        if !case.contains(&self.only) && !format!("{case}/fwd+bwd").contains(&self.only) {
+        if !self.wanted(&format!("{case}/fwd")) && !self.wanted(&format!("{case}/fwd+bwd")) {
             return Ok(());
         }
         let rng = &mut Generator::new(0);
         let inputs = shapes
             .iter()
-            .map(|s| Tensor::randn(*s, rng, DType::F32))
+            .map(|s| Tensor::randn(*s, rng, DType::F32)?.to(self.0.device))
             .collect::<Result<Vec<_>>>()?;
         // images lie as the engine keeps them
         let inputs = inputs
@@ -121,7 +143,7 @@ impl Bench {
         })?;
         let leaves: Vec<Tensor> = inputs.iter().map(Tensor::requires_grad).collect();
         let y = f(&leaves)?;
-        let dy = Tensor::randn(y.shape(), rng, DType::F32)?;
+        let dy = Tensor::randn(y.shape(), rng, DType::F32)?.to(self.0.device)?;
         let dy = if dy.rank() == 4 {
             dy.permute(&[0, 2, 3, 1])?
                 .contiguous()?
@@ -396,26 +418,17 @@ fn run(b: &Bench) -> Result<()> {
             ..Window::new([2; 2])
         })
     })?;
-    let zeros = Tensor::zeros([4096], DType::I64)?;
+    let zeros = Tensor::zeros([4096], (DType::I64, b.0.device))?;
     b.op("softmax_ce/4096x200", &[&[4096, 200]], |x| {
         x[0].cross_entropy(&zeros, &CrossEntropy::default())
     })
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let only = args
-        .iter()
-        .position(|a| a == "--only")
-        .and_then(|i| args.get(i + 1))
-        .cloned();
-    let b = Bench {
-        json: args.iter().any(|a| a == "--json"),
-        only: only.unwrap_or_default(),
+    let all = || {
+        let b = Bench(common::Args::parse()?);
+        common::Rates::measure(b.0.device)?.print(b.0.device, b.0.json)?;
+        run(&b)
     };
-    common::print_machine(b.json);
-    if let Err(e) = run(&b) {
-        eprintln!("error: {e}");
-        std::process::exit(1);
-    }
+    common::finish(all());
 }

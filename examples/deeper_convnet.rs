@@ -296,6 +296,8 @@ fn run(args: &Args) -> Result<()> {
         Summary::of(&mut model, &Tensor::zeros([1, c, h, w], DType::F32)?)?
     );
 
+    nn::to_device(&mut model, device)?;
+
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     let on_signal = move || {

@@ -8,10 +8,11 @@ __device__ __forceinline__ void gemm_simt(const T* a, const T* b, const T* bias,
   DYN_SMEM(T, smem);
   Place at = place<BM, BN>(p);
   Matrix<T> la(a + at.a, p.m, at.k1, p.a[0], p.a[1], p.a[1] == 1), lb(b + at.b, p.n, at.k1, p.b[0], p.b[1], p.b[1] == 1);
-  simt_tile<T, BM, BN, BK, TM, TN>(smem, la, lb, at.m0, at.n0, at.k0, at.k1, Result<T>(bias, y, parts, p, at.slice));
+  simt_tile<T, BM, BN, BK, TM, TN>(smem, la, lb, at.m0, at.n0, at.k0, at.k1, Result<T>{bias, y, parts, p, at.slice});
 }
+// (512 as the most threads holds registers to 128, so that two blocks share a multiprocessor)
 #define GEMM_SIMT(WHAT, NAME, T, BM, BN, BK, TM, TN)                                                                        \
-  KERNEL(256, gemm_##WHAT##_##NAME, const T* a, const T* b, const T* bias, T* y, T* parts, Product p) {                     \
+  KERNEL(512, gemm_##WHAT##_##NAME, const T* a, const T* b, const T* bias, T* y, T* parts, Product p) {                     \
     gemm_simt<T, BM, BN, BK, TM, TN>(a, b, bias, y, parts, p);                                                              \
   }
 GEMM_SIMT(128x128, f32, float, 128, 128, 8, 8, 8)

@@ -37,16 +37,17 @@ template <int BM, int BN> __device__ __forceinline__ Place place(const Product& 
   return at;
 }
 
-// C with its bias, or a part of it, to be summed by gemm_fold.
+// C with its bias, or a part of it, to be summed by gemm_fold. Pointers are made when they are
+// needed: kept through the loop over k they would cost registers.
 template <class T> struct Result {
-  Dense<T> whole;
-  Dense<wide<T>> part;
-  bool split;
-  __device__ __forceinline__ Result(const T* bias, T* y, wide<T>* parts, const Product& p, int slice)
-      : whole{y + (size_t)slice * p.m * p.n, p.has_bias ? bias : nullptr, p.m, p.n},
-        part{parts + (size_t)slice * p.m * p.n, nullptr, p.m, p.n}, split(p.splits > 1) {}
+  const T* bias;
+  T* y;
+  wide<T>* parts;
+  const Product& p;
+  int slice;
   template <int N> __device__ __forceinline__ void store(int r, int c, const wide<T>* v) const {
-    if (split) part.template store<N>(r, c, v);
-    else whole.template store<N>(r, c, v);
+    size_t at = (size_t)slice * p.m * p.n;
+    if (p.splits > 1) Dense<wide<T>>{parts + at, nullptr, p.m, p.n}.template store<N>(r, c, v);
+    else Dense<T>{y + at, p.has_bias ? bias : nullptr, p.m, p.n}.template store<N>(r, c, v);
   }
 };

@@ -9,7 +9,7 @@ __device__ __forceinline__ void gemm_mma(const T* a, const T* b, const T* bias, 
   DYN_SMEM(T, smem);
   Place at = place<BM, BN>(p);
   Matrix<T> la(a + at.a, p.m, at.k1, p.a[0], p.a[1], A_K), lb(b + at.b, p.n, at.k1, p.b[0], p.b[1], B_K);
-  mma_tile<T, BM, BN, WM, WN, A_K, B_K>(smem, la, lb, at.m0, at.n0, at.k0, at.k1, Result<T>(bias, y, parts, p, at.slice));
+  mma_tile<T, BM, BN, WM, WN, A_K, B_K>(smem, la, lb, at.m0, at.n0, at.k0, at.k1, Result<T>{bias, y, parts, p, at.slice});
 }
 #define GEMM_MMA(LAYOUT, A_K, B_K, NAME, T, BM, BN, WM, WN)                                                                 \
   KERNEL(BM / WM * (BN / WN) * 32, gemm_##BM##x##BN##_##LAYOUT##_##NAME, const T* a, const T* b, const T* bias, T* y,       \

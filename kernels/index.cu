@@ -62,12 +62,12 @@ __device__ __forceinline__ void index_select_backward_body(const i64* index, con
   unsigned first = (blockIdx.x - row * slices) * 256 * OWN + threadIdx.x;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   wide<T> sum[OWN];
-  size_t from[OWN];
+  unsigned from[OWN];
 #pragma unroll
   for (int u = 0; u < OWN; u++) {
     unsigned j = first + 256 * u, o = j / inner;
     sum[u] = 0;
-    from[u] = (size_t)o * count * inner + (j - o * inner);
+    from[u] = o * count * inner + (j - o * inner);
   }
   for (int base = 0; base < count; base += 256) {
     int k = base + threadIdx.x;
@@ -84,7 +84,7 @@ __device__ __forceinline__ void index_select_backward_body(const i64* index, con
     if (hit) hits[before + __popc(votes & ((1u << lane) - 1))] = k;
     __syncthreads();
     for (int h = 0; h < all; h++) {
-      size_t skip = (size_t)hits[h] * inner;
+      unsigned skip = hits[h] * inner;
 #pragma unroll
       for (int u = 0; u < OWN; u++)
         if (first + 256 * u < n) sum[u] += widen<T>(dy[from[u] + skip]);

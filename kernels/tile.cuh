@@ -75,34 +75,38 @@ template <class T, class L, int BR, int BK> struct SimtSide {
   static const int N = Pack<T>::N, COUNT = BR * BK / N / 256, LD = BR + 4;
   static_assert(BR * BK % (N * 256) == 0, "a pack or more a thread");
   typename L::Row rows[COUNT];
-  int k[COUNT], r[COUNT];
   Pack<T> held[COUNT];
 
+  // Where this thread's pack i lies in the tile. Along k two neighbours read 32 bytes of a row, and
+  // a warp's stores meet 16 rows x 2 packs of k.
+  static __device__ __forceinline__ int r(const L& l, int i) {
+    int c = threadIdx.x + i * 256;
+    return l.along_k ? c / 2 % BR : c % (BR / N) * N;
+  }
+  static __device__ __forceinline__ int k(const L& l, int i) {
+    int c = threadIdx.x + i * 256;
+    return l.along_k ? (c % 2 + c / (2 * BR) * 2) * N : c / (BR / N);
+  }
   __device__ __forceinline__ SimtSide(const L& l, int r0) {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      int c = threadIdx.x + i * 256;
-      // along k two neighbours read 32 bytes of a row, and a warp's stores meet 16 rows x 2 k
-      r[i] = l.along_k ? c / 2 % BR : c % (BR / N) * N;
-      k[i] = l.along_k ? (c % 2 + c / (2 * BR) * 2) * N : c / (BR / N);
-      rows[i] = l.row(r0 + r[i]);
-    }
+    for (int i = 0; i < COUNT; i++) rows[i] = l.row(r0 + r(l, i));
   }
   __device__ __forceinline__ void fetch(const L& l, int k0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      if (const T* from = l.at(rows[i], k0 + k[i])) {
+      int at = k0 + k(l, i);
+      if (const T* from = l.at(rows[i], at)) {
         held[i] = *reinterpret_cast<const Pack<T>*>(from);
       } else {
 #pragma unroll
-        for (int j = 0; j < N; j++) held[i].v[j] = l.along_k ? l.get(rows[i], 0, k0 + k[i] + j) : l.get(rows[i], j, k0 + k[i]);
+        for (int j = 0; j < N; j++) held[i].v[j] = l.along_k ? l.get(rows[i], 0, at + j) : l.get(rows[i], j, at);
       }
     }
   }
   __device__ __forceinline__ void put(const L& l, T* tile) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      T* to = tile + k[i] * LD + r[i];
+      T* to = tile + k(l, i) * LD + r(l, i);
       if (l.along_k) {
 #pragma unroll
         for (int j = 0; j < N; j++) to[j * LD] = held[i].v[j];

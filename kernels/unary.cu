@@ -40,8 +40,6 @@ FORMULA(Sqrt, sqrt(x), T(0.5) / k)
 FORMULA(Rsqrt, T(1) / sqrt(x), T(-0.5) * k * k * k)
 FORMULA(Exp, exp(x), k)
 FORMULA(Log, log(x), T(1) / k)
-// spills-allowed: sin_* the digits of pi that arguments of millions need; others do not go there
-// spills-allowed: cos_* as above
 FORMULA(Sin, sin(x), cos(k))
 FORMULA(Cos, cos(x), -sin(k))
 FORMULA(Tanh, tanh(x), T(1) - k * k)

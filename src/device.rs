@@ -2,8 +2,6 @@
 
 use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
-use crate::memory::MemoryStats;
-use crate::storage;
 
 /// Where a tensor lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -72,23 +70,6 @@ impl Device {
             Device::Cpu => Ok(()),
             Device::Cuda(gpu) => gpu.synchronize(),
         }
-    }
-
-    /// The allocator's counters.
-    pub fn memory_stats(&self) -> Result<MemoryStats> {
-        match self {
-            Device::Cpu => Ok(storage::memory_stats()),
-            Device::Cuda(gpu) => gpu.memory_stats(),
-        }
-    }
-
-    /// Start counting the peak anew from what is in use now.
-    pub fn reset_peak(&self) -> Result<()> {
-        match self {
-            Device::Cpu => storage::reset_peak(),
-            Device::Cuda(gpu) => gpu.reset_peak()?,
-        }
-        Ok(())
     }
 }
 

@@ -54,6 +54,25 @@ pub fn reset_peak() {
     with_pool(|p| p.stats.peak_bytes = p.stats.live_bytes);
 }
 
+impl Device {
+    /// The allocator's counters.
+    pub fn memory_stats(&self) -> Result<MemoryStats> {
+        match self {
+            Device::Cpu => Ok(memory_stats()),
+            Device::Cuda(gpu) => gpu.memory_stats(),
+        }
+    }
+
+    /// Start counting the peak anew from what is in use now.
+    pub fn reset_peak(&self) -> Result<()> {
+        match self {
+            Device::Cpu => reset_peak(),
+            Device::Cuda(gpu) => gpu.reset_peak()?,
+        }
+        Ok(())
+    }
+}
+
 /// Memory of the CPU, aligned, always initialized (by zeros or by an earlier owner), so that it
 /// can be read as any plain number type.
 struct Buffer {

@@ -61,7 +61,7 @@ fn batches_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
                 assert_eq!(labels.to_vec::<i64>()?, batch.labels);
 
                 // over tensors that are there, in either order
-                let mut row_major = Tensor::ones(&batch.shape, (DType::F32, device()))?;
+                let mut row_major = Tensor::ones(batch.shape, (DType::F32, device()))?;
                 let mut labels = Tensor::zeros([batch.shape[0]], (DType::I64, device()))?;
                 feed.clone().write_to(&mut row_major, &mut labels)?;
                 assert!(row_major.is_contiguous());
@@ -86,7 +86,7 @@ fn a_feed_for_the_cpu_is_the_batch() -> Result<()> {
         .zip(loader.epoch_from(0, 1))
     {
         let (feed, batch) = (feed?, batch?);
-        let mut images = Tensor::zeros(&batch.shape, DType::F32)?;
+        let mut images = Tensor::zeros(batch.shape, DType::F32)?;
         let mut labels = Tensor::zeros([batch.shape[0]], DType::I64)?;
         feed.clone().write_to(&mut images, &mut labels)?;
         let (x, y) = feed.tensors()?;

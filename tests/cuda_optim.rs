@@ -277,7 +277,8 @@ fn l2_and_norms_agree_with_the_cpu() -> Result<()> {
         for (i, (a, b)) in found[0].iter().zip(&cpu).enumerate() {
             assert_eq!(a.is_some(), b.is_some());
             if let (Some(a), Some(b)) = (a, b) {
-                assert_close(&[a.clone()], &[b.clone()], tolerance, &format!("l2 of {i}"))?;
+                let [a, b] = [a, b].map(std::slice::from_ref);
+                assert_close(a, b, tolerance, &format!("l2 of {i}"))?;
             }
         }
     }

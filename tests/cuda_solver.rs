@@ -88,7 +88,10 @@ fn losses_are_those_of_the_cpu() {
     assert_eq!(cpu.loss_history.len(), 7);
     assert_eq!(gpu.device, "cuda_emulated:1");
     for (i, (a, b)) in gpu.loss_history.iter().zip(&cpu.loss_history).enumerate() {
-        assert!((a - b).abs() < 1e-4 * b.abs(), "step {i}: {a} but {b} on the CPU");
+        assert!(
+            (a - b).abs() < 1e-4 * b.abs(),
+            "step {i}: {a} but {b} on the CPU"
+        );
     }
     assert_eq!(gpu.val_acc_history, cpu.val_acc_history);
 }
@@ -103,7 +106,12 @@ fn a_captured_step_is_the_plain_one_to_the_bit() {
         }
         solver.train().unwrap();
         assert_eq!(solver.is_captured(), !plain);
-        let losses: Vec<u64> = solver.history().loss_history.iter().map(|l| l.to_bits()).collect();
+        let losses: Vec<u64> = solver
+            .history()
+            .loss_history
+            .iter()
+            .map(|l| l.to_bits())
+            .collect();
         drop(solver);
         let mut streams = Vec::new();
         nn::visit(&mut model, |_, slot| {
@@ -130,7 +138,9 @@ fn a_step_allocates_nothing_after_the_second() {
             seen.lock().unwrap().push(device.memory_stats().unwrap());
             softmax(scores, labels)
         });
-        let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1)).unwrap().with_loss(loss);
+        let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1))
+            .unwrap()
+            .with_loss(loss);
         if plain {
             solver = solver.without_capture();
         }
@@ -155,12 +165,20 @@ fn a_resumed_run_goes_on_to_the_bit() {
         ..config(epochs)
     };
     let mut whole = model(device(6));
-    Solver::new(&mut whole, data(4 * BATCH), config(2)).unwrap().train().unwrap();
+    Solver::new(&mut whole, data(4 * BATCH), config(2))
+        .unwrap()
+        .train()
+        .unwrap();
     let mut first = model(device(7));
-    Solver::new(&mut first, data(4 * BATCH), config(1)).unwrap().train().unwrap();
+    Solver::new(&mut first, data(4 * BATCH), config(1))
+        .unwrap()
+        .train()
+        .unwrap();
     let mut second = model(device(7));
     let mut solver = Solver::new(&mut second, data(4 * BATCH), config(2)).unwrap();
-    solver.resume(dir.path().join("checkpoint.safetensors")).unwrap();
+    solver
+        .resume(dir.path().join("checkpoint.safetensors"))
+        .unwrap();
     solver.train().unwrap();
     drop(solver);
     assert_eq!(bits(&mut second), bits(&mut whole));
@@ -172,18 +190,25 @@ fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
     let Device::Cuda(gpu) = device else { panic!() };
     let mut model = model(device);
     let held = gpu.memory_stats().unwrap();
-    gpu.set_memory_limit(held.live_bytes + held.held_bytes + 1_000_000).unwrap();
+    gpu.set_memory_limit(held.live_bytes + held.held_bytes + 1_000_000)
+        .unwrap();
     let mut large = SolverConfig {
         batch_size: 48,
         ..config(1)
     };
-    let error = Solver::new(&mut model, data(48), large.clone()).unwrap().train().unwrap_err();
+    let error = Solver::new(&mut model, data(48), large.clone())
+        .unwrap()
+        .train()
+        .unwrap_err();
     let Error::OutOfMemory { asked, held, free } = error else {
         panic!("{error}")
     };
     assert!(asked > free && held > 0, "{asked} {held} {free}");
     large.batch_size = BATCH;
-    Solver::new(&mut model, data(4 * BATCH), large).unwrap().train().unwrap();
+    Solver::new(&mut model, data(4 * BATCH), large)
+        .unwrap()
+        .train()
+        .unwrap();
 }
 
 #[test]
@@ -195,7 +220,9 @@ fn a_loss_that_reads_from_the_device_trains_uncaptured() {
         assert!(loss.item()?.is_finite());
         Ok(loss)
     });
-    let mut solver = Solver::new(&mut model, data(5 * BATCH), config(1)).unwrap().with_loss(loss);
+    let mut solver = Solver::new(&mut model, data(5 * BATCH), config(1))
+        .unwrap()
+        .with_loss(loss);
     solver.train().unwrap();
     assert!(!solver.is_captured());
     assert_eq!(solver.history().loss_history.len(), 5);
@@ -211,7 +238,10 @@ fn a_parameter_that_somebody_holds_is_not_written_under_them() {
     drop(solver);
     let held = nn::state_dict(&mut model);
     let before: Vec<Vec<f32>> = held[..2].iter().map(|(_, t)| t.to_vec().unwrap()).collect();
-    Solver::new(&mut model, data(6 * BATCH), config(1)).unwrap().train().unwrap();
+    Solver::new(&mut model, data(6 * BATCH), config(1))
+        .unwrap()
+        .train()
+        .unwrap();
     let after: Vec<Vec<f32>> = held[..2].iter().map(|(_, t)| t.to_vec().unwrap()).collect();
     assert_eq!(before, after);
 }
@@ -220,10 +250,16 @@ fn a_parameter_that_somebody_holds_is_not_written_under_them() {
 fn a_label_out_of_range_arrives_with_the_next_read() {
     let device = device(11);
     let scores = Tensor::zeros([2, 3], device).unwrap();
-    let labels = Tensor::from_vec(vec![1i64, 7], [2]).unwrap().to(device).unwrap();
+    let labels = Tensor::from_vec(vec![1i64, 7], [2])
+        .unwrap()
+        .to(device)
+        .unwrap();
     let loss = scores.cross_entropy(&labels, &Default::default()).unwrap();
     let error = loss.item().unwrap_err().to_string();
-    assert_eq!(error, "cross_entropy: index 7 is out of range for an axis of size 3");
+    assert_eq!(
+        error,
+        "cross_entropy: index 7 is out of range for an axis of size 3"
+    );
     // and is told once
     assert!(loss.item().unwrap().is_nan());
 }

@@ -3,6 +3,9 @@
 use std::time::Instant;
 
 use cotangent::cpu::simd::{self, Level, Portable, Simd};
+use cotangent::cuda::Gpu;
+use cotangent::random::Generator;
+use cotangent::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// 24 chains of multiply-adds: enough to hide their latency on two ports.
@@ -72,8 +75,7 @@ pub fn best(seconds: f64, mut f: impl FnMut()) -> f64 {
 }
 
 /// GB/s read and written by all threads copying what no cache holds.
-#[allow(dead_code, reason = "not every bench prints it")]
-pub fn copy_bandwidth() -> f64 {
+fn copy_bandwidth() -> f64 {
     let n = 64 << 20;
     let (from, mut to) = (vec![1u8; n], vec![0u8; n]);
     let piece = n / rayon::current_num_threads();
@@ -85,22 +87,130 @@ pub fn copy_bandwidth() -> f64 {
     2.0 * n as f64 / seconds / 1e9
 }
 
-/// One line (JSON or words) with the level, the threads and both rates.
-#[allow(dead_code, reason = "not every bench prints it")]
-pub fn print_machine(json: bool) {
-    let (level, threads, peak, copy) = (
-        simd::level(),
-        rayon::current_num_threads(),
-        peak(),
-        copy_bandwidth(),
-    );
-    if json {
-        println!(
-            "{{\"machine\": {{\"simd\": \"{level:?}\", \"threads\": {threads}, \"fma_gflops\": {peak:.1}, \"copy_gbs\": {copy:.1}}}}}"
-        );
-    } else {
-        println!(
-            "{level:?}, {threads} threads, multiply-adds {peak:.1} GFLOP/s, copy {copy:.1} GB/s"
-        );
+/// Seconds a call of `f` takes, the best of some runs of many calls. The device is waited for at
+/// a run's ends only, as in training.
+pub fn seconds(device: Device, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut run = |calls: usize| -> Result<f64> {
+        let start = Instant::now();
+        for _ in 0..calls {
+            f()?;
+        }
+        device.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / calls as f64)
+    };
+    if is_emulated(device) {
+        return run(1);
+    }
+    run(2)?;
+    let calls = ((0.02 / run(1)?) as usize).clamp(1, 10_000);
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        best = best.min(run(calls)?);
+    }
+    Ok(best)
+}
+
+/// A device that only shows that a bench runs: sizes are small there and each call is made once.
+pub fn is_emulated(device: Device) -> bool {
+    matches!(device, Device::Cuda(Gpu::Emulated(_)))
+}
+
+/// What the device reaches at best, by what the engine has.
+pub struct Rates {
+    /// GB/s read and written by a copy.
+    pub copy: f64,
+    /// TFLOP/s of f32 multiply-adds: of nothing else on the CPU, in a matrix product on a GPU.
+    pub f32: f64,
+    /// TFLOP/s of a bf16 matrix product, on a GPU.
+    pub bf16: f64,
+}
+
+impl Rates {
+    pub fn measure(device: Device) -> Result<Self> {
+        if device == Device::Cpu {
+            return Ok(Rates {
+                copy: copy_bandwidth(),
+                f32: peak() / 1e3,
+                bf16: 0.0,
+            });
+        }
+        let side = if is_emulated(device) { 64 } else { 8192 };
+        let x = Tensor::zeros([side, side], (DType::F32, device))?;
+        let mut y = x.add_scalar(1.0)?;
+        let copy = seconds(device, || y.copy_(&x))?;
+        let product = |dtype| -> Result<f64> {
+            // random numbers: a card draws less power on zeros, and runs faster
+            let rng = &mut Generator::new(0);
+            let x = Tensor::randn([side, side], rng, dtype)?.to(device)?;
+            let flops = 2.0 * (side * side * side) as f64;
+            Ok(flops / seconds(device, || x.matmul(&x).map(drop))? / 1e12)
+        };
+        Ok(Rates {
+            copy: 8.0 * (side * side) as f64 / copy / 1e9,
+            f32: product(DType::F32)?,
+            bf16: product(DType::BF16)?,
+        })
+    }
+
+    /// One line, JSON or words, with the device.
+    pub fn print(&self, device: Device, json: bool) -> Result<()> {
+        let name = match device {
+            Device::Cpu => {
+                let threads = rayon::current_num_threads();
+                format!("cpu, {:?}, {threads} threads", simd::level())
+            }
+            _ => format!("{device}, {}", device.describe()?),
+        };
+        let Rates { copy, f32, bf16 } = self;
+        if json {
+            println!(
+                "{{\"rates\": {{\"device\": \"{name}\", \"copy_gbs\": {copy:.1}, \"f32_tflops\": {f32:.3}, \"bf16_tflops\": {bf16:.3}}}}}"
+            );
+        } else {
+            println!("{name}: copy {copy:.1} GB/s, f32 {f32:.3} TFLOP/s, bf16 {bf16:.3} TFLOP/s");
+        }
+        Ok(())
+    }
+}
+
+/// The arguments of a bench: `[--device cpu|cuda|cuda:N] [--json] [--only SUBSTR]`.
+pub struct Args {
+    pub device: Device,
+    pub json: bool,
+    pub only: String,
+}
+
+impl Args {
+    pub fn parse() -> Result<Self> {
+        let mut args = Args {
+            device: Device::Cpu,
+            json: false,
+            only: String::new(),
+        };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--device" => args.device = Device::parse(&words.next().unwrap_or_default())?,
+                "--json" => args.json = true,
+                "--only" => args.only = words.next().unwrap_or_default(),
+                // what cargo adds
+                "--bench" => {}
+                _ => {
+                    return Err(cotangent::Error::config(
+                        "bench",
+                        format!("unknown: {word}"),
+                    ));
+                }
+            }
+        }
+        Ok(args)
+    }
+}
+
+/// What `main` of a bench does: the message of an error, and the code for one.
+pub fn finish(result: Result<()>) {
+    if let Err(e) = result {
+        eprintln!("error: {e}");
+        std::process::exit(1);
     }
 }

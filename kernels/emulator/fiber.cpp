@@ -95,7 +95,11 @@ void finish(Fiber& fiber) {
 void abandon(Fiber& fiber) {
   finish(fiber);
 #ifdef EMU_TSAN
-  if (fiber.tsan_fiber) __tsan_destroy_fiber(fiber.tsan_fiber);  // in the midst of its calls
+  if (!fiber.tsan_fiber) return;
+  void* here = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(fiber.tsan_fiber, TSAN_NO_SYNC);
+  __tsan_switch_to_fiber(here, TSAN_SYNC);  // what it did came before what follows
+  __tsan_destroy_fiber(fiber.tsan_fiber);   // in the midst of its calls
   fiber.tsan_fiber = nullptr;
 #endif
 }

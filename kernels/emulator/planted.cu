@@ -3,7 +3,7 @@
 #include "common.cuh"
 
 // All of them take n elements x and y, n = gridDim.x * blockDim.x.
-#define TWINS(NAME)                                                                               \
+#define TWINS(NAME)                                                                     \
   KERNEL(256, NAME##_right, const float* x, float* y, int n) { NAME<false>(x, y, n); } \
   KERNEL(256, NAME##_wrong, const float* x, float* y, int n) { NAME<true>(x, y, n); }
 
@@ -98,9 +98,9 @@ template <bool WRONG> __device__ void wild_index(const float* x, float* y, int n
 }
 TWINS(wild_index)
 
-// y = x through static shared memory, one place too far to the right
+// y = x through static shared memory, one place too far to the right; at most 64 threads
 template <bool WRONG> __device__ void past_static_shared(const float* x, float* y, int n) {
-  __shared__ float s[256];
+  __shared__ float s[64];
   int t = threadIdx.x, at = WRONG ? t + 1 : t;
   s[at] = x[t];
   __syncthreads();

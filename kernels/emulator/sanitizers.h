@@ -24,7 +24,7 @@ void __tsan_release(void* address);
 void __tsan_read_range(void* address, unsigned long bytes);
 void __tsan_write_range(void* address, unsigned long bytes);
 }
-constexpr unsigned TSAN_NO_SYNC = 1;  // a switch orders nothing: only barriers do
+constexpr unsigned TSAN_SYNC = 0, TSAN_NO_SYNC = 1;  // a switch orders nothing, as a rule: only barriers do
 #define EMU_TSAN_ONLY(...) __VA_ARGS__
 #else
 #define EMU_TSAN_ONLY(...)

@@ -53,6 +53,7 @@ void fail(const char* format, ...) {
   launch.failed = true;
   launch.error = "kernel " + std::string(launch.kernel->name) + ": " + text + " [" + place_of(*running) + "]";
   running->state = State::Done;
+  EMU_TSAN_ONLY(__tsan_release(&end_lock);)
   suspend(running->fiber, true);
   abort();
 }

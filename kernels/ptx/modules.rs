@@ -5,6 +5,8 @@
     ("copy", include_str!("copy.ptx")),
     ("dropout", include_str!("dropout.ptx")),
     ("gemm", include_str!("gemm.ptx")),
+    ("gemm_half", include_str!("gemm_half.ptx")),
+    ("index", include_str!("index.ptx")),
     ("layer_norm", include_str!("layer_norm.ptx")),
     ("loss", include_str!("loss.ptx")),
     ("optimizer", include_str!("optimizer.ptx")),

@@ -582,6 +582,26 @@ mod tests {
                 );
                 says("svm_loss", x.svm_loss(&t).and_then(|l| l.item()));
                 says("accuracy", accuracy(&x, &t));
+                if device == Device::Cpu {
+                    continue;
+                }
+                // what was reported once is not again; the sample has no loss and no gradient
+                let losses: [fn(&Tensor, &Tensor) -> Result<Tensor>; 2] = [
+                    |x, t| x.cross_entropy(t, &CrossEntropy::default()),
+                    |x, t| x.svm_loss(t),
+                ];
+                for loss in losses {
+                    let leaf = x.requires_grad();
+                    let y = loss(&leaf, &t)?;
+                    let grads = y.backward()?;
+                    assert!(y.item().is_err() && y.item()?.is_nan());
+                    let dx = grads.get(&leaf).map(Tensor::to_vec::<f64>).transpose()?;
+                    let dx = dx.unwrap_or_default();
+                    let rows: Vec<bool> =
+                        dx.chunks(3).map(|r| r.iter().all(|x| *x == 0.0)).collect();
+                    assert!(rows[at], "{dx:?}");
+                    assert!(dx.iter().all(|x| x.is_finite()));
+                }
             }
         }
         Ok(())

@@ -496,10 +496,124 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// Several tiles of the CUDA kernels in each direction, ragged and whole, and a long k.
+pub const LARGE: &[Case] = &[
+    Case {
+        op: "matmul",
+        name: "ragged tiles of a card",
+        inputs: &[Input::Normal(&[150, 101]), Input::Normal(&[101, 203])],
+        run: |x| x[0].matmul(&x[1])?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "batch, both transposed",
+        inputs: &[Input::Normal(&[2, 72, 136]), Input::Normal(&[2, 144, 72])],
+        run: |x| x[0].t()?.matmul(&x[1].t()?)?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "no axis together",
+        inputs: &[Input::Normal(&[70, 3, 65]), Input::Normal(&[65, 40])],
+        run: |x| x[0].select(1, 1)?.matmul(&x[1])?.mul_scalar(0.1),
+    },
+    Case {
+        op: "matmul",
+        name: "cut along k",
+        inputs: &[Input::Normal(&[2, 21, 900]), Input::Normal(&[900, 30])],
+        run: |x| x[0].matmul(&x[1])?.mul_scalar(0.03),
+    },
+    Case {
+        op: "linear",
+        name: "a batch to cut the weight's gradient along",
+        inputs: &[
+            Input::Normal(&[1030, 40]),
+            Input::Normal(&[24, 40]),
+            Input::Normal(&[24]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2]))?.mul_scalar(0.03),
+    },
+    Case {
+        op: "linear",
+        name: "a bias and a k that are cut",
+        inputs: &[
+            Input::Normal(&[9, 1040]),
+            Input::Normal(&[70, 1040]),
+            Input::Normal(&[70]),
+        ],
+        run: |x| x[0].linear(&x[1], Some(&x[2]))?.mul_scalar(0.03),
+    },
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::DType;
+
+    // the choice of a tile goes by size, so that small tests would see the small tiles alone
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn every_tile_in_every_memory_order() -> Result<()> {
+        use crate::cuda::gemm::tiles;
+        let device = Device::cuda_emulated()?;
+        let Device::Cuda(gpu) = device else {
+            unreachable!()
+        };
+        let mut rng = crate::random::Generator::new(5);
+        let mut normal = |shape: [usize; 2]| {
+            let mut v = vec![0f64; shape[0] * shape[1]];
+            rng.fill_normal(&mut v, |x| x);
+            Tensor::from_vec(v, shape)
+        };
+        for (dtype, tolerance) in [
+            (DType::F32, 1e-5),
+            (DType::F64, 1e-13),
+            (DType::BF16, 4e-3),
+            (DType::F16, 5e-4),
+        ] {
+            for (i, tile) in tiles(dtype).iter().enumerate() {
+                let [tm, tn] = tile.size;
+                for (m, n, k, splits) in [(2 * tm + 5, tn + 7, 70, 1), (tm + 8, 2 * tn + 8, 136, 3)]
+                {
+                    let round = |x: Tensor| x.to_dtype(dtype)?.to_dtype(DType::F64);
+                    let (a, b) = (round(normal([m, k])?)?, round(normal([k, n])?)?);
+                    let bias = round(normal([1, n])?)?;
+                    let right = a.matmul(&b)?.add(&bias)?.to_vec::<f64>()?;
+                    let most = right.iter().fold(0f64, |m, x| m.max(x.abs()));
+                    for (order, [ta, tb]) in [
+                        (0, [false, false]),
+                        (1, [false, true]),
+                        (6, [true, false]),
+                        (7, [true, true]),
+                    ] {
+                        cuda::set_thread_order(order);
+                        let there = |x: &Tensor, transposed: bool| {
+                            let x = x.to_dtype(dtype)?;
+                            if transposed {
+                                x.t()?.packed()?.to(device)?.t()
+                            } else {
+                                x.to(device)
+                            }
+                        };
+                        let plan = Plan::new(tile, k, splits);
+                        assert_eq!(plan.splits, splits);
+                        let (a, b) = (there(&a, ta)?, there(&b, tb)?);
+                        let bias = there(&bias, false)?.reshape([n])?;
+                        let y = run(gpu, plan, &a, &b, Some(&bias), &Shape::new(&[])?)?;
+                        let y = y.to(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
+                        for (j, (x, y)) in y.iter().zip(&right).enumerate() {
+                            assert!(
+                                (x - y).abs() <= tolerance * most,
+                                "{dtype}, tile {i}, transposed {ta} {tb}, {splits} parts, \
+                                 element {j}: {x}, right is {y}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        cuda::set_thread_order(0);
+        Ok(())
+    }
 
     #[test]
     fn errors_name_both_shapes() -> Result<()> {

@@ -5,6 +5,7 @@ pub mod binary;
 pub mod check;
 pub mod conv2d;
 pub mod dropout;
+pub mod index;
 pub mod layer_norm;
 pub mod layout;
 pub mod loss;
@@ -26,6 +27,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         binary::MORE_CASES,
         conv2d::CASES,
         dropout::CASES,
+        index::CASES,
         layer_norm::CASES,
         layout::CASES,
         loss::CASES,
@@ -51,9 +53,11 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         binary::LARGE,
         conv2d::LARGE,
         dropout::LARGE,
+        index::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
         loss::LARGE,
+        matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
         reduce::LARGE,

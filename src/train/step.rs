@@ -144,7 +144,6 @@ impl Stepper {
                     self.captured = Some(captured);
                     return found;
                 }
-                // a loss or a layer that reads from the device cannot be captured
                 Err(Refused::Restored) => self.plain = true,
                 Err(Refused::Failed(e)) => return Err(e),
             }
@@ -236,7 +235,8 @@ impl Captured {
         });
         let (graph, report) = match recorded {
             Ok(done) => done,
-            Err(Error::Argument { op: "capture", .. }) if !updating => {
+            // reads from the device, or wants more memory than one step after another does
+            Err(Error::Argument { op: "capture", .. } | Error::OutOfMemory { .. }) if !updating => {
                 checkpoint::set_generators(parts.model, &before);
                 return Err(Refused::Restored);
             }
