@@ -163,7 +163,7 @@ template <class T, class Tile> __device__ __forceinline__ void forward_body(cons
 }
 template <class T, class Tile> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, T* dx, const Conv& s) {
   const int tn = cut(s.ci / s.groups, Tile::BN), tm = cut(s.n * cut(s.h, s.sh) * cut(s.w, s.sw), Tile::BM), b = blockIdx.x, z = b / tn / tm;
-  __shared__ Pass pass;  // out of the way of the tile's registers
+  __shared__ __align__(16) Pass pass;  // out of the way of the tile's registers
   if (threadIdx.x == 0) pass = input_grad_pass(s, z / s.groups);
   __syncthreads();
   pass_body<T, Tile>(dy, w, nullptr, dx, pass, z % s.groups, b % tn, b / tn % tm);

@@ -30,7 +30,7 @@ __device__ __forceinline__ unsigned columns_inside(int x, int count, int width) 
 // N neighbouring places of one channel, zeros where the mask has none
 template <int N, class T> __device__ __forceinline__ void read_row(wide<T> (&to)[N], const T* from, int channels, unsigned inside) {
 #pragma unroll
-  for (int i = 0; i < N; i++) to[i] = inside >> i & 1 ? widen(from[(i64)i * channels]) : wide<T>(0);
+  for (int i = 0; i < N; i++) to[i] = inside >> i & 1 ? widen(from[i * channels]) : wide<T>(0);
 }
 // The window of this thread's channel, in registers where they suffice. K is odd: the lanes of a
 // warp read different banks of `shared`, which holds their windows one after another.
@@ -181,7 +181,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void weight_g
 #pragma unroll
   for (int i = 0; i < TAPS; i++) acc[i] = 0;
 #pragma unroll 1
-  for (int i = blockIdx.x * per_block + mine; i < total && c < s.co; i += gridDim.x * per_block) {
+  for (int i = blockIdx.x * per_block + mine; i < (c < s.co ? total : 0); i += gridDim.x * per_block) {
     const Strip at = strip_at(i, strips.rows, R, s.oh, s.ow);
     const int left = at.x * S - s.pw, rows = min(strips.rows, s.oh - at.y);
     const unsigned inside = columns_inside(left, COLS, s.w), outputs = columns_inside(at.x, R, s.ow);
@@ -257,9 +257,9 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void weight_g
   }
 #define DEPTHWISE_ALL(NAME, T)                                                \
   DEPTHWISE(3, 1, 4, 4, 4, NAME, T) DEPTHWISE(3, 2, 4, 4, 4, NAME, T)         \
-  DEPTHWISE(5, 1, 4, 4, 4, NAME, T) DEPTHWISE(5, 2, 4, 4, 4, NAME, T)         \
+  DEPTHWISE(5, 1, 4, 4, 4, NAME, T) DEPTHWISE(5, 2, 4, 4, 5, NAME, T)         \
   DEPTHWISE(7, 1, 4, 4, 4, NAME, T) DEPTHWISE(7, 2, 4, 2, 4, NAME, T)         \
-  DEPTHWISE(9, 1, 8, 8, 2, NAME, T) DEPTHWISE(9, 2, 8, 4, 2, NAME, T)         \
+  DEPTHWISE(9, 1, 8, 8, 2, NAME, T) DEPTHWISE(9, 2, 6, 4, 2, NAME, T)         \
   DEPTHWISE(11, 1, 8, 8, 2, NAME, T) DEPTHWISE(11, 2, 8, 4, 2, NAME, T)
 DEPTHWISE_ALL(f32, float)
 DEPTHWISE_ALL(bf16, bf16)

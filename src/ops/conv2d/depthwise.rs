@@ -46,9 +46,9 @@ macro_rules! special {
 /// By (kernel - 3) / 2 and stride - 1, as `kernels/depthwise.cu` has them.
 static SPECIAL: [[Special; 2]; 5] = [
     [special!("3s1", 4, 4, 4), special!("3s2", 4, 4, 4)],
-    [special!("5s1", 4, 4, 4), special!("5s2", 4, 4, 4)],
+    [special!("5s1", 4, 4, 4), special!("5s2", 4, 4, 5)],
     [special!("7s1", 4, 4, 4), special!("7s2", 4, 2, 4)],
-    [special!("9s1", 8, 8, 2), special!("9s2", 8, 4, 2)],
+    [special!("9s1", 8, 8, 2), special!("9s2", 6, 4, 2)],
     [special!("11s1", 8, 8, 2), special!("11s2", 8, 4, 2)],
 ];
 

@@ -193,12 +193,16 @@ const fn window(
 }
 
 macro_rules! cases {
-    ($($name:literal $x:expr, $w:expr, [$($b:expr)?], $window:expr, $groups:expr;)*) => {&[$(
+    ($($name:literal $x:expr, $w:expr, [$($b:expr)?], $window:expr, $groups:expr $(, $detach:ident)?;)*) => {&[$(
         Case {
             op: "conv2d",
             name: $name,
             inputs: &[Input::Normal(&$x), Input::Normal(&$w) $(, Input::Normal(&$b))?],
-            run: |x| x[0].conv2d(&x[1], x.get(2), $window, $groups),
+            run: |x| {
+                let (image, weight) = (&x[0], &x[1]);
+                $(let (image, weight) = (&image.$detach(), &weight.$detach());)?
+                image.conv2d(weight, x.get(2), $window, $groups)
+            },
         },
     )*]};
 }
@@ -233,9 +237,9 @@ pub const LARGE: &[Case] = cases! {
     "patches" [1, 3, 32, 48], [70, 3, 8, 8], [[70]], window([8, 8], [8, 8], [0, 0], [1, 1]), 1;
     "7x7 of an image, stride 2, slices" [2, 3, 40, 40], [40, 3, 7, 7], [[40]], window([7, 7], [2, 2], [3, 3], [1, 1]), 1;
     "few channels, slices" [2, 8, 20, 21], [24, 8, 3, 3], [[24]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
-    "large tiles" [1, 264, 3, 43], [4257, 8, 1, 1], [[4257]], window([1, 1], [1, 1], [0, 0], [1, 1]), 33;
+    "large tiles, forward" [1, 264, 3, 43], [4257, 8, 1, 1], [[4257]], window([1, 1], [1, 1], [0, 0], [1, 1]), 33, detach;
     "large tiles of the input's gradient" [1, 132, 70, 69], [5, 132, 3, 3], [], window([3, 3], [6, 6], [1, 1], [1, 1]), 1;
-    "narrow tiles" [1, 264, 3, 43], [2706, 4, 1, 1], [[2706]], window([1, 1], [1, 1], [0, 0], [1, 1]), 66;
+    "narrow tiles, forward" [1, 264, 3, 43], [2706, 4, 1, 1], [[2706]], window([1, 1], [1, 1], [0, 0], [1, 1]), 66, detach;
     "narrow tiles of the input's gradient" [1, 41, 105, 106], [5, 41, 3, 2], [], window([3, 2], [9, 9], [1, 1], [1, 1]), 1;
     "depthwise 3x3" [2, 70, 21, 18], [70, 1, 3, 3], [[70]], window([3, 3], [1, 1], [1, 1], [1, 1]), 70;
     "depthwise 3x3, stride 2" [2, 70, 21, 18], [70, 1, 3, 3], [[70]], window([3, 3], [2, 2], [1, 1], [1, 1]), 70;
