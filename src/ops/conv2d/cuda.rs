@@ -106,7 +106,11 @@ impl Tile {
             _ => &LARGE,
         };
         let few = rows <= 64 || wide.blocks(rows, columns) * count < BLOCKS / 2;
-        if few && columns > 32 { &SMALL } else { wide }
+        if few && wide.columns >= SMALL.columns {
+            &SMALL
+        } else {
+            wide
+        }
     }
 
     fn blocks(&self, rows: usize, columns: usize) -> usize {
