@@ -177,16 +177,16 @@ __device__ __forceinline__ void backward_body(const Columns& s, const T* x, cons
     slope[v] = (wide<T>)tilt;
     level[v] = (wide<T>)(share * totals[c] + tilt * f[v].rest);
   }
-#pragma unroll 4
+#pragma unroll 2
   for (int i = 0; i < at.n; i++) {
     size_t p = (size_t)(at.r + i * at.step) * s.c + at.c;
-    Lane<T, V> t = load<T, V>(x + p), d = load<T, V>(dy + p);
+    Lane<T, V> t = load<T, V>(x + p), d = load<T, V>(dy + p), out;
 #pragma unroll
     for (int v = 0; v < V; v++) {
       wide<T> u = widen(t.v[v]), g = f[v].mask(u, widen(d.v[v]), relu);
-      d.v[v] = narrow<T>(f[v].a * g + fma(slope[v], u - f[v].k, level[v]));
+      out.v[v] = narrow<T>(f[v].a * g + fma(slope[v], u - f[v].k, level[v]));
     }
-    store<T, V>(dx + p, d);
+    store<T, V>(dx + p, out);
   }
 }
 // dx = weight invstd (g - dbias / m - (x - mean) invstd dweight / m) when training, weight invstd g else.

@@ -110,6 +110,8 @@ def normalise(ptx):
     ptx, found = re.subn(r"(?m)^\.version .*$", f".version {PTX_VERSION}", ptx)
     if found != 1:
         raise BuildError(f"{found} .version lines in what nvcc wrote")
+    # a hint that only newer assemblers know: which bytes of a wide load are used
+    ptx = re.sub(r'(?m)^\s*\.pragma "used_bytes_mask \d+";\n', "", ptx)
     # names of file-local symbols hold a hash of the working directory
     return re.sub(r"(_INTERNAL_|_GLOBAL__N__)[0-9a-f]{8}_", r"\g<1>00000000_", ptx)
 

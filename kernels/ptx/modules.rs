@@ -2,7 +2,9 @@
     ("augment", include_str!("augment.ptx")),
     ("batch_norm", include_str!("batch_norm.ptx")),
     ("binary", include_str!("binary.ptx")),
+    ("conv", include_str!("conv.ptx")),
     ("copy", include_str!("copy.ptx")),
+    ("depthwise", include_str!("depthwise.ptx")),
     ("dropout", include_str!("dropout.ptx")),
     ("gemm", include_str!("gemm.ptx")),
     ("gemm_half", include_str!("gemm_half.ptx")),
@@ -13,5 +15,6 @@
     ("pool", include_str!("pool.ptx")),
     ("reduce", include_str!("reduce.ptx")),
     ("softmax", include_str!("softmax.ptx")),
+    ("transcendental", include_str!("transcendental.ptx")),
     ("unary", include_str!("unary.ptx")),
 ]

@@ -158,7 +158,7 @@ impl Op<1> for LogSumExp {
             return Ok((y.clone(), (x.clone(), y)));
         }
         // an infinite maximum would make inf - inf
-        let m = unary::finite(&amax_axes(x, &self.reduce)?)?;
+        let m = with_real!(Self::NAME, x.dtype(), T => unary::map::<T>(&amax_axes(x, &self.reduce)?, Self::NAME, |m| if m.is_finite() { m } else { T::ZERO }))?;
         let y = sum_axes(&x.sub(&m)?.exp()?, &self.reduce)?.log()?.add(&m)?;
         Ok((y.clone(), (x.clone(), y)))
     }

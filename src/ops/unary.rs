@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels, kernels};
+use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ trait Pointwise: Copy + Send + Sync + 'static {
     fn name(self) -> &'static str {
         Self::NAME
     }
-    /// The same formulas of `kernels/unary.cu`, and the numbers that they take as p and q.
+    /// The same formulas in `kernels/unary.cu` or `kernels/transcendental.cu`, and the numbers that they take as p and q.
     fn kernels() -> [&'static Kernels; 2];
     fn settings(self) -> [f64; 2] {
         [0.0; 2]
@@ -112,15 +112,6 @@ macro_rules! formula_kernels {
             [&FORWARD, &BACKWARD]
         }
     };
-}
-
-/// 0 where x is infinite or NaN: what logsumexp may subtract. Has no gradient.
-pub(crate) fn finite(x: &Tensor) -> Result<Tensor> {
-    let Device::Cuda(gpu) = x.device() else {
-        return with_real!("finite", x.dtype(), T => map::<T>(x, "finite", |x| if x.is_finite() { x } else { T::ZERO }));
-    };
-    kernels! { FINITE = "finite" [F32, F64, BF16, F16]; }
-    launch(gpu, &FINITE, [x], [0.0; 2])
 }
 
 /// A new tensor of f(x), in x's memory order.
