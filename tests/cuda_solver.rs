@@ -246,6 +246,46 @@ fn a_loss_that_reads_from_the_device_trains_uncaptured() {
 }
 
 #[test]
+fn images_that_a_loss_keeps_are_not_written_under_it() {
+    let _alone = alone();
+    let run = |n: u8, keep: bool| {
+        let mut model = model(device(n));
+        let softmax = cotangent::train::solver::softmax_loss(0.0);
+        let kept = Mutex::new(Vec::new());
+        let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
+            if keep {
+                kept.lock().unwrap().push(labels.clone());
+            }
+            softmax(scores, labels)
+        });
+        let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1))
+            .unwrap()
+            .with_loss(loss);
+        solver.train().unwrap();
+        solver.history().loss_history.clone()
+    };
+    assert_eq!(run(14, true), run(15, false));
+}
+
+#[test]
+fn a_stream_that_no_module_shows_trains_uncaptured() {
+    let _alone = alone();
+    let device = device(16);
+    let mut model = model(device);
+    let softmax = cotangent::train::solver::softmax_loss(0.0);
+    let stream = Mutex::new(Generator::new(77));
+    let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
+        softmax(&scores.dropout(0.2, &mut stream.lock().unwrap())?, labels)
+    });
+    let mut solver = Solver::new(&mut model, data(5 * BATCH), config(1))
+        .unwrap()
+        .with_loss(loss);
+    solver.train().unwrap();
+    assert!(!solver.is_captured());
+    assert_eq!(solver.history().loss_history.len(), 5);
+}
+
+#[test]
 fn a_parameter_that_somebody_holds_is_not_written_under_them() {
     let _alone = alone();
     let device = device(10);
