@@ -8,7 +8,7 @@ use cotangent::models;
 use cotangent::nn::Summary;
 use cotangent::ops::{all_cases, gradcheck};
 use cotangent::train::{SanityConfig, sanity_checks};
-use cotangent::{DType, Result, Tensor, cuda};
+use cotangent::{DType, Device, Result, Tensor, cuda};
 
 /// A closed pipe (`| head`) must not end the work with a panic.
 macro_rules! println {
@@ -111,13 +111,20 @@ fn run(command: Command) -> Result<bool> {
             match cuda::probe() {
                 Ok(found) => {
                     for (i, name) in found.devices.iter().enumerate() {
-                        println!(
-                            "cuda:{i}   {name} (CUDA {}; this version has no kernels for it)",
-                            found.version
-                        );
+                        let usable = match Device::cuda(i) {
+                            Ok(_) => "ready".to_string(),
+                            Err(e) => e.to_string(),
+                        };
+                        println!("cuda:{i}   {name}, CUDA {}: {usable}", found.version);
                     }
                 }
                 Err(e) => println!("cuda     {e}"),
+            }
+            match Device::cuda_emulated() {
+                Ok(_) => {
+                    println!("cuda_emulated   the kernels on the CPU, to test and to step through")
+                }
+                Err(e) => println!("cuda_emulated   {e}"),
             }
             Ok(true)
         }

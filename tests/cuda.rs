@@ -180,3 +180,47 @@ fn bf16_agrees() {
 fn f16_agrees() {
     each(DType::F16, 0.005);
 }
+
+/// Comparisons have no gradient and so no row in the table.
+#[test]
+fn comparisons_agree_in_every_dtype() {
+    let Some(device) = device() else { return };
+    type Compare = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    let all: [(&str, Compare); 6] = [
+        ("eq", Tensor::eq),
+        ("ne", Tensor::ne),
+        ("gt", Tensor::gt),
+        ("ge", Tensor::ge),
+        ("lt", Tensor::lt),
+        ("le", Tensor::le),
+    ];
+    let whole = |dtype| {
+        // several blocks of every size, a ragged end
+        let x = Tensor::arange(0.0, 9001.0, 1.0, DType::F64)?;
+        let (a, b) = (
+            x.mul_scalar(0.37)?.sin()?.mul_scalar(3.0)?,
+            x.mul_scalar(0.21)?.cos()?.mul_scalar(3.0)?,
+        );
+        let pair = [a, b].map(|t| t.to_dtype(DType::I64)?.to_dtype(dtype));
+        let [a, b] = pair;
+        Ok::<_, cotangent::Error>((a?, b?))
+    };
+    let dtypes = [
+        DType::F32,
+        DType::F64,
+        DType::BF16,
+        DType::F16,
+        DType::I64,
+        DType::U8,
+    ];
+    for dtype in dtypes {
+        let (a, b) = whole(dtype).unwrap();
+        for (name, compare) in all {
+            let cpu = compare(&a, &b).unwrap().to_vec::<u8>().unwrap();
+            let there = |t: &Tensor| t.to(device).unwrap();
+            let gpu = compare(&there(&a), &there(&b)).unwrap();
+            assert_eq!(gpu.to_vec::<u8>().unwrap(), cpu, "{name} of {dtype}");
+            assert!(cpu.contains(&0) && cpu.contains(&1), "{name} of {dtype}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
-//! Training on the emulated CUDA device: the CPU's losses, steady memory, a captured step that is
-//! the plain one's to the bit, and what goes wrong without harm.
+//! Training on a CUDA device, emulated or (`GPU_REQUIRED=1`) real: the CPU's losses, steady memory, a
+//! captured step that is the plain one's to the bit, and what goes wrong without harm.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cotangent::data::{Augment, Normalize, synthetic};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
@@ -70,13 +70,23 @@ fn bits(model: &mut dyn Module) -> Vec<(String, Vec<u64>)> {
         .collect()
 }
 
-/// An emulated device that no other test uses.
+/// An emulated device that no other test uses, or the real one, which the tests share.
 fn device(n: u8) -> Device {
-    Device::cuda_emulated_nth(n).unwrap()
+    match std::env::var_os("GPU_REQUIRED") {
+        Some(_) => Device::cuda(0).expect("GPU_REQUIRED is set"),
+        None => Device::cuda_emulated_nth(n).unwrap(),
+    }
+}
+
+/// Tests take turns: on a real device they share its counters and its limit.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 #[test]
 fn losses_are_those_of_the_cpu() {
+    let _alone = alone();
     let run = |device| {
         let mut model = model(device);
         let mut solver = Solver::new(&mut model, data(7 * BATCH), config(1)).unwrap();
@@ -86,7 +96,7 @@ fn losses_are_those_of_the_cpu() {
     };
     let (cpu, gpu) = (run(Device::Cpu), run(device(1)));
     assert_eq!(cpu.loss_history.len(), 7);
-    assert_eq!(gpu.device, "cuda_emulated:1");
+    assert_eq!(gpu.device, device(1).to_string());
     for (i, (a, b)) in gpu.loss_history.iter().zip(&cpu.loss_history).enumerate() {
         assert!(
             (a - b).abs() < 1e-4 * b.abs(),
@@ -98,6 +108,7 @@ fn losses_are_those_of_the_cpu() {
 
 #[test]
 fn a_captured_step_is_the_plain_one_to_the_bit() {
+    let _alone = alone();
     let run = |n: u8, plain: bool| {
         let mut model = model(device(n));
         let mut solver = Solver::new(&mut model, data(5 * BATCH), config(2)).unwrap();
@@ -128,10 +139,11 @@ fn a_captured_step_is_the_plain_one_to_the_bit() {
 
 #[test]
 fn a_step_allocates_nothing_after_the_second() {
+    let _alone = alone();
     for (n, plain) in [(4, true), (5, false)] {
         let device = device(n);
         let mut model = model(device);
-        let count = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let count = Arc::new(Mutex::new(Vec::new()));
         let seen = count.clone();
         let softmax = cotangent::train::solver::softmax_loss(0.0);
         let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
@@ -158,6 +170,7 @@ fn a_step_allocates_nothing_after_the_second() {
 
 #[test]
 fn a_resumed_run_goes_on_to_the_bit() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let config = |epochs| SolverConfig {
         schedule: Schedule::Constant,
@@ -186,11 +199,12 @@ fn a_resumed_run_goes_on_to_the_bit() {
 
 #[test]
 fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
+    let _alone = alone();
     let device = device(8);
     let Device::Cuda(gpu) = device else { panic!() };
     let mut model = model(device);
     let held = gpu.memory_stats().unwrap();
-    gpu.set_memory_limit(held.live_bytes + held.held_bytes + 1_000_000)
+    gpu.set_memory_limit(held.live_bytes + held.held_bytes + 2_500_000)
         .unwrap();
     let mut large = SolverConfig {
         batch_size: 48,
@@ -205,14 +219,17 @@ fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
     };
     assert!(asked > free && held > 0, "{asked} {held} {free}");
     large.batch_size = BATCH;
+    // the error left nothing behind that a smaller batch would miss
     Solver::new(&mut model, data(4 * BATCH), large)
         .unwrap()
         .train()
         .unwrap();
+    gpu.set_memory_limit(usize::MAX).unwrap();
 }
 
 #[test]
 fn a_loss_that_reads_from_the_device_trains_uncaptured() {
+    let _alone = alone();
     let mut model = model(device(9));
     let softmax = cotangent::train::solver::softmax_loss(0.0);
     let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
@@ -229,7 +246,48 @@ fn a_loss_that_reads_from_the_device_trains_uncaptured() {
 }
 
 #[test]
+fn images_that_a_loss_keeps_are_not_written_under_it() {
+    let _alone = alone();
+    let run = |n: u8, keep: bool| {
+        let mut model = model(device(n));
+        let softmax = cotangent::train::solver::softmax_loss(0.0);
+        let kept = Mutex::new(Vec::new());
+        let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
+            if keep {
+                kept.lock().unwrap().push(labels.clone());
+            }
+            softmax(scores, labels)
+        });
+        let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1))
+            .unwrap()
+            .with_loss(loss);
+        solver.train().unwrap();
+        solver.history().loss_history.clone()
+    };
+    assert_eq!(run(14, true), run(15, false));
+}
+
+#[test]
+fn a_stream_that_no_module_shows_trains_uncaptured() {
+    let _alone = alone();
+    let device = device(16);
+    let mut model = model(device);
+    let softmax = cotangent::train::solver::softmax_loss(0.0);
+    let stream = Mutex::new(Generator::new(77));
+    let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
+        softmax(&scores.dropout(0.2, &mut stream.lock().unwrap())?, labels)
+    });
+    let mut solver = Solver::new(&mut model, data(5 * BATCH), config(1))
+        .unwrap()
+        .with_loss(loss);
+    solver.train().unwrap();
+    assert!(!solver.is_captured());
+    assert_eq!(solver.history().loss_history.len(), 5);
+}
+
+#[test]
 fn a_parameter_that_somebody_holds_is_not_written_under_them() {
+    let _alone = alone();
     let device = device(10);
     let mut model = model(device);
     let mut solver = Solver::new(&mut model, data(6 * BATCH), config(1)).unwrap();
@@ -248,6 +306,7 @@ fn a_parameter_that_somebody_holds_is_not_written_under_them() {
 
 #[test]
 fn a_label_out_of_range_arrives_with_the_next_read() {
+    let _alone = alone();
     let device = device(11);
     let scores = Tensor::zeros([2, 3], device).unwrap();
     let labels = Tensor::from_vec(vec![1i64, 7], [2])
@@ -266,11 +325,12 @@ fn a_label_out_of_range_arrives_with_the_next_read() {
 
 #[test]
 fn tensors_of_two_devices_are_refused() {
+    let _alone = alone();
     let a = Tensor::ones([2], device(12)).unwrap();
     let b = Tensor::ones([2], Device::Cpu).unwrap();
     for error in [a.add(&b).unwrap_err(), a.gt(&b).unwrap_err()] {
         assert!(matches!(error, Error::Device { .. }), "{error}");
     }
-    let c = Tensor::ones([2], device(13)).unwrap();
+    let c = Tensor::ones([2], Device::cuda_emulated_nth(13).unwrap()).unwrap();
     assert!(matches!(a.mul(&c), Err(Error::Device { .. })));
 }

@@ -50,7 +50,7 @@ pub(super) struct State {
     pools: u64,
     /// The kernels launched last, the newest at the end.
     recent: [&'static str; 4],
-    /// A kernel's fault, after which nothing works.
+    /// A fault of a kernel or of the driver, after which nothing works.
     lost: Option<(String, String)>,
 }
 
@@ -61,6 +61,8 @@ struct Capture {
     /// Numbers rewritten before each replay.
     slots: u64,
     values: Vec<u64>,
+    /// Memory of before the capture was freed within it: the work is not the same each time.
+    frees_older: bool,
 }
 
 static OPEN: [OnceLock<Context>; REAL] = [const { OnceLock::new() }; REAL];
@@ -116,6 +118,7 @@ impl Context {
             });
         }
         let result = f(&mut state);
+        let result = state.name_the_kernel(result);
         if let Err(Error::Cuda { what, why }) = &result {
             state.lost = Some((what.clone(), why.clone()));
         }
@@ -320,25 +323,51 @@ impl State {
     ) -> Result<()> {
         self.recent.rotate_left(1);
         self.recent[3] = kernel;
-        self.driver.launch(kernel, function, shape, args)
+        self.with_room(|d| d.launch(kernel, function, shape, args))
+    }
+
+    /// Look a kernel up.
+    pub fn find(&mut self, kernel: &'static str) -> Result<Function> {
+        self.with_room(|d| d.find(kernel))
+    }
+
+    /// A call for which the driver itself may need memory: where it has none, what is held for
+    /// reuse is given back, once.
+    fn with_room<T>(&mut self, mut call: impl FnMut(&mut dyn Driver) -> Result<T>) -> Result<T> {
+        match call(&mut *self.driver) {
+            Err(Error::OutOfMemory { .. }) if self.capture.is_none() => {
+                self.empty_cache()?;
+                call(&mut *self.driver)
+            }
+            done => done,
+        }
+    }
+
+    /// A buffer is free again. One from before the capture under way, freed within it, stays the
+    /// graph's: a replay uses it again.
+    fn release(&mut self, pool: u64, class: usize, address: u64) {
+        let mut pool = pool;
+        if let (Some(capture), COMMON) = (&mut self.capture, pool) {
+            capture.frees_older = true;
+            pool = capture.pool;
+        }
+        self.memory.release(pool, class, address);
     }
 
     pub fn synchronize(&mut self) -> Result<()> {
-        let done = self.driver.synchronize();
-        self.name_the_kernel(done)?;
+        self.driver.synchronize()?;
         self.check_fault()
     }
 
     fn read(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        let done = self.driver.read(from, bytes);
-        self.name_the_kernel(done)?;
+        self.driver.read(from, bytes)?;
         self.check_fault()
     }
 
-    /// A fault of work under way arrives at the next wait: say which kernels it can be.
-    fn name_the_kernel(&self, done: Result<()>) -> Result<()> {
+    /// A fault of work under way arrives with a later call: say which kernels it can be.
+    fn name_the_kernel<T>(&self, done: Result<T>) -> Result<T> {
         done.map_err(|e| match e {
-            Error::Cuda { what, why } => {
+            Error::Cuda { what, why } if self.driver.is_asynchronous() => {
                 let names: Vec<&str> = self.recent.into_iter().filter(|n| !n.is_empty()).collect();
                 Error::Cuda {
                     what,
@@ -383,7 +412,8 @@ pub struct Buffer {
 impl Buffer {
     /// Room for `len` elements of `size` bytes, holding whatever was there.
     pub(crate) fn new(gpu: Gpu, len: usize, size: usize) -> Result<Self> {
-        if len > i32::MAX as usize {
+        // kernels count in 32 bits, up to a block beyond the end
+        if len > i32::MAX as usize - 1024 {
             let why = format!("{len} elements; a tensor on a CUDA device has fewer than 2^31");
             return Err(Error::argument("cuda", why));
         }
@@ -424,6 +454,9 @@ impl Buffer {
 
     /// Copy `bytes` from byte `from` on to the host.
     pub(crate) fn read(&self, from: usize, bytes: &mut [u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         if from + bytes.len() > self.bytes {
             return Err(Error::argument("cuda", "a read beyond the end of a buffer"));
         }
@@ -444,7 +477,7 @@ impl Drop for Buffer {
             && let Ok(context) = Context::of(self.gpu)
         {
             // work under way may still use it: whoever gets it next comes later in the stream
-            context.enter().memory.release(pool, class, self.address);
+            context.enter().release(pool, class, self.address);
         }
     }
 }
@@ -480,7 +513,8 @@ impl Drop for EndCapture {
 impl Gpu {
     /// Record what `f` launches on this device instead of doing it. Memory that it takes stays the
     /// graph's. Reading or writing from the host within `f` is an error, and so is an error of `f`;
-    /// then nothing is kept.
+    /// then nothing is kept. Other threads that use the device wait until `f` is done: `f` must not
+    /// wait for them.
     pub fn capture<T>(self, f: impl FnOnce() -> Result<T>) -> Result<(Graph, T)> {
         let context = Context::of(self)?;
         let slots = Buffer::new(self, SLOTS, 8)?;
@@ -496,6 +530,7 @@ impl Gpu {
                 pool: s.pools,
                 slots: slots.address,
                 values: Vec::new(),
+                frees_older: false,
             });
             Ok(())
         })?;
@@ -532,10 +567,17 @@ impl Gpu {
         self.with(|s| Ok(s.capture.is_some())).unwrap_or(false)
     }
 
-    /// How many scalars the capture under way has taken so far; 0 outside of one.
-    pub fn captured_scalars(self) -> usize {
-        self.with(|s| Ok(s.capture.as_ref().map_or(0, |c| c.values.len())))
-            .unwrap_or(0)
+    /// The scalars that the capture under way has taken so far; none outside of one. An error if
+    /// it has also freed memory of before, which tells that its work is not the same each time.
+    pub(crate) fn captured_scalars(self) -> Result<Vec<u64>> {
+        self.with(|s| match &s.capture {
+            Some(c) if c.frees_older => {
+                let why = "the work frees memory that was there before it";
+                Err(Error::argument("capture", why))
+            }
+            Some(c) => Ok(c.values.clone()),
+            None => Ok(Vec::new()),
+        })
     }
 
     /// Numbers that the host computes anew each step (a learning rate, a place in a random
@@ -584,7 +626,7 @@ impl Graph {
                 s.driver
                     .write(self.slots.address, bytemuck::cast_slice(scalars))?;
             }
-            s.driver.replay(self.id)
+            s.with_room(|d| d.replay(self.id))
         })
     }
 }

@@ -159,6 +159,8 @@ pub(super) type EventId = u64;
 pub(super) trait Driver: Send {
     /// The device's name.
     fn name(&self) -> String;
+    /// Whether a kernel's fault may arrive with a later call.
+    fn is_asynchronous(&self) -> bool;
     /// New memory; `None` where the device has none left.
     fn alloc(&mut self, bytes: usize) -> Result<Option<u64>>;
     /// Memory of `alloc`, no longer used by any work under way.

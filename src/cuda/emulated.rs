@@ -163,6 +163,10 @@ impl Driver for Emulated {
         "emulated CUDA device".into()
     }
 
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
     fn alloc(&mut self, bytes: usize) -> Result<Option<u64>> {
         // SAFETY: a plain allocation
         let p = unsafe { emu_malloc(bytes) };
@@ -202,6 +206,8 @@ impl Driver for Emulated {
     }
 
     fn find(&mut self, kernel: &'static str) -> Result<Function> {
+        // as a real device has it, which compiles at the first look
+        self.refuse_capture("a kernel is compiled within it")?;
         let name = CString::new(kernel).unwrap_or_default();
         // SAFETY: a string that ends in 0
         let handle = unsafe { emu_find(name.as_ptr()) };
@@ -249,6 +255,7 @@ impl Driver for Emulated {
     }
 
     fn replay(&mut self, graph: GraphId) -> Result<()> {
+        self.refuse_capture("another graph is replayed within it")?;
         let all = self.graphs.get(&graph);
         let all = all.ok_or_else(|| Error::argument("replay", "no such graph"))?;
         all.iter().try_for_each(Work::perform)
@@ -259,6 +266,7 @@ impl Driver for Emulated {
     }
 
     fn record_event(&mut self) -> Result<EventId> {
+        self.refuse_capture("time is measured within it")?;
         let id = self.name_next();
         self.events.insert(id, Instant::now());
         Ok(id)

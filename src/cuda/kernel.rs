@@ -140,7 +140,7 @@ impl Gpu {
             let function = match found.get() {
                 Some(f) => f,
                 None => {
-                    let f = state.driver.find(kernel.name)?;
+                    let f = state.find(kernel.name)?;
                     found.get_or_init(|| f)
                 }
             };

@@ -64,11 +64,24 @@ pub fn probe() -> Result<Found> {
     })
 }
 
-/// An error of a driver's call, after which the context is of no use.
+/// An error of a driver's call, after which the context is of no use; but for want of memory, which
+/// passes.
 fn fatal(what: &'static str) -> impl FnOnce(result::DriverError) -> Error {
-    move |e| Error::Cuda {
-        what: what.into(),
-        why: e.to_string(),
+    move |e| match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => no_memory(),
+        _ => Error::Cuda {
+            what: what.into(),
+            why: e.to_string(),
+        },
+    }
+}
+
+/// The driver needs memory for itself: code, a graph, local memory.
+fn no_memory() -> Error {
+    Error::OutOfMemory {
+        asked: 0,
+        held: 0,
+        free: 0,
     }
 }
 
@@ -103,6 +116,8 @@ pub(super) struct Real {
     /// Wait after each launch, so that a fault is its kernel's.
     wait: bool,
     capturing: bool,
+    /// Shared memory that a block can have, in bytes.
+    shared: i32,
 }
 
 // SAFETY: the driver's handles may be used from any thread; calls come one at a time, and each
@@ -140,6 +155,7 @@ impl Real {
                 ),
             });
         }
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         // SAFETY: the device is valid; the context is kept for the life of the process
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(no("no context"))?;
         // SAFETY: just made
@@ -171,6 +187,7 @@ impl Real {
             next: 0,
             wait: std::env::var_os("COTANGENT_CUDA_SYNC").is_some_and(|v| v != "0"),
             capturing: false,
+            shared,
         })
     }
 
@@ -236,9 +253,12 @@ impl Real {
         .result()
         .map_err(|e| {
             let log = String::from_utf8_lossy(&log);
-            Error::Cuda {
-                what: format!("loading {name}.ptx"),
-                why: format!("{e}: {}", log.trim_end_matches('\0').trim_end()),
+            let log = log.trim_end_matches('\0').trim_end();
+            match e.0 {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => no_memory(),
+                _ => Error::NoCuda {
+                    why: format!("the driver does not take {name}.ptx: {e}: {log}"),
+                },
             }
         })?;
         self.modules.insert(index, module);
@@ -249,6 +269,10 @@ impl Real {
 impl Driver for Real {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        !self.wait
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Option<u64>> {
@@ -309,6 +333,9 @@ impl Driver for Real {
     }
 
     fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: both are ours and large enough
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }
@@ -316,6 +343,9 @@ impl Driver for Real {
     }
 
     fn zero(&mut self, to: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: ours and large enough
         unsafe { result::memset_d8_async(to, 0, bytes, self.stream) }
@@ -331,16 +361,22 @@ impl Driver for Real {
         // SAFETY: a loaded module
         let function = unsafe { result::module::get_function(module, name) }
             .map_err(fatal("cuModuleGetFunction"))?;
+        use sys::CUfunction_attribute as Attribute;
         // SAFETY: a function of that module; kernels may ask for more than 48 KiB of shared memory
-        // when launched, up to what every card of the oldest kind has
+        // when launched, up to what the card has beside the kernel's own arrays
         unsafe {
+            let own = result::function::get_function_attribute(
+                function,
+                Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )
+            .map_err(fatal("cuFuncGetAttribute"))?;
             result::function::set_function_attribute(
                 function,
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                MOST_SHARED,
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                self.shared - own,
             )
+            .map_err(fatal("cuFuncSetAttribute"))?;
         }
-        .ok();
         Ok(Function {
             handle: function as usize,
             signature: entry.parameters.to_string(),
@@ -379,6 +415,7 @@ impl Driver for Real {
             | sys::CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => {
                 Error::argument(kernel, format!("{e} (grid {shape:?})"))
             }
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => no_memory(),
             _ => Error::Cuda {
                 what: kernel.into(),
                 why: e.to_string(),
@@ -405,8 +442,7 @@ impl Driver for Real {
         // relaxed: a capture may take new memory from the driver
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: our stream, which is not the default one
-        unsafe { result::stream::begin_capture(self.stream, mode) }
-            .map_err(refused("cuStreamBeginCapture"))?;
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(refused("capture"))?;
         self.capturing = true;
         Ok(())
     }
@@ -430,6 +466,7 @@ impl Driver for Real {
     }
 
     fn replay(&mut self, graph: GraphId) -> Result<()> {
+        self.refuse_capture("another graph is replayed within it")?;
         self.bind()?;
         let exec = self.graphs.get(&graph);
         let exec = *exec.ok_or_else(|| Error::argument("replay", "no such graph"))?;
@@ -445,6 +482,7 @@ impl Driver for Real {
     }
 
     fn record_event(&mut self) -> Result<EventId> {
+        self.refuse_capture("time is measured within it")?;
         self.bind()?;
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
         let event = result::event::create(flags).map_err(fatal("cuEventCreate"))?;
@@ -456,6 +494,7 @@ impl Driver for Real {
     }
 
     fn elapsed_ms(&mut self, from: EventId, to: EventId) -> Result<f32> {
+        self.refuse_capture("time is measured within it")?;
         self.bind()?;
         let (Some(&a), Some(&b)) = (self.events.get(&from), self.events.get(&to)) else {
             return Err(Error::argument("elapsed_ms", "no such event"));
@@ -475,6 +514,18 @@ impl Driver for Real {
     }
 }
 
-/// Dynamic shared memory that a block may ask for: what cards of capability 8.6 have, the least
-/// since 8.0.
-const MOST_SHARED: i32 = 99 << 10;
+impl Drop for Real {
+    /// Only where opening failed half way: an open device stays so as long as the process.
+    fn drop(&mut self) {
+        if self.bind().is_ok() {
+            // SAFETY: made by `open`, and no work uses them
+            unsafe {
+                for p in &self.pinned {
+                    result::free_host(p.start).ok();
+                    result::event::destroy(p.done).ok();
+                }
+                result::stream::destroy(self.stream).ok();
+            }
+        }
+    }
+}

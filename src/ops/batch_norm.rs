@@ -688,6 +688,8 @@ mod tests {
             ])
         };
         let on_gpu = x.to(device)?.requires_grad();
+        // kernels are compiled at the first look, which a capture refuses
+        step(&on_gpu, &mut start(device)?)?;
         let mut stats = start(device)?;
         let (graph, dx) = gpu.capture(|| step(&on_gpu, &mut stats))?;
         let mut expected = start(Device::Cpu)?;

@@ -38,7 +38,10 @@ impl<P: Pair> Op<2> for Binary<P> {
             Device::Cpu => {
                 with_real!(P::NAME, a.dtype(), T => zip::<T, T, T>(P::NAME, a, b, P::f))?
             }
-            Device::Cuda(gpu) => launch(P::NAME, gpu, P::kernels()[0], [a, b], a.dtype())?,
+            Device::Cuda(gpu) => {
+                let packs = 256 * 16 / a.dtype().size();
+                launch(P::NAME, gpu, P::kernels()[0], [a, b], a.dtype(), packs)?
+            }
         };
         Ok((y, P::KEEP.then(|| [a.clone(), b.clone()])))
     }
@@ -54,9 +57,14 @@ impl<P: Pair> Op<2> for Binary<P> {
             match (&saved, dy.device()) {
                 (None, _) if constant == 1.0 => Ok(dy.clone()),
                 (None, _) => dy.mul_scalar(constant),
-                (Some([a, b]), Device::Cuda(gpu)) => {
-                    launch(P::NAME, gpu, P::kernels()[kernel], [a, b, &dy], dy.dtype())
-                }
+                (Some([a, b]), Device::Cuda(gpu)) => launch(
+                    P::NAME,
+                    gpu,
+                    P::kernels()[kernel],
+                    [a, b, &dy],
+                    dy.dtype(),
+                    BLOCK,
+                ),
                 (Some([a, b]), Device::Cpu) => with_real!(P::NAME, dy.dtype(), T => {
                     let d = if kernel == 1 { P::da::<T> } else { P::db::<T> };
                     dy.mul(&zip::<T, T, T>(P::NAME, a, b, d)?)
@@ -78,14 +86,18 @@ impl<P: Pair> Op<2> for Binary<P> {
     }
 }
 
+/// Elements that a block owns of what is not written in packs.
+const BLOCK: usize = 1024;
+
 /// A new tensor of `dtype` from a kernel that takes `inputs` (the first two of one dtype), all
-/// broadcast; it lies in memory as an input that has its shape.
+/// broadcast; it lies in memory as an input that has its shape. A block owns `each` elements.
 fn launch<const K: usize>(
     op: &'static str,
     gpu: Gpu,
     kernel: &'static Kernels,
     inputs: [&Tensor; K],
     dtype: DType,
+    each: usize,
 ) -> Result<Tensor> {
     let (a, b) = (inputs[0], inputs[1]);
     if a.dtype() != b.dtype() {
@@ -104,12 +116,6 @@ fn launch<const K: usize>(
     let walk = Walk::new(y.layout(), expanded.each_ref())?;
     let mut args: Vec<Arg<'_>> = inputs.iter().map(|t| t.input()).collect();
     args.extend([y.output(), walk.arg()]);
-    // what a block owns: packs forward, 1024 elements of the rest
-    let each = if K == 2 && dtype == a.dtype() {
-        256 * 16 / dtype.size()
-    } else {
-        1024
-    };
     let grid = [cuda::blocks(y.numel(), each), 1, 1];
     gpu.launch(kernel.of(a.dtype())?, grid, [256, 1, 1], 0, &args)?;
     Ok(y)
@@ -230,7 +236,7 @@ macro_rules! compare {
                                 (DType::U8, concat!(stringify!($method), "_u8")),
                             ],
                         );
-                        return launch(op, gpu, &KERNELS, [self, other], DType::U8);
+                        return launch(op, gpu, &KERNELS, [self, other], DType::U8, BLOCK);
                     }
                     with_element!(self.dtype(), T => zip::<T, T, u8>(op, self, other, |a, b| (a $op b) as u8))
                 }
@@ -284,7 +290,7 @@ impl Op<3> for Where {
         let shape = shape::broadcast(Self::NAME, a.shape(), b.shape())?;
         let shape = shape::broadcast(Self::NAME, mask.shape(), &shape)?;
         if let Device::Cuda(gpu) = a.device() {
-            let y = launch(Self::NAME, gpu, &WHERE, [a, b, mask], a.dtype())?;
+            let y = launch(Self::NAME, gpu, &WHERE, [a, b, mask], a.dtype(), BLOCK)?;
             return Ok((y, mask.clone()));
         }
         let y = with_real!(Self::NAME, a.dtype(), T => {
@@ -305,7 +311,7 @@ impl Op<3> for Where {
     fn backward(&self, mask: Tensor, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         if let Device::Cuda(gpu) = dy.device() {
             let zero = Tensor::zeros((), dy.options())?;
-            let side = |a, b| launch(Self::NAME, gpu, &WHERE, [a, b, &mask], dy.dtype());
+            let side = |a, b| launch(Self::NAME, gpu, &WHERE, [a, b, &mask], dy.dtype(), BLOCK);
             return Ok([None, Some(side(&dy, &zero)?), Some(side(&zero, &dy)?)]);
         }
         with_real!(Self::NAME, dy.dtype(), T => {

@@ -414,6 +414,13 @@ impl Tensor {
 
     /// `self += other` element by element, in place where nobody else holds the storage.
     pub(crate) fn accumulate(&mut self, other: &Tensor) -> Result<()> {
+        if other.dtype() != self.dtype() {
+            return Err(Error::DType {
+                op: "accumulate",
+                expected: "a gradient of the same dtype",
+                got: other.dtype(),
+            });
+        }
         // both in one memory order, so that the loop is a plain zip
         let other = other.laid_out(self.layout.dense_like())?;
         if let Device::Cuda(gpu) = self.device() {

@@ -369,7 +369,8 @@ impl<'m> Solver<'m> {
     }
 
     /// On a CUDA device, launch each step's kernels one by one in place of replaying a captured
-    /// step: for a model whose forward counts on the host, or to see a kernel's own error.
+    /// step: for a model whose forward counts on the host or waits for other threads that use the
+    /// device, or to see a kernel's own error.
     pub fn without_capture(mut self) -> Self {
         self.stepper.plain = true;
         self
@@ -408,6 +409,8 @@ impl<'m> Solver<'m> {
     /// A loss that is not finite is an [`Error::NonFinite`]: the history is saved, the
     /// checkpoint stays the last epoch's.
     pub fn train(&mut self) -> Result<Outcome> {
+        // model, loss and settings may be others than in an earlier call
+        self.stepper.forget();
         if let Some(dir) = &self.config.checkpoint_dir {
             files::create_dir(dir)?;
         }
@@ -683,6 +686,9 @@ pub fn l2_penalty(model: &mut (impl Module + ?Sized), reg: f64) -> Result<Option
         return Ok(None);
     }
     let weights = weights(model);
+    if weights.is_empty() {
+        return Ok(None);
+    }
     let weights: Vec<&Tensor> = weights.iter().map(|(_, w)| w).collect();
     optim::sum_squares("l2_loss", &weights, 0.5 * reg, false).map(Some)
 }

@@ -126,17 +126,19 @@ impl Stepper {
 
     fn on_cuda(&mut self, parts: &mut Parts<'_>, feed: Feed, gpu: Gpu) -> Result<Found> {
         if let Some(captured) = &mut self.captured {
-            let fits = captured.images.shape()[..] == feed.shape()
-                && addresses(parts.model) == Some(self.addresses.clone());
+            let fits = captured.is_alone()
+                && captured.images.shape()[..] == feed.shape()
+                && addresses(parts.model).as_ref() == Some(&self.addresses);
             if fits {
                 captured.replay(parts, feed)?;
                 return read(&captured.report);
             }
-            // somebody holds a parameter, or the batch is another: start anew
+            // somebody holds a parameter or the images, or the batch is another: start anew
             self.forget();
         }
         let (images, labels) = feed.tensors()?;
-        if self.settled >= SETTLE && !self.plain {
+        let in_place = addresses(parts.model).as_ref() == Some(&self.addresses);
+        if self.settled >= SETTLE && in_place && !self.plain {
             match Captured::new(parts, gpu, &images, &labels) {
                 Ok(captured) => {
                     captured.graph.replay(captured.graph.scalars())?;
@@ -225,15 +227,20 @@ impl Captured {
         let place = addresses(parts.model);
         // whether the optimizer has counted the step
         let mut updating = false;
-        let mut forward = 0;
         let recorded = gpu.capture(|| {
             let (report, grads) = parts.gradients(images, labels)?;
-            forward = gpu.captured_scalars();
+            let after = checkpoint::generators(parts.model);
+            let pairs = gpu.captured_scalars()?;
+            let draws = pairs.chunks(2).map(|pair| owner(pair, &before, &after));
+            let draws = draws.collect::<Option<Vec<_>>>().ok_or_else(|| {
+                let why = "the step draws from a random stream that no module shows";
+                Error::argument("capture", why)
+            })?;
             updating = true;
             parts.update(grads)?;
-            Ok(report)
+            Ok((report, draws))
         });
-        let (graph, report) = match recorded {
+        let (graph, (report, draws)) = match recorded {
             Ok(done) => done,
             // reads from the device, or wants more memory than one step after another does
             Err(Error::Argument { op: "capture", .. } | Error::OutOfMemory { .. }) if !updating => {
@@ -247,13 +254,6 @@ impl Captured {
             return Err(Error::argument("capture", why).into());
         }
         let after = checkpoint::generators(parts.model);
-        let mut draws = Vec::new();
-        for pair in graph.scalars()[..forward].chunks(2) {
-            draws.push(owner(pair, &before, &after).ok_or_else(|| {
-                let why = "the step draws from a random stream that no module shows";
-                Error::argument("capture", why)
-            })?);
-        }
         let moved = |(name, g): (&String, &Generator)| {
             let start = before.get(name).map_or(g.offset, |b| b.offset);
             (name.clone(), g.offset.wrapping_sub(start))
@@ -266,6 +266,12 @@ impl Captured {
             report,
             draws,
         })
+    }
+
+    /// Whether nobody else holds its inputs, which a batch would then have to leave alone.
+    fn is_alone(&self) -> bool {
+        let count = |t: &Tensor| Arc::strong_count(&t.storage);
+        count(&self.images) == 1 && count(&self.labels) == 1
     }
 
     /// Do it again with another batch, and count on the host what the host would have counted.

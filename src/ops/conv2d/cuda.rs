@@ -60,7 +60,7 @@ pub(super) fn scratch(n: usize, dtype: DType, like: &Tensor) -> Result<Tensor> {
 /// keep the GPU busy.
 fn slices(n: usize, tiles: usize) -> [usize; 2] {
     let most = n.div_ceil(256).max(1);
-    let length = n.div_ceil((BLOCKS / tiles).clamp(1, most)).max(1);
+    let length = n.div_ceil((BLOCKS / tiles.max(1)).clamp(1, most)).max(1);
     let length = length.next_multiple_of(32);
     [n.div_ceil(length), length]
 }
