@@ -32,19 +32,34 @@ CONVERT_FLOATS(bf16, f16)
 CONVERT_FLOATS(f16, bf16)
 
 // ---------------------------------------------------------------- copy
+// Four neighbours, loaded and stored at once where they are aligned.
+template <class T> struct __align__(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four { T v[4]; };
+
 // y = x in y's dense memory order, converted.
-// A block owns 1024 elements, each thread 4 of them.
+// A block owns 1024 elements, each thread 4 of them: neighbours where x lies as y does.
 template <class From, class To>
 __device__ __forceinline__ void copy_body(const From* x, To* y, const Walk<1>& w) {
-  unsigned first = blockIdx.x * 1024u + threadIdx.x;
+  bool dense = w.rank == 1 && w.strides[0][0] == 1 && (size_t)x % alignof(Four<From>) == 0 && (size_t)y % alignof(Four<To>) == 0;
+  unsigned i = blockIdx.x * 1024u + threadIdx.x * (dense ? 4 : 1), step = dense ? 1 : 256;
+  if (dense && i + 4 <= w.n) {
+    Four<From> from = *reinterpret_cast<const Four<From>*>(x + i);
+    Four<To> to;
+#pragma unroll
+    for (int j = 0; j < 4; j++) to.v[j] = Convert<From, To>::of(from.v[j]);
+    *reinterpret_cast<Four<To>*>(y + i) = to;
+    return;
+  }
+  From held[4];  // all loads before the first store
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    unsigned i = first + j * 256;
-    if (i >= w.n) return;
     i64 at[1];
-    walk_to(w, i, at);
-    y[i] = Convert<From, To>::of(x[at[0]]);
+    if (i + j * step >= w.n) break;
+    walk_to(w, i + j * step, at);
+    held[j] = x[at[0]];
   }
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+    if (i + j * step < w.n) y[i + j * step] = Convert<From, To>::of(held[j]);
 }
 #define COPY(FROM, F, TO, T) \
   KERNEL(256, copy_##FROM##_##TO, const F* x, T* y, Walk<1> w) { copy_body<F, T>(x, y, w); }
