@@ -9,7 +9,7 @@ use cotangent::nn::{self, Module};
 use cotangent::optim::Schedule;
 use cotangent::random::Generator;
 use cotangent::train::solver::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
-use cotangent::{Device, Error, Tensor};
+use cotangent::{Device, Error, Tensor, cuda};
 
 const BATCH: usize = 8;
 
@@ -333,4 +333,66 @@ fn tensors_of_two_devices_are_refused() {
     }
     let c = Tensor::ones([2], Device::cuda_emulated_nth(13).unwrap()).unwrap();
     assert!(matches!(a.mul(&c), Err(Error::Device { .. })));
+}
+
+unsafe extern "C" {
+    /// Memory of the emulated device.
+    fn emu_malloc(bytes: usize) -> *mut std::ffi::c_void;
+}
+
+/// Only on the emulated device: a real one would be lost to the tests beside.
+#[test]
+fn a_kernels_fault_loses_the_device_and_no_file() {
+    static READ: cuda::Kernel = cuda::Kernel::new("wild_index_wrong");
+    let _alone = alone();
+    let there = Device::cuda_emulated_nth(17).unwrap();
+    let Device::Cuda(gpu) = there else { panic!() };
+    let dir = tempfile::tempdir().unwrap();
+    let config = |epochs| SolverConfig {
+        schedule: Schedule::Constant,
+        checkpoint_dir: Some(dir.path().into()),
+        ..config(epochs)
+    };
+    let mut lost = model(there);
+    let mut solver = Solver::new(&mut lost, data(3 * BATCH), config(1)).unwrap();
+    solver.train().unwrap();
+    drop(solver);
+    let files = || {
+        ["checkpoint.safetensors", "best.safetensors", "history.json"]
+            .map(|name| std::fs::read(dir.path().join(name)).unwrap())
+    };
+    let before = files();
+
+    // SAFETY: a plain allocation, kept until the process ends
+    let address = unsafe { emu_malloc(256) } as u64;
+    let memory = cuda::Pointer {
+        address,
+        dtype: cotangent::DType::F32,
+        gpu: Some(gpu),
+    };
+    let args = [
+        cuda::Arg::In(memory),
+        cuda::Arg::Out(memory),
+        cuda::Arg::I32(64),
+    ];
+    let fault = gpu.launch(&READ, [1, 1, 1], [64, 1, 1], 0, &args);
+    let Err(Error::Cuda { what, .. }) = fault else {
+        panic!("{fault:?}")
+    };
+    assert_eq!(what, "wild_index_wrong");
+    let mut solver = Solver::new(&mut lost, data(3 * BATCH), config(2)).unwrap();
+    let error = solver.train().unwrap_err();
+    assert!(
+        matches!(&error, Error::Cuda { what, .. } if what == "wild_index_wrong"),
+        "{error}"
+    );
+    drop(solver);
+    assert_eq!(files(), before);
+    // another device goes on from them
+    let mut other = model(Device::cuda_emulated_nth(18).unwrap());
+    let mut solver = Solver::new(&mut other, data(3 * BATCH), config(2)).unwrap();
+    solver
+        .resume(dir.path().join("checkpoint.safetensors"))
+        .unwrap();
+    solver.train().unwrap();
 }

@@ -267,7 +267,10 @@ impl State {
         let pool = self.capture.as_ref().map_or(COMMON, |c| c.pool);
         let class = self.memory.class(bytes);
         let address = match self.memory.reuse(pool, class) {
-            Some(address) => address,
+            Some(address) => {
+                self.driver.recycle(address, class)?;
+                address
+            }
             None => self.alloc_new(class)?,
         };
         self.memory.stats.take(class);

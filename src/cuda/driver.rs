@@ -51,7 +51,7 @@ impl Arg<'_> {
     }
 
     /// Take this argument's type off the front of a kernel's signature; `None` if it is another.
-    /// Letters are those of `kernels/emulator/emu.h`.
+    /// Letters are those of `kernels/emulator/device.h`.
     fn strip<'s>(&self, signature: &'s str) -> Option<&'s str> {
         let pointer = |kind: char, dtype: DType| {
             let element = match dtype {
@@ -163,6 +163,10 @@ pub(super) trait Driver: Send {
     fn is_asynchronous(&self) -> bool;
     /// New memory; `None` where the device has none left.
     fn alloc(&mut self, bytes: usize) -> Result<Option<u64>>;
+    /// Memory that is handed out again; an emulated device makes its old numbers unusable.
+    fn recycle(&mut self, _address: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
     /// Memory of `alloc`, no longer used by any work under way.
     fn free(&mut self, address: u64) -> Result<()>;
     /// Bytes that the device has free.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::cuda::driver::{Arg, Driver, EventId, Function, GraphId, Shape};
 use crate::error::{Error, Result};
 
-// `kernels/emulator/emu.cpp` says what these do
+// `kernels/emulator/device.h` says what these do
 unsafe extern "C" {
     fn emu_init();
     fn emu_set_seed(seed: u64);
@@ -38,7 +38,8 @@ pub fn set_thread_order(seed: u64) {
 enum Work {
     Launch(&'static str, usize, Shape, Values),
     Copy(u64, u64, usize),
-    Zero(u64, usize),
+    /// All bytes of one value.
+    Fill(u64, u8, usize),
 }
 
 /// A launch's arguments, each at an address that any type is content with.
@@ -149,9 +150,9 @@ impl Work {
                 unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) }
                 Ok(())
             }
-            Work::Zero(to, bytes) => {
+            Work::Fill(to, byte, bytes) => {
                 // SAFETY: a buffer of this device of at least so many bytes
-                unsafe { std::ptr::write_bytes(*to as *mut u8, 0, *bytes) }
+                unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes) }
                 Ok(())
             }
         }
@@ -171,6 +172,11 @@ impl Driver for Emulated {
         // SAFETY: a plain allocation
         let p = unsafe { emu_malloc(bytes) };
         Ok((!p.is_null()).then_some(p as u64))
+    }
+
+    fn recycle(&mut self, address: u64, bytes: usize) -> Result<()> {
+        // NaN in every float type, as fresh memory is; a replay does it again
+        self.perform(Work::Fill(address, 0xFF, bytes))
     }
 
     fn free(&mut self, address: u64) -> Result<()> {
@@ -202,7 +208,7 @@ impl Driver for Emulated {
     }
 
     fn zero(&mut self, to: u64, bytes: usize) -> Result<()> {
-        self.perform(Work::Zero(to, bytes))
+        self.perform(Work::Fill(to, 0, bytes))
     }
 
     fn find(&mut self, kernel: &'static str) -> Result<Function> {

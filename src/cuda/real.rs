@@ -43,24 +43,48 @@ pub fn probe() -> Result<Found> {
     unsafe { sys::cuDriverGetVersion(&mut version) }
         .result()
         .map_err(missing("no driver version"))?;
-    let name = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-    if version < DRIVER {
-        return Err(Error::NoCuda {
-            why: format!(
-                "the driver knows CUDA {}; the kernels need {} (R525) or newer",
-                name(version),
-                name(DRIVER)
-            ),
-        });
-    }
+    check_driver(version)?;
     let count = result::device::get_count().map_err(missing("no device count"))?;
     let devices = (0..count)
         .map(|i| result::device::get(i).and_then(result::device::get_name))
         .collect::<std::result::Result<_, _>>()
         .map_err(missing("a device has no name"))?;
     Ok(Found {
-        version: name(version),
+        version: dotted([version / 1000, version % 1000 / 10]),
         devices,
+    })
+}
+
+fn dotted([major, minor]: [i32; 2]) -> String {
+    format!("{major}.{minor}")
+}
+
+/// An error for a driver that does not know the shipped PTX.
+fn check_driver(version: i32) -> Result<()> {
+    if version >= DRIVER {
+        return Ok(());
+    }
+    let name = |v: i32| dotted([v / 1000, v % 1000 / 10]);
+    Err(Error::NoCuda {
+        why: format!(
+            "the driver knows CUDA {}; the kernels need {} (R525) or newer",
+            name(version),
+            name(DRIVER)
+        ),
+    })
+}
+
+/// An error for a card that the shipped PTX is too new for.
+fn check_card(name: &str, capability: [i32; 2]) -> Result<()> {
+    if capability >= CAPABILITY {
+        return Ok(());
+    }
+    Err(Error::NoCuda {
+        why: format!(
+            "{name} has compute capability {}; the kernels need {} (Ampere) or newer",
+            dotted(capability),
+            dotted(CAPABILITY)
+        ),
     })
 }
 
@@ -145,16 +169,7 @@ impl Real {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ];
-        if capability < CAPABILITY {
-            let dotted = |c: [i32; 2]| format!("{}.{}", c[0], c[1]);
-            return Err(Error::NoCuda {
-                why: format!(
-                    "{name} has compute capability {}; the kernels need {} (Ampere) or newer",
-                    dotted(capability),
-                    dotted(CAPABILITY)
-                ),
-            });
-        }
+        check_card(name, capability)?;
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         // SAFETY: the device is valid; the context is kept for the life of the process
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(no("no context"))?;
@@ -527,5 +542,26 @@ impl Drop for Real {
                 result::stream::destroy(self.stream).ok();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_drivers_and_cards_are_told_what_is_needed() {
+        check_driver(12_000).unwrap();
+        check_driver(13_010).unwrap();
+        assert_eq!(
+            check_driver(11_080).unwrap_err().to_string(),
+            "no CUDA device: the driver knows CUDA 11.8; the kernels need 12.0 (R525) or newer"
+        );
+        check_card("A100", [8, 0]).unwrap();
+        check_card("H100", [9, 0]).unwrap();
+        assert_eq!(
+            check_card("Tesla T4", [7, 5]).unwrap_err().to_string(),
+            "no CUDA device: Tesla T4 has compute capability 7.5; the kernels need 8.0 (Ampere) or newer"
+        );
     }
 }
