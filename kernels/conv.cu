@@ -116,10 +116,11 @@ template <class T> struct Weights {
   __device__ __forceinline__ T get(int r, int e, int k) const { return at(r, k)[e]; }
 };
 
-// Adds the bias, rounds once and stores to the places of a pass.
+// Adds the bias, perhaps applies ReLU, rounds once and stores to the places of a pass.
 template <class T> struct Placed {
   T* out;  // of the group, as bias
   const T* bias;
+  int relu;
   const Pass& s;
   const Image<T>& image;
   template <int N> __device__ __forceinline__ void store(int r, int c, const wide<T>* v) const {
@@ -127,7 +128,7 @@ template <class T> struct Placed {
     int i, j;
     int n = image.high.divide(image.wide.divide(r, j), i);
     size_t pixel = ((size_t)n * s.oh + s.y.at + i * s.y.by) * s.ow + s.x.at + j * s.x.by;
-    Dense<T>{out + pixel * s.oc, bias, 1, s.cols}.template store<N>(0, c, v);
+    Dense<T>{out + pixel * s.oc, bias, relu, 1, s.cols}.template store<N>(0, c, v);
   }
 };
 
@@ -146,27 +147,27 @@ template <class T, int BM_, int BN_, int WM, int WN> struct Mma {
   }
 };
 
-// y = x * w + b, and dx = dy * w with exchanged channels and mirrored taps
+// y = x * w + b, perhaps through ReLU, and dx = dy * w with exchanged channels and mirrored taps
 // one block a tile of pixels x channels; tiles of channels first, then of pixels, groups, phases
-template <class T, class Tile> __device__ __forceinline__ void pass_body(const T* in, const T* weights, const T* bias, T* out, const Pass& s, int group, int n_tile, int m_tile) {
+template <class T, class Tile> __device__ __forceinline__ void pass_body(const T* in, const T* weights, const T* bias, int relu, T* out, const Pass& s, int group, int n_tile, int m_tile) {
   DYN_SMEM(T, smem);
   Image<T> image(s, in, group, s.n * s.y.count * s.x.count);
   if (m_tile * Tile::BM >= image.pixels) return;  // this phase has fewer than others
   Pixels<T> pixels{image};
   Weights<T> w{weights + (size_t)group * s.taps * s.depth * padded(s.cols), s, image};
-  Placed<T> store{out + group * s.cols, bias ? bias + group * s.cols : nullptr, s, image};
+  Placed<T> store{out + group * s.cols, bias ? bias + group * s.cols : nullptr, relu, s, image};
   Tile::template run<true>(smem, pixels, w, m_tile * Tile::BM, n_tile * Tile::BN, 0, image.terms, store);
 }
-template <class T, class Tile> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, int has_bias) {
+template <class T, class Tile> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, int has_bias, int relu) {
   const int tn = cut(s.co / s.groups, Tile::BN), tm = cut(s.n * s.oh * s.ow, Tile::BM), b = blockIdx.x;
-  pass_body<T, Tile>(x, w, has_bias ? bias : nullptr, y, forward_pass(s), b / tn / tm, b % tn, b / tn % tm);
+  pass_body<T, Tile>(x, w, has_bias ? bias : nullptr, relu, y, forward_pass(s), b / tn / tm, b % tn, b / tn % tm);
 }
 template <class T, class Tile> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, T* dx, const Conv& s) {
   const int tn = cut(s.ci / s.groups, Tile::BN), tm = cut(s.n * cut(s.h, s.sh) * cut(s.w, s.sw), Tile::BM), b = blockIdx.x, z = b / tn / tm;
   __shared__ __align__(16) Pass pass;  // out of the way of the tile's registers
   if (threadIdx.x == 0) pass = input_grad_pass(s, z / s.groups);
   __syncthreads();
-  pass_body<T, Tile>(dy, w, nullptr, dx, pass, z % s.groups, b % tn, b / tn % tm);
+  pass_body<T, Tile>(dy, w, nullptr, 0, dx, pass, z % s.groups, b % tn, b / tn % tm);
 }
 
 // parts[slice, group, tap, c, o] = sum over the slice's pixels of x[place of (pixel, tap), c] dy[pixel, o]
@@ -179,13 +180,13 @@ template <class T, class Tile> __device__ __forceinline__ void weight_grad_body(
   Image<T> image(s, x, group, k1);
   Terms<T> a{image};
   Matrix<T> columns(dy + group * s.cols, s.cols, k1, 1, s.oc, false);
-  Dense<wide<T>> store{parts + (size_t)z * terms * s.cols, nullptr, terms, s.cols};
+  Dense<wide<T>> store{parts + (size_t)z * terms * s.cols, nullptr, 0, terms, s.cols};
   Tile::template run<false>(smem, a, columns, b % tm * Tile::BM, b / tm % tn * Tile::BN, k0, k1, store);
 }
 
 #define CONV(WHAT, NAME, T, THREADS, ...)                                                                                      \
-  KERNEL(THREADS, conv_forward_##WHAT##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, int has_bias) {           \
-    forward_body<T, __VA_ARGS__>(x, w, bias, y, s, has_bias);                                                                  \
+  KERNEL(THREADS, conv_forward_##WHAT##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, int has_bias, int relu) { \
+    forward_body<T, __VA_ARGS__>(x, w, bias, y, s, has_bias, relu);                                                            \
   }                                                                                                                            \
   KERNEL(THREADS, conv_input_grad_##WHAT##_##NAME, const T* dy, const T* w, T* dx, Conv s) {                                   \
     input_grad_body<T, __VA_ARGS__>(dy, w, dx, s);                                                                             \

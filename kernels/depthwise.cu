@@ -53,9 +53,9 @@ template <class T, int K> struct Weights {
 };
 
 // ---------------------------------------------------------------- forward
-// y[n, i, j, c] = b[c] + sum over u, v of x[n, i S + u - p, j S + v - p, c] w[c, u, v]
+// y[n, i, j, c] = b[c] + sum over u, v of x[n, i S + u - p, j S + v - p, c] w[c, u, v], perhaps through ReLU
 // one thread a strip of outputs of one channel; per step of S input rows one row of outputs is done
-template <class T, int K, int S, int R> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, const Strips& strips, int has_bias) {
+template <class T, int K, int S, int R> __device__ __forceinline__ void forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, const Strips& strips, int has_bias, int relu) {
   typedef wide<T> W;
   const int A = (K + S - 1) / S, COLS = (R - 1) * S + K;  // outputs that an input row has part in, columns read
   DYN_SMEM(W, room);
@@ -65,7 +65,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void forward_
   if (c >= s.co || at.n >= s.n) return;
   const int left = at.x * S - s.pw, rows = min(strips.rows, s.oh - at.y);
   const unsigned inside = columns_inside(left, COLS, s.w);
-  const W start = has_bias ? widen(bias[c]) : W(0);
+  const W start = has_bias ? widen(bias[c]) : W(0), least = relu ? W(0) : W(-INFINITY);
   x += ((i64)at.n * s.h * s.w + left) * s.co + c;
   y += (((size_t)at.n * s.oh + at.y) * s.ow + at.x) * s.co + c;
   W acc[A][R];
@@ -94,7 +94,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void forward_
     if (j >= A - 1) {
 #pragma unroll
       for (int r = 0; r < R; r++)
-        if (at.x + r < s.ow) y[(size_t)r * s.co] = narrow<T>(acc[0][r]);
+        if (at.x + r < s.ow) y[(size_t)r * s.co] = narrow<T>(nan_max(acc[0][r], least));
       y += (size_t)s.ow * s.co;
     }
 #pragma unroll
@@ -246,8 +246,8 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void weight_g
 
 // widths of a strip: of the output, of dy in the input gradient, of dy in the weight gradient
 #define DEPTHWISE(K, S, RY, RX, RW, NAME, T)                                                                                                   \
-  KERNEL(128, depthwise_forward_##K##s##S##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, Strips strips, int has_bias) {        \
-    forward_body<T, K, S, RY>(x, w, bias, y, s, strips, has_bias);                                                                             \
+  KERNEL(128, depthwise_forward_##K##s##S##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, Strips strips, int has_bias, int relu) { \
+    forward_body<T, K, S, RY>(x, w, bias, y, s, strips, has_bias, relu);                                                                       \
   }                                                                                                                                            \
   KERNEL(128, depthwise_input_grad_##K##s##S##_##NAME, const T* dy, const T* w, T* dx, Conv s, Strips strips) {                                \
     input_grad_body<T, K, S, RX>(dy, w, dx, s, strips);                                                                                        \
@@ -277,13 +277,14 @@ template <class T> __device__ __forceinline__ wide<T> window_sum(const T* in, co
     }
   return sum;
 }
-template <class T> __device__ __forceinline__ void any_forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, int has_bias) {
+template <class T> __device__ __forceinline__ void any_forward_body(const T* x, const T* w, const T* bias, T* y, const Conv& s, int has_bias, int relu) {
   const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   const unsigned c = at % s.co, j = at / s.co % s.ow, i = at / s.co / s.ow % s.oh, n = at / s.co / s.ow / s.oh;
   if (n >= s.n) return;
   const Axis rows = forward_axis(s.oh, s.kh, s.sh, s.ph, s.dh), cols = forward_axis(s.ow, s.kw, s.sw, s.pw, s.dw);
   wide<T> sum = window_sum(x + c, w + (size_t)c * s.kh * s.kw, rows, cols, i, j, n, s.h, s.w, s.co, s.kw);
-  y[at] = narrow<T>(has_bias ? sum + widen(bias[c]) : sum);
+  if (has_bias) sum += widen(bias[c]);
+  y[at] = narrow<T>(relu ? nan_max(sum, wide<T>(0)) : sum);
 }
 template <class T> __device__ __forceinline__ void any_input_grad_body(const T* dy, const T* w, T* dx, const Conv& s) {
   const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -313,8 +314,8 @@ template <class T> __device__ __forceinline__ void any_weight_grad_body(const T*
   dw[(size_t)c * s.kh * s.kw + blockIdx.x] = narrow<T>(sum);
 }
 #define DEPTHWISE_ANY(NAME, T)                                                                                              \
-  KERNEL(256, depthwise_forward_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, int has_bias) {                \
-    any_forward_body<T>(x, w, bias, y, s, has_bias);                                                                        \
+  KERNEL(256, depthwise_forward_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, int has_bias, int relu) {      \
+    any_forward_body<T>(x, w, bias, y, s, has_bias, relu);                                                                  \
   }                                                                                                                         \
   KERNEL(256, depthwise_input_grad_##NAME, const T* dy, const T* w, T* dx, Conv s) { any_input_grad_body<T>(dy, w, dx, s); } \
   KERNEL(256, depthwise_weight_grad_##NAME, const T* x, const T* dy, T* dw, Conv s) { any_weight_grad_body<T>(x, dy, dw, s); }

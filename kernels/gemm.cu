@@ -1,7 +1,7 @@
 // gemm.cu - matrix products of f32 and f64, and the sum of products cut along k.
 #include "gemm.cuh"
 
-// C = A B + bias, f32 and f64
+// C = A B + bias, perhaps through ReLU, f32 and f64
 // one block of 256 threads a BM x BN tile of one matrix and one part of k
 template <class T, int BM, int BN, int BK, int TM, int TN>
 __device__ __forceinline__ void gemm_simt(const T* a, const T* b, const T* bias, T* y, T* parts, const Product& p) {
@@ -19,19 +19,20 @@ GEMM_SIMT(128x128, f32, float, 128, 128, 8, 8, 8)
 GEMM_SIMT(64x64, f32, float, 64, 64, 16, 4, 4)
 GEMM_SIMT(64x64, f64, double, 64, 64, 8, 4, 4)
 
-// C = sum of the parts, in their order, + bias
+// C = sum of the parts, in their order, + bias, perhaps through ReLU
 // one thread an element of C
 template <class T>
-__device__ __forceinline__ void fold_body(const wide<T>* parts, const T* bias, T* y, unsigned total, int mn, int n, int splits, int has_bias) {
+__device__ __forceinline__ void fold_body(const wide<T>* parts, const T* bias, T* y, unsigned total, int mn, int n, int splits, int has_bias, int relu) {
   unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= total) return;
   const wide<T>* from = parts + (size_t)(i / mn) * splits * mn + i % mn;
   wide<T> sum = 0;
   for (int s = 0; s < splits; s++) sum += from[(size_t)s * mn];
-  y[i] = narrow<T>(has_bias ? sum + widen<T>(bias[i % n]) : sum);
+  if (has_bias) sum += widen<T>(bias[i % n]);
+  y[i] = narrow<T>(relu ? nan_max(sum, wide<T>(0)) : sum);
 }
 #define GEMM_FOLD(NAME, T)                                                                                                   \
-  KERNEL(256, gemm_fold_##NAME, const wide<T>* parts, const T* bias, T* y, unsigned total, int mn, int n, int splits, int has_bias) { \
-    fold_body<T>(parts, bias, y, total, mn, n, splits, has_bias);                                                           \
+  KERNEL(256, gemm_fold_##NAME, const wide<T>* parts, const T* bias, T* y, unsigned total, int mn, int n, int splits, int has_bias, int relu) { \
+    fold_body<T>(parts, bias, y, total, mn, n, splits, has_bias, relu);                                                     \
   }
 FOR_FLOAT(GEMM_FOLD)

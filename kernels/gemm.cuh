@@ -5,7 +5,7 @@
 struct Product {
   int m, n, k;
   int splits, depth;           // k in `splits` parts of `depth`, a multiple of 32
-  int has_bias;
+  int has_bias, relu;
   int a[2], b[2];              // strides in elements: A's along m and k, B's along n and k
   int axes[4], a_axes[4], b_axes[4];  // the batch: sizes, and both operands' strides (0: broadcast)
 };
@@ -37,7 +37,7 @@ template <int BM, int BN> __device__ __forceinline__ Place place(const Product& 
   return at;
 }
 
-// C with its bias, or a part of it, to be summed by gemm_fold. Pointers are made when they are
+// C with its bias and ReLU, or a part of it, to be summed by gemm_fold. Pointers are made when they are
 // needed: kept through the loop over k they would cost registers.
 template <class T> struct Result {
   const T* bias;
@@ -47,7 +47,7 @@ template <class T> struct Result {
   int slice;
   template <int N> __device__ __forceinline__ void store(int r, int c, const wide<T>* v) const {
     size_t at = (size_t)slice * p.m * p.n;
-    if (p.splits > 1) Dense<wide<T>>{parts + at, nullptr, p.m, p.n}.template store<N>(r, c, v);
-    else Dense<T>{y + at, p.has_bias ? bias : nullptr, p.m, p.n}.template store<N>(r, c, v);
+    if (p.splits > 1) Dense<wide<T>>{parts + at, nullptr, 0, p.m, p.n}.template store<N>(r, c, v);
+    else Dense<T>{y + at, p.has_bias ? bias : nullptr, p.relu, p.m, p.n}.template store<N>(r, c, v);
   }
 };

@@ -1,7 +1,7 @@
 // gemm_half.cu - matrix products of bf16 and f16 on tensor cores.
 #include "gemm.cuh"
 
-// C = A B + bias, bf16 and f16 on tensor cores, summed in f32
+// C = A B + bias, perhaps through ReLU, bf16 and f16 on tensor cores, summed in f32
 // one block a BM x BN tile of one matrix and one part of k; two letters say along which axis A's
 // and B's elements lie together, or k where none does
 template <class T, int BM, int BN, int WM, int WN, bool A_K, bool B_K>

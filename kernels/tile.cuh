@@ -45,24 +45,28 @@ template <class T> struct Matrix {
   }
 };
 
-// Rounds once and stores to a dense m x n matrix, one bias a column (nullptr: none). v is in shared
-// memory or in registers.
+// Rounds once and stores to a dense m x n matrix, one bias a column (nullptr: none), perhaps through
+// ReLU. v is in shared memory or in registers.
 template <class T> struct Dense {
   T* y;
   const T* bias;
-  int m, n;
+  int relu, m, n;
+  __device__ __forceinline__ T rounded(wide<T> v, int c) const {
+    if (bias) v += widen<T>(bias[c]);
+    return narrow<T>(relu ? nan_max(v, wide<T>(0)) : v);
+  }
   template <int N> __device__ __forceinline__ void store(int r, int c, const wide<T>* v) const {
     if (r >= m || c >= n) return;
     T* to = y + (i64)r * n + c;
     if (n % N == 0) {
       struct __align__(16) { T v[N]; } out;
 #pragma unroll
-      for (int i = 0; i < N; i++) out.v[i] = narrow<T>(bias ? v[i] + widen<T>(bias[c + i]) : v[i]);
+      for (int i = 0; i < N; i++) out.v[i] = rounded(v[i], c + i);
       *reinterpret_cast<decltype(out)*>(to) = out;
     } else {
 #pragma unroll (sizeof(T) == 2 ? 1 : N)
       for (int i = 0; i < N; i++)
-        if (c + i < n) to[i] = narrow<T>(bias ? v[i] + widen<T>(bias[c + i]) : v[i]);
+        if (c + i < n) to[i] = rounded(v[i], c + i);
     }
   }
 };

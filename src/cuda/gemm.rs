@@ -181,7 +181,7 @@ mod tests {
 
     fn best(dtype: DType, mnk: [usize; 3]) -> ([usize; 2], usize) {
         let p = Plan::best(dtype, mnk, 1).unwrap();
-        assert!(p.splits == 1 || p.depth % 32 == 0);
+        assert!(p.splits == 1 || p.depth.is_multiple_of(32));
         assert!(p.splits * p.depth >= mnk[2] && (p.splits - 1) * p.depth < mnk[2].max(1));
         (p.tile.size, p.splits)
     }

@@ -124,6 +124,16 @@ impl Conv2d {
         })
     }
 
+    /// The layer with the activation that follows it, of which ReLU is computed in one pass with it.
+    fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (w, b) = (&self.weight, self.bias.as_ref());
+        let (window, groups) = (self.config.window(), self.config.groups);
+        match activation {
+            Activation::Relu => x.conv2d_relu(w, b, window, groups),
+            other => other.of(&x.conv2d(w, b, window, groups)?),
+        }
+    }
+
     /// What [`Module::describe`] prints between the brackets: what differs from the defaults.
     fn settings(&self) -> String {
         let c = self.config;
@@ -156,8 +166,7 @@ impl Conv2d {
 
 impl Module for Conv2d {
     fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
-        let (window, groups) = (self.config.window(), self.config.groups);
-        x.conv2d(&self.weight, self.bias.as_ref(), window, groups)
+        self.forward_act(x, Activation::Identity)
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
@@ -171,7 +180,7 @@ impl Module for Conv2d {
 }
 
 /// Convolution, batch norm if there is one, activation: one module, so that one kernel can serve
-/// it. ReLU after batch norm is computed with it in one pass.
+/// it. ReLU after the convolution or batch norm is computed with it in one pass.
 pub struct ConvNormAct {
     conv: Conv2d,
     norm: Option<BatchNorm2d>,
@@ -207,10 +216,10 @@ impl ConvNormAct {
 
 impl Module for ConvNormAct {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let x = self.conv.forward(x, mode)?;
+        let (conv, activation) = (&mut self.conv, self.activation);
         match &mut self.norm {
-            Some(norm) => norm.forward_act(&x, mode, self.activation),
-            None => self.activation.of(&x),
+            None => conv.forward_act(x, activation),
+            Some(norm) => norm.forward_act(&conv.forward(x, mode)?, mode, activation),
         }
     }
 

@@ -44,6 +44,15 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
+    /// The layer with the activation that follows it, of which ReLU is computed in one pass with it.
+    fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (w, b) = (&self.weight, self.bias.as_ref());
+        match activation {
+            Activation::Relu => x.linear_relu(w, b),
+            other => other.of(&x.linear(w, b)?),
+        }
+    }
+
     /// What [`Module::describe`] prints between the brackets.
     fn settings(&self) -> String {
         let [out, inn] = [self.weight.shape()[0], self.weight.shape()[1]];
@@ -58,7 +67,7 @@ impl Linear {
 
 impl Module for Linear {
     fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
-        x.linear(&self.weight, self.bias.as_ref())
+        self.forward_act(x, Activation::Identity)
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
@@ -72,7 +81,7 @@ impl Module for Linear {
 }
 
 /// Affine, norm if there is one, activation: the stage of a fully connected network. ReLU after
-/// batch norm is computed with it in one pass.
+/// the affine map or batch norm is computed with it in one pass.
 pub struct LinearNormAct {
     linear: Linear,
     norm: Following,
@@ -109,11 +118,13 @@ impl LinearNormAct {
 
 impl Module for LinearNormAct {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let x = self.linear.forward(x, mode)?;
+        let (linear, activation) = (&mut self.linear, self.activation);
         match &mut self.norm {
-            Following::Batch(norm) => norm.forward_act(&x, mode, self.activation),
-            Following::Layer(norm) => self.activation.of(&norm.forward(&x, mode)?),
-            Following::Nothing => self.activation.of(&x),
+            Following::Nothing => linear.forward_act(x, activation),
+            Following::Batch(norm) => norm.forward_act(&linear.forward(x, mode)?, mode, activation),
+            Following::Layer(norm) => {
+                activation.of(&norm.forward(&linear.forward(x, mode)?, mode)?)
+            }
         }
     }
 

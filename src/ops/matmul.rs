@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
+use crate::ops::unary::{relu_grad, relu_in_place};
 use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -73,7 +74,7 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         ));
     };
     if let Device::Cuda(gpu) = a.device() {
-        return on_cuda(gpu, op, a, b, None, &batch);
+        return on_cuda(gpu, op, a, b, None, false, &batch);
     }
     let whole = |m: usize, n: usize| {
         let mut dims = batch.to_vec();
@@ -113,14 +114,15 @@ fn matrix(l: &Layout, i: usize) -> (usize, (usize, usize)) {
     (at, (l.strides()[r - 2], l.strides()[r - 1]))
 }
 
-/// `kernels/gemm.cu` and `gemm_half.cu`: A B + bias for (.., m, k) and (.., k, n) whose leading axes
-/// broadcast to `batch`.
+/// `kernels/gemm.cu` and `gemm_half.cu`: A B + bias, with `relu` through ReLU, for (.., m, k) and
+/// (.., k, n) whose leading axes broadcast to `batch`.
 fn on_cuda(
     gpu: Gpu,
     op: &'static str,
     a: &Tensor,
     b: &Tensor,
     bias: Option<&Tensor>,
+    relu: bool,
     batch: &Shape,
 ) -> Result<Tensor> {
     let (ra, rb) = (a.rank(), b.rank());
@@ -135,7 +137,7 @@ fn on_cuda(
     {
         return Err(refuse("the dtype of the first operand", other.dtype()));
     }
-    run(gpu, plan, a, b, bias, batch)
+    run(gpu, plan, a, b, bias, relu, batch)
 }
 
 fn run(
@@ -144,6 +146,7 @@ fn run(
     a: &Tensor,
     b: &Tensor,
     bias: Option<&Tensor>,
+    relu: bool,
     batch: &Shape,
 ) -> Result<Tensor> {
     let (a, b) = (lines(a)?, lines(b)?);
@@ -174,7 +177,8 @@ fn run(
         all[..r].copy_from_slice(&of[..r]);
         all
     };
-    let mut product = vec![m, n, k, splits, plan.depth, usize::from(bias.is_some())];
+    let mut product = vec![m, n, k, splits, plan.depth];
+    product.extend([bias.is_some(), relu].map(usize::from));
     product.extend([sa, sb].concat());
     product.extend([axes(batch, 1), axes(la.strides(), 0), axes(lb.strides(), 0)].concat());
     let product: Vec<i32> = product.into_iter().map(|x| x as i32).collect();
@@ -218,6 +222,7 @@ fn run(
                 Arg::I32(n as i32),
                 Arg::I32(splits as i32),
                 Arg::I32(bias.is_some().into()),
+                Arg::I32(relu.into()),
             ],
         )?;
     }
@@ -239,41 +244,112 @@ fn lines(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Y\[m, out\] = X\[m, in\] Wᵀ + b with W\[out, in\], as PyTorch stores it;
-/// dX = dY W, dW = dYᵀ X, db = sum of dY's rows.
-struct Linear;
+/// dX = dY W, dW = dYᵀ X, db = sum of dY's rows. With `relu` Y is the maximum of that and 0, and
+/// dY counts where Y > 0.
+struct Linear {
+    relu: bool,
+}
+impl Linear {
+    fn op(&self) -> &'static str {
+        if self.relu { "linear_relu" } else { "linear" }
+    }
+
+    fn of(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let fits =
+            weight.rank() == 2 && x.rank() > 0 && x.shape()[x.rank() - 1] == weight.shape()[1];
+        if !fits {
+            return Err(Error::shape(
+                self.op(),
+                &[*weight.shape(), *x.shape()],
+                format!(
+                    "weight {:?} wants an input (.., in) for its (out, in) but input is {:?}",
+                    weight.shape(),
+                    x.shape()
+                ),
+            ));
+        }
+        let out = weight.shape()[0];
+        if let Some(b) = bias.filter(|b| b.shape()[..] != [out]) {
+            return Err(Error::shape(
+                self.op(),
+                &[*weight.shape(), *b.shape()],
+                format!(
+                    "weight {:?} wants a bias [{out}] but got {:?}",
+                    weight.shape(),
+                    b.shape()
+                ),
+            ));
+        }
+        let last = x.rank() - 1;
+        let rows = x.shape()[..last].iter().product::<usize>();
+        let flat = if x.rank() == 2 {
+            x.clone()
+        } else {
+            x.reshape([rows, weight.shape()[1]])?
+        };
+        let y = match bias {
+            Some(bias) => apply(self, [&flat, weight, bias])?,
+            None => apply(self, [&flat, weight])?,
+        };
+        if x.rank() == 2 {
+            Ok(y)
+        } else {
+            y.reshape(x.shape().with(last, out))
+        }
+    }
+}
 impl<const N: usize> Op<N> for Linear {
     const NAME: &'static str = "linear";
     const HALF_ON_CUDA: bool = true;
-    type Saved = [Tensor; 2];
+    /// X, W, and with ReLU Y.
+    type Saved = ([Tensor; 2], Option<Tensor>);
 
-    fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
+    fn name(&self) -> &'static str {
+        self.op()
+    }
+
+    fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, Self::Saved)> {
         let (x, w) = (inputs[0], inputs[1]);
-        let saved = [x.clone(), w.clone()];
+        let saved = |y: &Tensor| ([x.clone(), w.clone()], self.relu.then(|| y.clone()));
         if let Device::Cuda(gpu) = x.device() {
             let bias = inputs.get(2).copied();
-            let y = on_cuda(gpu, "linear", x, &w.t()?, bias, &Shape::new(&[])?)?;
-            return Ok((y, saved));
+            let y = on_cuda(
+                gpu,
+                self.op(),
+                x,
+                &w.t()?,
+                bias,
+                self.relu,
+                &Shape::new(&[])?,
+            )?;
+            return Ok((y.clone(), saved(&y)));
         }
         let (m, k, n) = (x.shape()[0], x.shape()[1], w.shape()[0]);
-        let y = with_real!("linear", x.dtype(), T => {
-            let (xs, ws) = (x.storage_slice::<T>("linear")?, w.storage_slice::<T>("linear")?);
+        let y = with_real!(self.op(), x.dtype(), T => {
+            let (xs, ws) = (x.storage_slice::<T>(self.op())?, w.storage_slice::<T>(self.op())?);
             let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
-            let bias = bias.as_ref().map(|b| b.dense_slice::<T>("linear")).transpose()?;
+            let bias = bias.as_ref().map(|b| b.dense_slice::<T>(self.op())).transpose()?;
             let ((ox, sx), (ow, sw)) = (matrix(x.layout(), 0), matrix(w.layout(), 0));
             let out = Layout::contiguous(Shape::new(&[m, n])?);
             Tensor::build::<T>(out, x.device(), |y| {
                 gemm(m, n, k, &xs[ox.min(xs.len())..], sx, &ws[ow.min(ws.len())..], (sw.1, sw.0), y, n, bias);
+                if self.relu {
+                    relu_in_place(y);
+                }
             })
         })?;
-        Ok((y, saved))
+        Ok((y.clone(), saved(&y)))
     }
 
     fn backward(
         &self,
-        [x, w]: [Tensor; 2],
-        dy: Tensor,
+        ([x, w], y): Self::Saved,
+        mut dy: Tensor,
         needs: [bool; N],
     ) -> Result<[Option<Tensor>; N]> {
+        if let Some(y) = y {
+            dy = relu_grad(y, &dy)?;
+        }
         let mut grads = [const { None }; N];
         if needs[0] {
             grads[0] = Some(product(&dy, &w)?);
@@ -339,48 +415,20 @@ impl Tensor {
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let fits = weight.rank() == 2
-            && self.rank() > 0
-            && self.shape()[self.rank() - 1] == weight.shape()[1];
-        if !fits {
-            return Err(Error::shape(
-                "linear",
-                &[*weight.shape(), *self.shape()],
-                format!(
-                    "weight {:?} wants an input (.., in) for its (out, in) but input is {:?}",
-                    weight.shape(),
-                    self.shape()
-                ),
-            ));
-        }
-        let out = weight.shape()[0];
-        if let Some(b) = bias.filter(|b| b.shape()[..] != [out]) {
-            return Err(Error::shape(
-                "linear",
-                &[*weight.shape(), *b.shape()],
-                format!(
-                    "weight {:?} wants a bias [{out}] but got {:?}",
-                    weight.shape(),
-                    b.shape()
-                ),
-            ));
-        }
-        let last = self.rank() - 1;
-        let rows = self.shape()[..last].iter().product::<usize>();
-        let x = if self.rank() == 2 {
-            self.clone()
-        } else {
-            self.reshape([rows, weight.shape()[1]])?
-        };
-        let y = match bias {
-            Some(bias) => apply(Linear, [&x, weight, bias])?,
-            None => apply(Linear, [&x, weight])?,
-        };
-        if self.rank() == 2 {
-            Ok(y)
-        } else {
-            y.reshape(self.shape().with(last, out))
-        }
+        Linear { relu: false }.of(self, weight, bias)
+    }
+
+    /// [`relu`](Tensor::relu) of [`linear`](Tensor::linear) in one pass.
+    ///
+    /// ```
+    /// # use cotangent::Tensor;
+    /// let x = Tensor::from_vec(vec![2f32], [1, 1])?;
+    /// let w = Tensor::from_vec(vec![1f32, -1.0], [2, 1])?;
+    /// assert_eq!(x.linear_relu(&w, None)?.to_vec::<f32>()?, [2.0, 0.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn linear_relu(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        Linear { relu: true }.of(self, weight, bias)
     }
 }
 
@@ -494,6 +542,52 @@ pub const CASES: &[Case] = &[
         ],
         run: |x| x[0].linear(&x[1], Some(&x[2])),
     },
+    Case {
+        op: "linear_relu",
+        name: "with bias",
+        inputs: &[
+            Input::Normal(&[4, 5]),
+            Input::Normal(&[3, 5]),
+            Input::Normal(&[3]),
+        ],
+        run: |x| x[0].linear_relu(&x[1], Some(&x[2])),
+    },
+    Case {
+        op: "linear_relu",
+        name: "no bias, three axes",
+        inputs: &[Input::Normal(&[2, 2, 5]), Input::Normal(&[3, 5])],
+        run: |x| x[0].linear_relu(&x[1], None),
+    },
+    Case {
+        op: "linear_relu",
+        name: "ragged tiles",
+        inputs: &[
+            Input::Normal(&[13, 9]),
+            Input::Normal(&[19, 9]),
+            Input::Normal(&[19]),
+        ],
+        run: |x| x[0].linear_relu(&x[1], Some(&x[2]))?.mul_scalar(0.3),
+    },
+    Case {
+        op: "linear_relu",
+        name: "no rows",
+        inputs: &[
+            Input::Normal(&[0, 5]),
+            Input::Normal(&[3, 5]),
+            Input::Normal(&[3]),
+        ],
+        run: |x| x[0].linear_relu(&x[1], Some(&x[2])),
+    },
+    Case {
+        op: "linear_relu",
+        name: "over nothing",
+        inputs: &[
+            Input::Normal(&[2, 0]),
+            Input::Normal(&[3, 0]),
+            Input::Normal(&[3]),
+        ],
+        run: |x| x[0].linear_relu(&x[1], Some(&x[2])),
+    },
 ];
 
 /// Several tiles of the CUDA kernels in each direction, ragged and whole, and a long k.
@@ -541,6 +635,26 @@ pub const LARGE: &[Case] = &[
             Input::Normal(&[70]),
         ],
         run: |x| x[0].linear(&x[1], Some(&x[2]))?.mul_scalar(0.03),
+    },
+    Case {
+        op: "linear_relu",
+        name: "a bias and a k that are cut",
+        inputs: &[
+            Input::Normal(&[9, 1040]),
+            Input::Normal(&[70, 1040]),
+            Input::Normal(&[70]),
+        ],
+        run: |x| x[0].linear_relu(&x[1], Some(&x[2]))?.mul_scalar(0.03),
+    },
+    Case {
+        op: "linear_relu",
+        name: "ragged tiles of a card",
+        inputs: &[
+            Input::Normal(&[150, 40]),
+            Input::Normal(&[201, 40]),
+            Input::Normal(&[201]),
+        ],
+        run: |x| x[0].linear_relu(&x[1], Some(&x[2]))?.mul_scalar(0.1),
     },
 ];
 
@@ -594,13 +708,15 @@ mod tests {
                                 x.to(device)
                             }
                         };
+                        let relu = ta;
                         let plan = Plan::new(tile, k, splits);
                         assert_eq!(plan.splits, splits);
                         let (a, b) = (there(&a, ta)?, there(&b, tb)?);
                         let bias = there(&bias, false)?.reshape([n])?;
-                        let y = run(gpu, plan, &a, &b, Some(&bias), &Shape::new(&[])?)?;
+                        let y = run(gpu, plan, &a, &b, Some(&bias), relu, &Shape::new(&[])?)?;
                         let y = y.to(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
                         for (j, (x, y)) in y.iter().zip(&right).enumerate() {
+                            let y = if relu { y.max(0.0) } else { *y };
                             assert!(
                                 (x - y).abs() <= tolerance * most,
                                 "{dtype}, tile {i}, transposed {ta} {tb}, {splits} parts, \
@@ -612,6 +728,35 @@ mod tests {
             }
         }
         cuda::set_thread_order(0);
+        Ok(())
+    }
+
+    // a zero, a negative zero and NaN before ReLU among them
+    #[test]
+    fn relu_in_one_pass_is_relu() -> Result<()> {
+        for device in crate::ops::check::devices()? {
+            for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+                let leaf = |v: Vec<f64>, shape: [usize; 2]| -> Result<Tensor> {
+                    let x = Tensor::from_vec(v, shape)?.to_dtype(dtype)?.to(device)?;
+                    Ok(x.requires_grad())
+                };
+                let x = leaf(vec![1.0, 2.0, 1.0, -1.0, f64::NAN, 0.0, -0.0, 0.0], [4, 2])?;
+                let w = leaf(vec![1.0, 1.0, -1.0, -1.0, 1.0, 0.5], [3, 2])?;
+                let all = |y: Tensor| -> Result<String> {
+                    let grads = y.backward_from(&y.ones_like()?)?;
+                    let found = [Some(&y), grads.get(&x), grads.get(&w)].map(|t| {
+                        let t = t.unwrap().to(Device::Cpu)?.to_dtype(DType::F64)?;
+                        t.to_vec::<f64>()
+                    });
+                    Ok(format!("{found:?}"))
+                };
+                assert_eq!(
+                    all(x.linear_relu(&w, None)?)?,
+                    all(x.linear(&w, None)?.relu()?)?,
+                    "{dtype} on {device}"
+                );
+            }
+        }
         Ok(())
     }
 
@@ -637,6 +782,8 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert_eq!(e, "linear: weight [5, 4] wants a bias [5] but got [4]");
+        let e = z(&[2, 3])?.linear_relu(&z(&[5, 4])?, None).unwrap_err();
+        assert!(e.to_string().starts_with("linear_relu: weight [5, 4]"));
         assert!(matches!(
             z(&[2, 3])?.matmul(&Tensor::zeros([3, 2], DType::F64)?),
             Err(Error::DType { .. })

@@ -3,6 +3,8 @@
 
 use std::marker::PhantomData;
 
+use rayon::prelude::*;
+
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
 use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
@@ -70,18 +72,20 @@ impl<P: Pointwise> Op<1> for Unary<P> {
         dy: Tensor,
         _: [bool; 1],
     ) -> Result<[Option<Tensor>; 1]> {
-        let p = self.0;
-        if let Device::Cuda(gpu) = dy.device() {
-            let kept = kept.as_ref().unwrap_or(&dy);
-            let dx = launch(gpu, P::kernels()[1], [kept, &dy], p.settings())?;
-            return Ok([Some(dx)]);
-        }
-        let dx = with_real!(P::NAME, dy.dtype(), T => match kept {
-            Some(kept) => zip::<T>(&kept, &dy, P::NAME, |k, dy| p.df(k) * dy),
-            None => map::<T>(&dy, P::NAME, |dy| p.df(T::ZERO) * dy),
-        })?;
-        Ok([Some(dx)])
+        Ok([Some(backward(self.0, kept, &dy)?)])
     }
+}
+
+/// dx = df(kept) dy.
+fn backward<P: Pointwise>(p: P, kept: Option<Tensor>, dy: &Tensor) -> Result<Tensor> {
+    if let Device::Cuda(gpu) = dy.device() {
+        let kept = kept.as_ref().unwrap_or(dy);
+        return launch(gpu, P::kernels()[1], [kept, dy], p.settings());
+    }
+    with_real!(P::NAME, dy.dtype(), T => match kept {
+        Some(kept) => zip::<T>(&kept, dy, P::NAME, |k, dy| p.df(k) * dy),
+        None => map::<T>(dy, P::NAME, |dy| p.df(T::ZERO) * dy),
+    })
 }
 
 /// A new tensor from a kernel that takes `inputs` of one shape, in the first one's memory order.
@@ -261,6 +265,18 @@ fn phi<T: Real>(x: T) -> T {
 #[inline(always)]
 fn gelu_inner<T: Real>(x: T) -> T {
     T::of(GELU_SCALE) * (x + T::of(GELU_CUBE) * x * x * x)
+}
+
+/// [`Tensor::relu`] of what another op has computed, in its place.
+pub(crate) fn relu_in_place<T: Real>(y: &mut [T]) {
+    let each = |part: &mut [T]| part.iter_mut().for_each(|y| *y = Relu.f(*y));
+    y.par_chunks_mut(1 << 14).for_each(each);
+}
+
+/// The backward of [`Tensor::relu`], from its output: with it begins that of an op that ends with
+/// ReLU.
+pub(crate) fn relu_grad(y: Tensor, dy: &Tensor) -> Result<Tensor> {
+    backward(Relu, Some(y), dy)
 }
 
 /// max(x, 0) + slope min(x, 0).

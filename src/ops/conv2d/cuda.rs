@@ -160,17 +160,18 @@ fn folded(
     Ok(out)
 }
 
-/// y, in memory N, H, W, C as all images here.
+/// y, in memory N, H, W, C as all images here; with `relu` through ReLU.
 pub(super) fn forward(
     s: &ConvShape,
     [x, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
+    relu: bool,
     gpu: Gpu,
 ) -> Result<Tensor> {
     let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
     let y = Tensor::empty(out, x.dtype(), x.device())?;
     if s.is_depthwise() {
-        depthwise::forward(s, [x, w], bias, &y, gpu)?;
+        depthwise::forward(s, [x, w], bias, relu, &y, gpu)?;
         return Ok(y);
     }
     let right = packed(s, w, gpu, false)?;
@@ -185,6 +186,7 @@ pub(super) fn forward(
         y.output(),
         Arg::Struct(&sizes(s)),
         Arg::I32(bias.is_some() as i32),
+        Arg::I32(relu as i32),
     ];
     gpu.launch(tile.forward.of(x.dtype())?, grid, block, shared, &args)?;
     Ok(y)

@@ -99,17 +99,19 @@ fn each(kernel: &'static Kernel, out: &Tensor, args: &[Arg<'_>], gpu: Gpu) -> Re
     gpu.launch(kernel, grid, [256, 1, 1], 0, args)
 }
 
-/// Writes y.
+/// Writes y; with `relu` through ReLU.
 pub(super) fn forward(
     s: &ConvShape,
     [x, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
+    relu: bool,
     y: &Tensor,
     gpu: Gpu,
 ) -> Result<()> {
     // without a bias the weight takes its place
     let b = bias.unwrap_or(w);
-    let (sizes, has_bias) = (sizes(s), Arg::I32(bias.is_some() as i32));
+    let sizes = sizes(s);
+    let last = [bias.is_some(), relu].map(|x| Arg::I32(x as i32));
     let mut args = vec![
         x.input(),
         w.input(),
@@ -118,11 +120,12 @@ pub(super) fn forward(
         Arg::Struct(&sizes),
     ];
     let Some(special) = special(s, x.dtype()) else {
-        args.push(has_bias);
+        args.extend(last);
         return each(FORWARD.of(x.dtype())?, y, &args, gpu);
     };
     let strips = Strips::new(s, [s.oh, s.ow], special.forward.1);
-    args.extend([Arg::Struct(&strips.words), has_bias]);
+    args.push(Arg::Struct(&strips.words));
+    args.extend(last);
     strips.launch(special.forward.0.of(x.dtype())?, gpu, &args)
 }
 

@@ -7,7 +7,9 @@ use crate::autograd::{Op, apply};
 use crate::cpu::conv::{self, ConvShape};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::ops::batch_norm::one_dtype;
 use crate::ops::check::{Case, Input};
+use crate::ops::unary::{relu_grad, relu_in_place};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -15,20 +17,26 @@ use crate::with_real;
 /// y\[n, o, i, j\] = b\[o\] + sum over c, u, v of
 /// x\[n, c, i s + u d - p, j s + v d - p\] w\[o, c, u, v\] (cross-correlation, as PyTorch has it),
 /// zero outside of x. With dy: dx is the same sum over the windows that reach an element, dw the
-/// sum over images and places, db the sum of each channel.
+/// sum over images and places, db the sum of each channel. With `relu` y is the maximum of that and
+/// 0, and dy counts where y > 0.
 ///
 /// Images lie in memory as N, H, W, C here; `w` is (out, in / groups, kernel height, width).
 struct Conv2d {
     window: Window,
     groups: usize,
+    relu: bool,
 }
 
 impl Conv2d {
+    fn op(&self) -> &'static str {
+        if self.relu { "conv2d_relu" } else { "conv2d" }
+    }
+
     fn shape(&self, x: &Shape, w: &Shape) -> Result<ConvShape> {
         let ([n, ci, h, width], [co, per_group]) = ([x[0], x[1], x[2], x[3]], [w[0], w[1]]);
         if self.groups == 0 || co % self.groups != 0 || per_group * self.groups != ci {
             return Err(Error::shape(
-                "conv2d",
+                self.op(),
                 &[*w, *x],
                 format!(
                     "weight {w:?} wants {} input channels (groups {}) but input {x:?} has {ci}{}",
@@ -42,7 +50,7 @@ impl Conv2d {
                 ),
             ));
         }
-        let [oh, ow] = self.window.output("conv2d", [h, width])?;
+        let [oh, ow] = self.window.output(self.op(), [h, width])?;
         Ok(ConvShape {
             n,
             h,
@@ -55,35 +63,85 @@ impl Conv2d {
             groups: self.groups,
         })
     }
+
+    fn of(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let [_, ..] = x.dims::<4>(self.op(), "an input (N, C, H, W)")?;
+        let [co, _, kh, kw] = weight.dims(
+            self.op(),
+            "a weight (out, in / groups, kernel height, width)",
+        )?;
+        if self.window.kernel != [kh, kw] {
+            return Err(Error::argument(
+                self.op(),
+                format!(
+                    "window {:?} is not the weight's {:?}",
+                    self.window.kernel,
+                    [kh, kw]
+                ),
+            ));
+        }
+        if weight.numel() == 0 {
+            let why = format!("weight {:?} has no channels", weight.shape());
+            return Err(Error::shape(self.op(), &[*weight.shape(), *x.shape()], why));
+        }
+        match bias {
+            Some(b) if b.shape()[..] != [co] => Err(Error::shape(
+                self.op(),
+                &[*weight.shape(), *b.shape()],
+                format!(
+                    "weight {:?} wants a bias [{co}] but got {:?}",
+                    weight.shape(),
+                    b.shape()
+                ),
+            )),
+            Some(b) => apply(self, [x, weight, b]),
+            None => apply(self, [x, weight]),
+        }
+    }
 }
 
 impl<const N: usize> Op<N> for Conv2d {
     const NAME: &'static str = "conv2d";
     const HALF_ON_CUDA: bool = true;
-    type Saved = [Tensor; 2];
+    /// x, w, and with ReLU y.
+    type Saved = ([Tensor; 2], Option<Tensor>);
 
-    fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, [Tensor; 2])> {
+    fn name(&self) -> &'static str {
+        self.op()
+    }
+
+    fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, Self::Saved)> {
+        one_dtype(Self::NAME, inputs)?;
         let (x, w) = (inputs[0].channels_last()?, inputs[1].packed()?);
         let s = self.shape(x.shape(), w.shape())?;
         let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
         if let Device::Cuda(gpu) = x.device() {
-            return Ok((cuda::forward(&s, [&x, &w], bias.as_ref(), gpu)?, [x, w]));
+            let y = cuda::forward(&s, [&x, &w], bias.as_ref(), self.relu, gpu)?;
+            return Ok((y.clone(), ([x, w], self.relu.then_some(y))));
         }
         let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
-        let y = with_real!("conv2d", x.dtype(), T => {
-            let (xs, ws) = (x.dense_slice::<T>("conv2d")?, w.dense_slice::<T>("conv2d")?);
-            let bias = bias.as_ref().map(|b| b.dense_slice::<T>("conv2d")).transpose()?;
-            Tensor::build::<T>(out, x.device(), |y| conv::forward(&s, xs, ws, bias, y))
+        let y = with_real!(self.op(), x.dtype(), T => {
+            let (xs, ws) = (x.dense_slice::<T>(self.op())?, w.dense_slice::<T>(self.op())?);
+            let bias = bias.as_ref().map(|b| b.dense_slice::<T>(self.op())).transpose()?;
+            Tensor::build::<T>(out, x.device(), |y| {
+                conv::forward(&s, xs, ws, bias, y);
+                if self.relu {
+                    relu_in_place(y);
+                }
+            })
         })?;
-        Ok((y, [x, w]))
+        Ok((y.clone(), ([x, w], self.relu.then_some(y))))
     }
 
     fn backward(
         &self,
-        [x, w]: [Tensor; 2],
-        dy: Tensor,
+        ([x, w], y): Self::Saved,
+        mut dy: Tensor,
         needs: [bool; N],
     ) -> Result<[Option<Tensor>; N]> {
+        if let Some(y) = y {
+            dy = relu_grad(y, &dy)?;
+        }
         let s = self.shape(x.shape(), w.shape())?;
         let dy = dy.channels_last()?;
         let mut grads = [const { None }; N];
@@ -99,14 +157,14 @@ impl<const N: usize> Op<N> for Conv2d {
             }
             return Ok(grads);
         }
-        with_real!("conv2d", dy.dtype(), T => {
-            let dys = dy.dense_slice::<T>("conv2d")?;
+        with_real!(self.op(), dy.dtype(), T => {
+            let dys = dy.dense_slice::<T>(self.op())?;
             if needs[0] {
-                let ws = w.dense_slice::<T>("conv2d")?;
+                let ws = w.dense_slice::<T>(self.op())?;
                 grads[0] = Some(Tensor::build::<T>(*x.layout(), x.device(), |dx| conv::input_grad(&s, dys, ws, dx))?);
             }
             if needs[1] {
-                let xs = x.dense_slice::<T>("conv2d")?;
+                let xs = x.dense_slice::<T>(self.op())?;
                 grads[1] = Some(Tensor::build::<T>(*w.layout(), w.device(), |dw| conv::weight_grad(&s, xs, dys, dw))?);
             }
             if N > 2 && needs[2] {
@@ -138,43 +196,39 @@ impl Tensor {
         window: Window,
         groups: usize,
     ) -> Result<Tensor> {
-        let [_, ..] = self.dims::<4>("conv2d", "an input (N, C, H, W)")?;
-        let [co, _, kh, kw] = weight.dims(
-            "conv2d",
-            "a weight (out, in / groups, kernel height, width)",
-        )?;
-        if window.kernel != [kh, kw] {
-            return Err(Error::argument(
-                "conv2d",
-                format!(
-                    "window {:?} is not the weight's {:?}",
-                    window.kernel,
-                    [kh, kw]
-                ),
-            ));
+        let relu = false;
+        Conv2d {
+            window,
+            groups,
+            relu,
         }
-        if weight.numel() == 0 {
-            let why = format!("weight {:?} has no channels", weight.shape());
-            return Err(Error::shape(
-                "conv2d",
-                &[*weight.shape(), *self.shape()],
-                why,
-            ));
+        .of(self, weight, bias)
+    }
+
+    /// [`relu`](Tensor::relu) of [`conv2d`](Tensor::conv2d) in one pass.
+    ///
+    /// ```
+    /// # use cotangent::{shape::Window, Tensor};
+    /// let x = Tensor::from_vec(vec![1f32, -2.0, 3.0], [1, 1, 1, 3])?;
+    /// let w = Tensor::from_vec(vec![2f32], [1, 1, 1, 1])?;
+    /// let y = x.conv2d_relu(&w, None, Window::new([1, 1]), 1)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [2.0, 0.0, 6.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn conv2d_relu(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        window: Window,
+        groups: usize,
+    ) -> Result<Tensor> {
+        let relu = true;
+        Conv2d {
+            window,
+            groups,
+            relu,
         }
-        let op = Conv2d { window, groups };
-        match bias {
-            Some(b) if b.shape()[..] != [co] => Err(Error::shape(
-                "conv2d",
-                &[*weight.shape(), *b.shape()],
-                format!(
-                    "weight {:?} wants a bias [{co}] but got {:?}",
-                    weight.shape(),
-                    b.shape()
-                ),
-            )),
-            Some(b) => apply(op, [self, weight, b]),
-            None => apply(op, [self, weight]),
-        }
+        .of(self, weight, bias)
     }
 }
 
@@ -193,15 +247,15 @@ const fn window(
 }
 
 macro_rules! cases {
-    ($($name:literal $x:expr, $w:expr, [$($b:expr)?], $window:expr, $groups:expr $(, $detach:ident)?;)*) => {&[$(
+    ($op:ident; $($name:literal $x:expr, $w:expr, [$($b:expr)?], $window:expr, $groups:expr $(, $detach:ident)?;)*) => {&[$(
         Case {
-            op: "conv2d",
+            op: stringify!($op),
             name: $name,
             inputs: &[Input::Normal(&$x), Input::Normal(&$w) $(, Input::Normal(&$b))?],
             run: |x| {
                 let (image, weight) = (&x[0], &x[1]);
                 $(let (image, weight) = (&image.$detach(), &weight.$detach());)?
-                image.conv2d(weight, x.get(2), $window, $groups)
+                image.$op(weight, x.get(2), $window, $groups)
             },
         },
     )*]};
@@ -209,6 +263,7 @@ macro_rules! cases {
 
 /// Every setting, and sizes ragged against the kernels' tiles.
 pub const CASES: &[Case] = cases! {
+    conv2d;
     "3x3, padding 1, bias" [2, 3, 5, 4], [4, 3, 3, 3], [[4]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
     "no bias, no padding" [1, 2, 4, 5], [3, 2, 2, 3], [], window([2, 3], [1, 1], [0, 0], [1, 1]), 1;
     "stride 2" [2, 3, 7, 6], [4, 3, 3, 3], [[4]], window([3, 3], [2, 2], [1, 1], [1, 1]), 1;
@@ -227,8 +282,21 @@ pub const CASES: &[Case] = cases! {
     "no images" [0, 2, 4, 4], [3, 2, 3, 3], [[3]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
 };
 
+/// A way through each kind of kernel that may end with ReLU.
+pub const MORE_CASES: &[Case] = cases! {
+    conv2d_relu;
+    "3x3, padding 1, bias" [2, 3, 5, 4], [4, 3, 3, 3], [[4]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+    "no bias, stride 2" [2, 3, 7, 6], [4, 3, 3, 3], [], window([3, 3], [2, 2], [1, 1], [1, 1]), 1;
+    "two groups, dilation 2" [1, 4, 6, 5], [6, 2, 3, 3], [[6]], window([3, 3], [1, 1], [2, 1], [2, 2]), 2;
+    "ragged channels" [1, 9, 3, 4], [17, 9, 1, 1], [[17]], window([1, 1], [1, 1], [0, 0], [1, 1]), 1;
+    "depthwise 3x3" [2, 5, 5, 4], [5, 1, 3, 3], [[5]], window([3, 3], [1, 1], [1, 1], [1, 1]), 5;
+    "depthwise (3, 2), no bias" [1, 3, 6, 5], [3, 1, 3, 2], [], window([3, 2], [2, 2], [1, 1], [1, 1]), 3;
+    "no images" [0, 2, 4, 4], [3, 2, 3, 3], [[3]], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+};
+
 /// Several tiles and slices with ragged edges, every tile size, and every depthwise kernel.
 pub const LARGE: &[Case] = cases! {
+    conv2d;
     "three tiles" [1, 36, 15, 10], [133, 36, 3, 2], [[133]], window([3, 2], [1, 1], [1, 1], [1, 1]), 1;
     "three tiles, whole packs, stride 2" [1, 40, 25, 25], [136, 40, 3, 1], [[136]], window([3, 1], [2, 2], [1, 0], [1, 1]), 1;
     "two groups, dilation 2" [1, 48, 14, 14], [144, 24, 3, 3], [[144]], window([3, 3], [1, 1], [2, 1], [2, 2]), 2;
@@ -257,6 +325,15 @@ pub const LARGE: &[Case] = cases! {
     "depthwise 5x5, stride (2, 1)" [2, 70, 17, 18], [70, 1, 5, 5], [[70]], window([5, 5], [2, 1], [2, 2], [1, 1]), 70;
     "depthwise 3x3, dilation 2" [2, 70, 17, 18], [70, 1, 3, 3], [[70]], window([3, 3], [1, 1], [2, 2], [2, 2]), 70;
     "depthwise, two outputs a channel" [2, 70, 17, 18], [140, 1, 3, 3], [[140]], window([3, 3], [1, 1], [1, 1], [1, 1]), 70;
+};
+
+/// Several tiles, slices of the weight gradient, and strips.
+pub const MORE_LARGE: &[Case] = cases! {
+    conv2d_relu;
+    "three tiles, slices" [1, 36, 15, 10], [133, 36, 3, 2], [[133]], window([3, 2], [1, 1], [1, 1], [1, 1]), 1;
+    "few channels, slices" [2, 8, 20, 21], [24, 8, 3, 3], [], window([3, 3], [1, 1], [1, 1], [1, 1]), 1;
+    "depthwise 3x3" [2, 70, 21, 18], [70, 1, 3, 3], [[70]], window([3, 3], [1, 1], [1, 1], [1, 1]), 70;
+    "depthwise 9x9, stride 2" [2, 34, 43, 21], [34, 1, 9, 9], [[34]], window([9, 9], [2, 2], [4, 4], [1, 1]), 34;
 };
 
 #[cfg(test)]
@@ -311,6 +388,42 @@ mod tests {
             x.conv2d(&Tensor::zeros([4, 4, 3, 3], DType::F64)?, None, w3, 1),
             Err(Error::DType { .. })
         ));
+        Ok(())
+    }
+
+    // a plain convolution and a depthwise one; zero, negative zero and NaN before ReLU among others
+    #[test]
+    fn relu_in_one_pass_is_relu() -> Result<()> {
+        for device in crate::ops::check::devices()? {
+            for (dtype, groups) in [
+                (DType::F64, 1),
+                (DType::F32, 1),
+                (DType::BF16, 2),
+                (DType::F64, 2),
+            ] {
+                let leaf = |v: Vec<f64>, shape: [usize; 4]| -> Result<Tensor> {
+                    let x = Tensor::from_vec(v, shape)?.to_dtype(dtype)?.to(device)?;
+                    Ok(x.requires_grad())
+                };
+                let x = leaf(vec![1.0, -0.0, f64::NAN, 0.0, -2.0, 3.0], [1, 2, 1, 3])?;
+                let w = [1.0, -1.0, 0.5, 2.0];
+                let w = leaf(w[..4 / groups].to_vec(), [2, 2 / groups, 1, 1])?;
+                let all = |y: Tensor| -> Result<String> {
+                    let grads = y.backward_from(&y.ones_like()?)?;
+                    let found = [Some(&y), grads.get(&x), grads.get(&w)].map(|t| {
+                        let t = t.unwrap().to(Device::Cpu)?.to_dtype(DType::F64)?;
+                        t.to_vec::<f64>()
+                    });
+                    Ok(format!("{found:?}"))
+                };
+                let window = Window::new([1, 1]);
+                assert_eq!(
+                    all(x.conv2d_relu(&w, None, window, groups)?)?,
+                    all(x.conv2d(&w, None, window, groups)?.relu()?)?,
+                    "{dtype}, {groups} groups on {device}"
+                );
+            }
+        }
         Ok(())
     }
 
