@@ -111,7 +111,7 @@ impl<const N: usize> Op<N> for Conv2d {
     }
 
     fn forward(&self, inputs: [&Tensor; N]) -> Result<(Tensor, Self::Saved)> {
-        one_dtype(Self::NAME, inputs)?;
+        one_dtype(self.op(), inputs)?;
         let (x, w) = (inputs[0].channels_last()?, inputs[1].packed()?);
         let s = self.shape(x.shape(), w.shape())?;
         let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
