@@ -1,9 +1,9 @@
 //! CUDA: kernels written by hand, on a GPU through its driver or on an emulated one.
 //!
-//! From the ground up: [`driver`] is what a device must be able to do, and two can: `real` (libcuda
+//! From the ground up: `driver` is what a device must be able to do, and two can: `real` (libcuda
 //! through cudarc, opened at run time; nothing is linked) and `emulated` (the same kernels
-//! compiled as C++ for the CPU; feature `emulator`). [`context`] owns a device: its memory, its one
-//! stream, its captured graphs. [`kernel`] names kernels and their arguments; ops launch them.
+//! compiled as C++ for the CPU; feature `emulator`). `context` owns a device: its memory, its one
+//! stream, its captured graphs. `kernel` names kernels and their arguments; ops launch them.
 
 pub(crate) mod columns;
 mod context;
@@ -46,7 +46,7 @@ impl std::fmt::Display for Gpu {
     }
 }
 
-/// What a user asks of a device; launching is in [`kernel`], capture in [`context`].
+/// What a user asks of a device; launching is in `kernel.rs`, capture in `context.rs`.
 impl Gpu {
     /// The device's name, as its maker calls it.
     pub fn name(self) -> Result<String> {
