@@ -343,7 +343,7 @@ unsafe extern "C" {
 /// Only on the emulated device: a real one would be lost to the tests beside.
 #[test]
 fn a_kernels_fault_loses_the_device_and_no_file() {
-    static READ: cuda::Kernel = cuda::Kernel::new("wild_index_wrong");
+    static FAULTY: cuda::Kernel = cuda::Kernel::new("early_return_wrong");
     let _alone = alone();
     let there = Device::cuda_emulated_nth(17).unwrap();
     let Device::Cuda(gpu) = there else { panic!() };
@@ -375,15 +375,15 @@ fn a_kernels_fault_loses_the_device_and_no_file() {
         cuda::Arg::Out(memory),
         cuda::Arg::I32(64),
     ];
-    let fault = gpu.launch(&READ, [1, 1, 1], [64, 1, 1], 0, &args);
+    let fault = gpu.launch(&FAULTY, [1, 1, 1], [64, 1, 1], 0, &args);
     let Err(Error::Cuda { what, .. }) = fault else {
         panic!("{fault:?}")
     };
-    assert_eq!(what, "wild_index_wrong");
+    assert_eq!(what, "early_return_wrong");
     let mut solver = Solver::new(&mut lost, data(3 * BATCH), config(2)).unwrap();
     let error = solver.train().unwrap_err();
     assert!(
-        matches!(&error, Error::Cuda { what, .. } if what == "wild_index_wrong"),
+        matches!(&error, Error::Cuda { what, .. } if what == "early_return_wrong"),
         "{error}"
     );
     drop(solver);
@@ -395,4 +395,39 @@ fn a_kernels_fault_loses_the_device_and_no_file() {
         .resume(dir.path().join("checkpoint.safetensors"))
         .unwrap();
     solver.train().unwrap();
+}
+
+#[test]
+fn a_capture_that_reads_leaves_nothing_behind() {
+    let _alone = alone();
+    let device = device(19);
+    let Device::Cuda(gpu) = device else { panic!() };
+    let x = Tensor::ones([3], device).unwrap();
+    assert_eq!(x.add(&x).unwrap().to_vec::<f32>().unwrap(), [2.0; 3]);
+    let before = gpu.memory_stats().unwrap();
+    let error = gpu.capture(|| x.add(&x)?.to_vec::<f32>()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "capture: the host reads from the device within it"
+    );
+    let after = gpu.memory_stats().unwrap();
+    assert_eq!(after.live, before.live);
+    // the stream works as before, and so does another capture
+    let (graph, y) = gpu.capture(|| x.add(&x)).unwrap();
+    graph.replay(&[]).unwrap();
+    assert_eq!(y.to_vec::<f32>().unwrap(), [2.0; 3]);
+    assert!(graph.replay(&[1]).is_err());
+}
+
+#[test]
+fn time_is_measured_on_the_stream() {
+    let _alone = alone();
+    let device = device(20);
+    let Device::Cuda(gpu) = device else { panic!() };
+    let x = Tensor::ones([64, 64], device).unwrap();
+    let start = gpu.record_event().unwrap();
+    x.matmul(&x).unwrap();
+    let end = gpu.record_event().unwrap();
+    let ms = start.elapsed_ms(&end).unwrap();
+    assert!(ms > 0.0 && ms < 60_000.0, "{ms}");
 }
