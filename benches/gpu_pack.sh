@@ -35,8 +35,8 @@ for file in "$out"/bin/*; do
   [ -z "$needs" ] || { echo "error: it links what may be missing there" >&2; exit 1; }
 done
 
-# every one holds all PTX, which shrinks to a twentieth
-tar -C "$out" -czf "$out/bin.tar.gz" bin
+# every one holds all PTX: a dictionary that spans them keeps it once
+tar -C "$out" -c bin | xz --lzma2=preset=3,dict=256MiB >"$out/bin.tar.xz"
 rm -r "$out/bin"
 cp benches/gpu_run.sh "$out/run.sh"
 cp benches/gpu_table.py benches/torch_cases.py "$out"

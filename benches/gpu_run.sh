@@ -12,7 +12,8 @@ failed=0
 
 unpacked=$(mktemp -d)
 trap 'rm -rf "$unpacked"' EXIT
-tar -C "$unpacked" -xzf "$here/bin.tar.gz" || exit 1
+# where xz is missing, Python has its own
+tar -C "$unpacked" -xJf "$here/bin.tar.xz" || python3 -m tarfile -e "$here/bin.tar.xz" "$unpacked" || exit 1
 bin=$unpacked/bin
 
 export GPU_REQUIRED=1 RUST_BACKTRACE=1
