@@ -162,11 +162,8 @@ impl Drop for NoGrad {
 /// Run an op and record it if an input requires a gradient.
 pub fn apply<O: Op<N>, const N: usize>(op: O, inputs: [&Tensor; N]) -> Result<Tensor> {
     if let Some(other) = inputs.iter().find(|t| t.device() != inputs[0].device()) {
-        return Err(Error::Device {
-            op: op.name(),
-            a: inputs[0].device().to_string(),
-            b: other.device().to_string(),
-        });
+        let (a, b) = (inputs[0].device(), other.device());
+        return Err(Error::devices(op.name(), a, b));
     }
     // 16-bit floats are computed in f32 and rounded once, at the op's door; beside an f32 or
     // another 16-bit type the result stays f32, as PyTorch promotes

@@ -263,11 +263,7 @@ impl Storage {
     }
 
     fn elsewhere(&self, op: &'static str) -> Error {
-        Error::Device {
-            op,
-            a: self.device().to_string(),
-            b: Device::Cpu.to_string(),
-        }
+        Error::devices(op, self.device(), Device::Cpu)
     }
 
     /// All elements; an error if they are of another type or on a GPU.

@@ -124,11 +124,8 @@ impl Gpu {
             if let Arg::In(p) | Arg::Out(p) = arg
                 && p.gpu != Some(self)
             {
-                return Err(Error::Device {
-                    op: kernel.name,
-                    a: self.to_string(),
-                    b: p.gpu.map_or("cpu".into(), |g| g.to_string()),
-                });
+                let there = p.gpu.map_or("cpu".into(), |g| g.to_string());
+                return Err(Error::devices(kernel.name, self, there));
             }
         }
         if grid.contains(&0) {
@@ -152,6 +149,19 @@ impl Gpu {
             };
             state.launch(kernel.name, function, shape, args)
         })
+    }
+}
+
+impl Gpu {
+    /// [`launch`](Self::launch) over `n` elements: blocks of 256 threads that own `each` of them.
+    pub fn launch_over(
+        self,
+        kernel: &'static Kernel,
+        n: usize,
+        each: usize,
+        args: &[Arg<'_>],
+    ) -> Result<()> {
+        self.launch(kernel, [blocks(n, each), 1, 1], [256, 1, 1], 0, args)
     }
 }
 

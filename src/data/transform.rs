@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
-use crate::cuda::{self, Arg, Gpu, kernels};
+use crate::cuda::{Arg, Gpu, kernels};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -264,8 +264,7 @@ impl Transform {
             labels.output(),
         ];
         let args = [&tensors[..], &sizes[..], &[last]].concat();
-        let grid = [cuda::blocks(images.numel(), 256), 1, 1];
-        gpu.launch(AUGMENT.of(DType::F32)?, grid, [256, 1, 1], 0, &args)
+        gpu.launch_over(AUGMENT.of(DType::F32)?, images.numel(), 256, &args)
     }
 
     fn affine_on(&self, gpu: Gpu) -> Result<Tensor> {

@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
+use crate::ops::one_dtype;
 use crate::shape::{IntoShape, Layout};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -63,18 +64,6 @@ struct Saved {
     bias: Tensor,
     moments: Moments,
     settings: BatchNorm,
-}
-
-/// Kernels read every input as the first one's dtype.
-pub(super) fn one_dtype<const N: usize>(op: &'static str, inputs: [&Tensor; N]) -> Result<()> {
-    match inputs.iter().find(|t| t.dtype() != inputs[0].dtype()) {
-        Some(other) => Err(Error::DType {
-            op,
-            expected: "tensors of one dtype",
-            got: other.dtype(),
-        }),
-        None => Ok(()),
-    }
 }
 
 /// The tensor lying in memory as rows of channels.
@@ -506,8 +495,7 @@ fn move_towards(running: &mut Tensor, s: &Tensor, factor: f64, momentum: f64) ->
             Arg::F64(momentum),
             Arg::F64(factor),
         ];
-        let grid = [cuda::blocks(s.numel(), 256), 1, 1];
-        return gpu.launch(RUNNING.of(running.dtype())?, grid, [256, 1, 1], 0, &args);
+        return gpu.launch_over(RUNNING.of(running.dtype())?, s.numel(), 256, &args);
     }
     let mut r = running.cast(DType::F64)?.to_vec::<f64>()?;
     for (r, s) in r.iter_mut().zip(s.dense_slice::<f64>(NAME)?) {

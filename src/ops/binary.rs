@@ -4,11 +4,12 @@ use std::marker::PhantomData;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels, kernels};
+use crate::cuda::{Arg, Gpu, Kernels, Walk, float_kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
+use crate::ops::one_dtype;
 use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::{with_element, with_real};
@@ -100,13 +101,7 @@ fn launch<const K: usize>(
     each: usize,
 ) -> Result<Tensor> {
     let (a, b) = (inputs[0], inputs[1]);
-    if a.dtype() != b.dtype() {
-        return Err(Error::DType {
-            op,
-            expected: "tensors of one dtype",
-            got: b.dtype(),
-        });
-    }
+    one_dtype(op, [a, b])?;
     let join = |s: Shape, t: &&Tensor| shape::broadcast(op, &s, t.shape());
     let shape = inputs[1..].iter().try_fold(*a.shape(), join)?;
     let same = inputs.iter().find(|t| *t.shape() == shape);
@@ -116,8 +111,7 @@ fn launch<const K: usize>(
     let walk = Walk::new(y.layout(), expanded.each_ref())?;
     let mut args: Vec<Arg<'_>> = inputs.iter().map(|t| t.input()).collect();
     args.extend([y.output(), walk.arg()]);
-    let grid = [cuda::blocks(y.numel(), each), 1, 1];
-    gpu.launch(kernel.of(a.dtype())?, grid, [256, 1, 1], 0, &args)?;
+    gpu.launch_over(kernel.of(a.dtype())?, y.numel(), each, &args)?;
     Ok(y)
 }
 

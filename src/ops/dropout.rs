@@ -1,7 +1,7 @@
 //! Dropout with a mask that backward makes again from the generator's state.
 
 use crate::autograd::{Op, apply};
-use crate::cuda::{self, Arg, Gpu, Walk, kernels};
+use crate::cuda::{Arg, Gpu, Walk, kernels};
 use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::{Error, Result};
@@ -51,8 +51,7 @@ impl Dropout {
             false => (&DROPOUT_STRIDED, 256, walk.arg()),
         };
         let args = [x.input(), y.output(), place.input(), size, Arg::F64(self.p)];
-        let grid = [cuda::blocks(n, each), 1, 1];
-        gpu.launch(kernel.of(x.dtype())?, grid, [256, 1, 1], 0, &args)?;
+        gpu.launch_over(kernel.of(x.dtype())?, n, each, &args)?;
         Ok(y)
     }
 }

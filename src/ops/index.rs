@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::ops::layout::{around, run};
+use crate::ops::layout::around;
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_element;
@@ -101,7 +101,7 @@ impl Op<2> for IndexSelect {
                 gpu.fault()?,
                 cuda::op_number(Self::NAME),
             ];
-            run(gpu, &INDEX_SELECT, y.numel(), &y, &args)?;
+            gpu.launch_over(INDEX_SELECT.of(y.dtype())?, y.numel(), 256, &args)?;
             return Ok((y, (index, *x.shape())));
         }
         let at = checked(Self::NAME, &index, size)?;
@@ -138,7 +138,12 @@ impl Op<2> for IndexSelect {
                 Arg::I32(count as i32),
                 Arg::I32(inner as i32),
             ];
-            run(gpu, &INDEX_SELECT_BACKWARD, slices * size * 256, &dx, &args)?;
+            gpu.launch_over(
+                INDEX_SELECT_BACKWARD.of(dx.dtype())?,
+                slices * size * 256,
+                256,
+                &args,
+            )?;
             return Ok([Some(dx), None]);
         }
         let at = checked(Self::NAME, &index, size)?;
@@ -233,7 +238,7 @@ impl Op<2> for Gather {
                 gpu.fault()?,
                 cuda::op_number(Self::NAME),
             ];
-            run(gpu, &GATHER, y.numel(), &y, &args)?;
+            gpu.launch_over(GATHER.of(y.dtype())?, y.numel(), 256, &args)?;
             return Ok((y, (index, *x.shape())));
         }
         let places = self.places(x.shape(), &index)?;
@@ -257,7 +262,7 @@ impl Op<2> for Gather {
             let dx = Tensor::empty(Layout::contiguous(shape), dy.dtype(), dy.device())?;
             let words = self.words(&shape, index.shape(), dx.numel());
             let args = [Arg::Struct(&words), index.input(), dy.input(), dx.output()];
-            run(gpu, &GATHER_BACKWARD, dx.numel(), &dx, &args)?;
+            gpu.launch_over(GATHER_BACKWARD.of(dx.dtype())?, dx.numel(), 256, &args)?;
             return Ok([Some(dx), None]);
         }
         let places = self.places(&shape, &index)?;

@@ -1,7 +1,7 @@
 //! Ops that move elements and compute nothing: views, cat, stack, pad, flip.
 
 use crate::autograd::{Op, apply};
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, kernels};
+use crate::cuda::{Arg, Gpu, Walk, kernels};
 use crate::device::Device;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -428,19 +428,7 @@ fn paste(gpu: Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
         from.input(),
         to.output(),
     ];
-    run(gpu, &PASTE, walk.n as usize, to, &args)
-}
-
-/// Launch a kernel of `of`'s dtype with one thread for each of `n`.
-pub(super) fn run(
-    gpu: Gpu,
-    kernels: &'static Kernels,
-    n: usize,
-    of: &Tensor,
-    args: &[Arg<'_>],
-) -> Result<()> {
-    let grid = [cuda::blocks(n, 256), 1, 1];
-    gpu.launch(kernels.of(of.dtype())?, grid, [256, 1, 1], 0, args)
+    gpu.launch_over(PASTE.of(to.dtype())?, walk.n as usize, 256, &args)
 }
 
 /// Copy all elements of one layout to the places of another of the same shape.
@@ -585,7 +573,7 @@ impl Op<1> for Flip {
             Arg::I32(inner as i32),
         ];
         let args = [&[x.input(), y.output()], &numbers[..]].concat();
-        run(gpu, &FLIP, n, &y, &args)?;
+        gpu.launch_over(FLIP.of(y.dtype())?, n, 256, &args)?;
         Ok((y, ()))
     }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::autograd::{Op, apply};
 use crate::cpu::gemm::gemm;
 use crate::cuda::gemm::Plan;
-use crate::cuda::{self, Arg, Gpu, Kernels, float_kernels};
+use crate::cuda::{Arg, Gpu, Kernels, float_kernels};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -208,11 +208,10 @@ fn run(
         ],
     )?;
     if splits > 1 {
-        gpu.launch(
+        gpu.launch_over(
             FOLD.of(dtype)?,
-            [cuda::blocks(y.numel(), 256), 1, 1],
-            [256, 1, 1],
-            0,
+            y.numel(),
+            256,
             &[
                 parts.input(),
                 row,
@@ -699,7 +698,7 @@ mod tests {
                         (6, [true, false]),
                         (7, [true, true]),
                     ] {
-                        cuda::set_thread_order(order);
+                        crate::cuda::set_thread_order(order);
                         let there = |x: &Tensor, transposed: bool| {
                             let x = x.to_dtype(dtype)?;
                             if transposed {
@@ -727,7 +726,7 @@ mod tests {
                 }
             }
         }
-        cuda::set_thread_order(0);
+        crate::cuda::set_thread_order(0);
         Ok(())
     }
 

@@ -1,5 +1,8 @@
 //! The ops: one file a family, each with formula, shape rule, forward, backward and cases.
 
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
 pub mod batch_norm;
 pub mod binary;
 pub mod check;
@@ -68,4 +71,16 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// Kernels read every input as the first one's dtype.
+pub(crate) fn one_dtype<const N: usize>(op: &'static str, inputs: [&Tensor; N]) -> Result<()> {
+    match inputs.iter().find(|t| t.dtype() != inputs[0].dtype()) {
+        Some(other) => Err(Error::DType {
+            op,
+            expected: "tensors of one dtype",
+            got: other.dtype(),
+        }),
+        None => Ok(()),
+    }
 }

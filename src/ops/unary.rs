@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
-use crate::cuda::{self, Arg, Gpu, Kernels, Walk, float_kernels};
+use crate::cuda::{Arg, Gpu, Kernels, Walk, float_kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
@@ -102,8 +102,7 @@ fn launch<const K: usize>(
     let mut args: Vec<Arg<'_>> = inputs.iter().map(|t| t.input()).collect();
     args.extend([y.output(), walk.arg(), Arg::F64(p), Arg::F64(q)]);
     let pack = 256 * 16 / y.dtype().size();
-    let grid = [cuda::blocks(y.numel(), pack), 1, 1];
-    gpu.launch(kernel.of(x.dtype())?, grid, [256, 1, 1], 0, &args)?;
+    gpu.launch_over(kernel.of(x.dtype())?, y.numel(), pack, &args)?;
     Ok(y)
 }
 

@@ -126,11 +126,10 @@ impl Tensor {
             // the storage's own error names both
             return self.storage.slice::<T>("to_vec").map(|_| ());
         }
-        let buffer = self.storage.cuda().ok_or_else(|| Error::Device {
-            op: "to_vec",
-            a: self.device().to_string(),
-            b: "cuda".into(),
-        })?;
+        let buffer = self
+            .storage
+            .cuda()
+            .ok_or_else(|| Error::devices("to_vec", self.device(), "cuda"))?;
         let from = self.layout.offset() * size_of::<T>();
         buffer.read(from, bytemuck::cast_slice_mut(out))
     }
@@ -143,13 +142,7 @@ impl Tensor {
         let y = Self::empty(layout, dtype, Device::Cuda(gpu))?;
         let n = y.numel();
         let args = [y.output(), Arg::U32(n as u32), Arg::F64(value)];
-        gpu.launch(
-            FILL.of(dtype)?,
-            [cuda::blocks(n, 1024), 1, 1],
-            [256, 1, 1],
-            0,
-            &args,
-        )?;
+        gpu.launch_over(FILL.of(dtype)?, n, 1024, &args)?;
         Ok(y)
     }
 
@@ -180,11 +173,10 @@ impl Tensor {
             let grid = [tiles(columns), tiles(rows), batch as u32];
             return gpu.launch(TRANSPOSE.of(x.dtype())?, grid, [32, 8, 1], 0, &args);
         }
-        gpu.launch(
+        gpu.launch_over(
             copy_from(x.dtype()).of(self.dtype())?,
-            [cuda::blocks(self.numel(), 1024), 1, 1],
-            [256, 1, 1],
-            0,
+            self.numel(),
+            1024,
             &[x.input(), self.output(), walk.arg()],
         )
     }
@@ -193,11 +185,10 @@ impl Tensor {
     pub(super) fn add_in_place(&self, other: &Tensor, gpu: Gpu) -> Result<()> {
         let n = self.numel();
         let pack = 256 * 16 / self.dtype().size();
-        gpu.launch(
+        gpu.launch_over(
             ADD_TO.of(self.dtype())?,
-            [cuda::blocks(n, pack), 1, 1],
-            [256, 1, 1],
-            0,
+            n,
+            pack,
             &[self.output(), other.input(), Arg::U32(n as u32)],
         )
     }

@@ -2,7 +2,7 @@
 
 use super::depthwise;
 use crate::cpu::conv::ConvShape;
-use crate::cuda::{self, Arg, Gpu, Kernels, float_kernels, kernels};
+use crate::cuda::{Arg, Gpu, Kernels, float_kernels, kernels};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::shape::{Layout, Shape};
@@ -138,8 +138,7 @@ fn packed(s: &ConvShape, w: &Tensor, gpu: Gpu, exchanged: bool) -> Result<Tensor
     let counts = [n, s.groups, co, ci, s.taps(), exchanged as usize];
     let counts = counts.map(|x| Arg::I32(x as i32));
     let args = [&[w.input(), out.output()][..], &counts].concat();
-    let grid = [cuda::blocks(n, 256), 1, 1];
-    gpu.launch(PACK.of(w.dtype())?, grid, [256, 1, 1], 0, &args)?;
+    gpu.launch_over(PACK.of(w.dtype())?, n, 256, &args)?;
     Ok(out)
 }
 
@@ -155,8 +154,7 @@ fn folded(
     let n = out.numel();
     let counts = [n, slices, co, ci, taps].map(|x| Arg::I32(x as i32));
     let args = [&[parts.input(), out.output()][..], &counts].concat();
-    let grid = [cuda::blocks(n, 256), 1, 1];
-    gpu.launch(FOLD.of(dtype)?, grid, [256, 1, 1], 0, &args)?;
+    gpu.launch_over(FOLD.of(dtype)?, n, 256, &args)?;
     Ok(out)
 }
 
