@@ -12,7 +12,7 @@ use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic, synthetic_s
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn;
 use cotangent::random::Generator;
-use cotangent::train::solver::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
+use cotangent::train::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Result};
 
 /// Train the same model on both devices.

@@ -14,8 +14,9 @@ use cotangent::ops::{CrossEntropy, gradcheck};
 use cotangent::optim::{AdamConfig, Elementwise, Optimizer, RmsPropConfig, Rule, Sgd, SgdConfig};
 use cotangent::random::Generator;
 use cotangent::shape::Window;
+use cotangent::train::l2::l2_loss;
 use cotangent::train::sanity::check_gradients;
-use cotangent::train::solver::{l2_loss, softmax_loss};
+use cotangent::train::solver::softmax_loss;
 use cotangent::{DType, Result, Tensor};
 use serde_json::Value;
 

@@ -7,7 +7,7 @@ use cotangent::optim::{
     global_norm,
 };
 use cotangent::random::Generator;
-use cotangent::train::solver::{add_l2_gradients, l2_loss, l2_penalty};
+use cotangent::train::l2::{add_l2_gradients, l2_loss, l2_penalty};
 use cotangent::{DType, Device, Result, Tensor};
 
 fn device() -> Device {

@@ -8,7 +8,7 @@ use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
 use cotangent::optim::Schedule;
 use cotangent::random::Generator;
-use cotangent::train::solver::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
+use cotangent::train::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Error, Tensor, cuda};
 
 const BATCH: usize = 8;

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::ops::one_dtype;
+use crate::ops::{Formula, one_dtype};
 use crate::shape::{IntoShape, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -294,6 +294,12 @@ macro_rules! cases {
         } }),*]
     };
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[(
+    "layer_norm",
+    "(x - mean) / sqrt(var + eps) weight + bias, mean and biased var over the last axes",
+)];
 
 /// One and two axes, with and without weight and bias, degenerate sizes.
 pub const CASES: &[Case] = cases! {

@@ -73,6 +73,14 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
     .flatten()
 }
 
+/// An op of the case table and what it computes.
+pub type Formula = (&'static str, &'static str);
+
+/// What each op computes, in one line, from each op's file.
+pub fn formulas() -> impl Iterator<Item = &'static Formula> {
+    [layer_norm::FORMULAS].into_iter().flatten()
+}
+
 /// Kernels read every input as the first one's dtype.
 pub(crate) fn one_dtype<const N: usize>(op: &'static str, inputs: [&Tensor; N]) -> Result<()> {
     match inputs.iter().find(|t| t.dtype() != inputs[0].dtype()) {

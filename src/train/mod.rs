@@ -3,12 +3,14 @@
 pub mod checkpoint;
 pub mod files;
 pub mod history;
+pub mod l2;
 pub mod picture;
 pub mod plot;
 pub mod progress;
 pub mod sanity;
 pub mod solver;
 mod step;
+mod update_rule;
 
 pub use checkpoint::{Checkpoint, load_state_dict_file, save_state_dict};
 pub use history::History;
@@ -16,4 +18,5 @@ pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
 pub use progress::Progress;
 pub use sanity::{SanityConfig, SanityReport, sanity_checks};
-pub use solver::{LossFn, OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule};
+pub use solver::{LossFn, Outcome, Solver, SolverConfig, SolverData};
+pub use update_rule::{OptimConfig, UpdateRule};

@@ -11,9 +11,9 @@ use crate::ops::check::Report;
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{generators, set_generators};
-use crate::train::solver::{
-    LossFn, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule, l2_loss, softmax_loss,
-};
+use crate::train::l2::l2_loss;
+use crate::train::solver::{LossFn, Solver, SolverConfig, SolverData, softmax_loss};
+use crate::train::{OptimConfig, UpdateRule};
 
 /// How far the initial loss may be from ln C, relative.
 const INITIAL_LOSS: f64 = 0.1;

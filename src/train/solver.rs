@@ -2,32 +2,25 @@
 //! resume bit for bit.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::autograd::{Gradients, no_grad};
+use crate::autograd::no_grad;
 use crate::data::{Augment, Dataset, Feed, Loader, Normalize};
 use crate::device::Device;
-use crate::dtype::Real;
 use crate::error::{Error, Result};
-use crate::nn::{self, Mode, Module, Slot};
+use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
 use crate::ops::loss::{CrossEntropy, Reduction};
-use crate::optim::{
-    self, Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig,
-    Schedule, ScheduleState, Sgd, SgdConfig,
-};
+use crate::optim::{Optimizer, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
 use crate::train::step::{Parts, Stepper};
-use crate::train::{History, Progress, files, save_state_dict};
-use crate::with_real;
+use crate::train::{History, OptimConfig, Progress, UpdateRule, files, save_state_dict};
 
 /// The loss of scores (N, C) and labels (N) of I64: a scalar.
 pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
@@ -40,116 +33,6 @@ pub fn softmax_loss(label_smoothing: f64) -> LossFn {
         reduction: Reduction::Mean,
     };
     Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
-}
-
-/// CS231n's names of the update rules, and AdamW.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UpdateRule {
-    /// Plain gradient descent, learning rate 1e-2.
-    #[default]
-    Sgd,
-    /// With momentum 0.9, learning rate 1e-2.
-    SgdMomentum,
-    /// RMSprop with decay rate 0.99, learning rate 1e-2.
-    #[serde(rename = "rmsprop")]
-    RmsProp,
-    /// Adam, learning rate 1e-3.
-    Adam,
-    /// AdamW, learning rate 1e-3, weight decay 1e-2.
-    #[serde(rename = "adamw")]
-    AdamW,
-}
-
-impl FromStr for UpdateRule {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        Ok(match s {
-            "sgd" => UpdateRule::Sgd,
-            "sgd_momentum" => UpdateRule::SgdMomentum,
-            "rmsprop" => UpdateRule::RmsProp,
-            "adam" => UpdateRule::Adam,
-            "adamw" => UpdateRule::AdamW,
-            _ => {
-                let why = format!("{s:?}; expected sgd, sgd_momentum, rmsprop, adam or adamw");
-                return Err(Error::config("update_rule", why));
-            }
-        })
-    }
-}
-
-/// Settings of an update rule, by CS231n's names. What is left out has the rule's default; what
-/// the rule does not use is ignored.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimConfig {
-    /// The learning rate.
-    pub learning_rate: Option<f64>,
-    /// Of `sgd_momentum` and `rmsprop`.
-    pub momentum: Option<f64>,
-    /// Nesterov's look ahead, of `sgd_momentum`.
-    pub nesterov: bool,
-    /// Of `rmsprop`.
-    pub decay_rate: Option<f64>,
-    /// Of `adam` and `adamw`.
-    pub beta1: Option<f64>,
-    /// Of `adam` and `adamw`.
-    pub beta2: Option<f64>,
-    /// Of `rmsprop`, `adam` and `adamw`.
-    pub epsilon: Option<f64>,
-    /// An L2 penalty inside the rule, on every parameter; of `adamw`, the decoupled one.
-    pub weight_decay: Option<f64>,
-}
-
-impl OptimConfig {
-    /// The optimizer; an [`Error::Config`] where a setting makes no sense.
-    pub fn build(&self, rule: UpdateRule) -> Result<Box<dyn Optimizer>> {
-        let lr = |default| self.learning_rate.unwrap_or(default);
-        let betas = |[b1, b2]: [f64; 2]| [self.beta1.unwrap_or(b1), self.beta2.unwrap_or(b2)];
-        let or = |value: Option<f64>, default| value.unwrap_or(default);
-        Ok(match rule {
-            UpdateRule::Sgd | UpdateRule::SgdMomentum => {
-                let with = rule == UpdateRule::SgdMomentum;
-                Box::new(Sgd::new(SgdConfig {
-                    lr: lr(1e-2),
-                    momentum: if with { or(self.momentum, 0.9) } else { 0.0 },
-                    nesterov: with && self.nesterov,
-                    weight_decay: or(self.weight_decay, 0.0),
-                    ..SgdConfig::default()
-                })?)
-            }
-            UpdateRule::RmsProp => {
-                let d = RmsPropConfig::default();
-                Box::new(RmsProp::new(RmsPropConfig {
-                    lr: lr(1e-2),
-                    alpha: or(self.decay_rate, d.alpha),
-                    eps: or(self.epsilon, d.eps),
-                    momentum: or(self.momentum, d.momentum),
-                    weight_decay: or(self.weight_decay, d.weight_decay),
-                    ..d
-                })?)
-            }
-            UpdateRule::Adam => {
-                let d = AdamConfig::default();
-                Box::new(Adam::new(AdamConfig {
-                    lr: lr(1e-3),
-                    betas: betas(d.betas),
-                    eps: or(self.epsilon, d.eps),
-                    weight_decay: or(self.weight_decay, d.weight_decay),
-                })?)
-            }
-            UpdateRule::AdamW => {
-                let d = AdamWConfig::default();
-                Box::new(AdamW::new(AdamWConfig {
-                    lr: lr(1e-3),
-                    betas: betas(d.betas),
-                    eps: or(self.epsilon, d.eps),
-                    weight_decay: or(self.weight_decay, d.weight_decay),
-                })?)
-            }
-        })
-    }
 }
 
 /// Settings of a [`Solver`], by CS231n's names and defaults.
@@ -670,65 +553,6 @@ pub fn check_accuracy(
     Ok(right as f64 / data.len() as f64)
 }
 
-/// Elements that one thread works on at a time, whatever the number of threads.
-const STRETCH: usize = 1 << 14;
-
-/// CS231n's L2 loss, 0.5 reg sum(W^2) over the parameters of two axes or more; biases and the
-/// like are free.
-pub fn l2_loss(model: &mut (impl Module + ?Sized), reg: f64) -> Result<f64> {
-    l2_penalty(model, reg)?.map_or(Ok(0.0), |loss| loss.item())
-}
-
-/// [`l2_loss`] as an F64 scalar on the weights' device, which nothing waits for; `None` where it
-/// is 0 without looking.
-pub fn l2_penalty(model: &mut (impl Module + ?Sized), reg: f64) -> Result<Option<Tensor>> {
-    if reg == 0.0 {
-        return Ok(None);
-    }
-    let weights = weights(model);
-    if weights.is_empty() {
-        return Ok(None);
-    }
-    let weights: Vec<&Tensor> = weights.iter().map(|(_, w)| w).collect();
-    optim::sum_squares("l2_loss", &weights, 0.5 * reg, false).map(Some)
-}
-
-/// The gradient of [`l2_loss`], reg W, added to those of the data.
-pub fn add_l2_gradients(
-    model: &mut (impl Module + ?Sized),
-    reg: f64,
-    grads: &mut Gradients,
-) -> Result<()> {
-    if reg == 0.0 {
-        return Ok(());
-    }
-    // on a CUDA device all in one launch
-    let (mut rows, mut held) = (optim::Rows::default(), Vec::new());
-    for (_, w) in weights(model) {
-        let values = w.laid_out(w.layout().dense_like())?;
-        if grads.get(&w).is_none() {
-            grads.insert(&w, w.zeros_like()?);
-        }
-        let Some(grad) = grads.get_mut(&w) else {
-            continue;
-        };
-        *grad = optim::beside("l2_loss", grad, &values)?;
-        grad.make_unique()?;
-        if let Device::Cuda(_) = w.device() {
-            rows.push(&[grad, &values]);
-            held.push(values);
-            continue;
-        }
-        with_real!("l2_loss", w.dtype(), T => {
-            let (values, reg) = (values.dense_slice::<T>("l2_loss")?, T::of(reg));
-            let stretches = grad.make_mut::<T>()?.par_chunks_mut(STRETCH).zip(values.par_chunks(STRETCH));
-            stretches.for_each(|(g, w)| g.iter_mut().zip(w).for_each(|(g, w)| *g += reg * *w));
-            Ok(())
-        })?;
-    }
-    optim::axpy(rows, reg)
-}
-
 /// A copy of a model's state that later steps leave alone: on the CPU it shares storage with the
 /// model until the next step writes there; from a GPU it is fetched, so that the model's own
 /// tensors stay where a captured step has them.
@@ -737,18 +561,6 @@ fn kept(model: &mut (impl Module + ?Sized)) -> Result<Named> {
     state
         .map(|(name, t)| Ok((name, t.moved(Device::Cpu)?)))
         .collect()
-}
-
-fn weights(model: &mut (impl Module + ?Sized)) -> Named {
-    let mut all = Named::new();
-    nn::visit(model, |name, slot| {
-        if let Slot::Parameter(w) = slot
-            && nn::is_decayed(name, w)
-        {
-            all.push((name.to_string(), w.clone()));
-        }
-    });
-    all
 }
 
 #[cfg(test)]
@@ -1113,25 +925,5 @@ mod tests {
             let parsed: UpdateRule = rule.parse().unwrap();
             assert_eq!(serde_json::json!(parsed), rule);
         }
-    }
-
-    #[test]
-    fn l2_is_half_reg_times_the_squares_of_the_weights() -> Result<()> {
-        let mut net = Net::new("net");
-        net.w = Tensor::full([2, 20_000], 0.5, DType::F32)?.requires_grad();
-        assert_eq!(l2_loss(&mut net, 0.1)?, 0.5 * 0.1 * 10_000.0);
-        assert_eq!(l2_loss(&mut net, 0.0)?, 0.0);
-        let mut grads = Gradients::default();
-        // in another memory order than the weights
-        let turned = Tensor::ones([20_000, 2], DType::F32)?.t()?;
-        grads.insert(&net.w, turned);
-        add_l2_gradients(&mut net, 0.1, &mut grads)?;
-        let g = grads.get(&net.w).unwrap().to_vec::<f32>()?;
-        assert!(g.iter().all(|g| (g - 1.05).abs() < 1e-6));
-        assert!(grads.get(&net.b).is_none(), "biases are free");
-        let mut none = Gradients::default();
-        add_l2_gradients(&mut net, 0.1, &mut none)?;
-        assert_eq!(none.get(&net.w).unwrap().to_vec::<f32>()?[0], 0.05);
-        Ok(())
     }
 }

@@ -16,7 +16,8 @@ use crate::optim::Optimizer;
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint;
-use crate::train::solver::{LossFn, add_l2_gradients, l2_loss, l2_penalty};
+use crate::train::l2::{add_l2_gradients, l2_loss, l2_penalty};
+use crate::train::solver::LossFn;
 
 /// Steps that run as they are before one is captured: the first makes the optimizer's states, the
 /// second finds every buffer that it needs among those of the first.
