@@ -15,6 +15,7 @@ pub mod layout;
 pub mod loss;
 pub mod matmul;
 pub mod pool2d;
+pub(crate) mod precision;
 pub mod reduce;
 pub mod softmax;
 pub mod unary;
