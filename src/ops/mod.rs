@@ -17,6 +17,7 @@ pub mod matmul;
 pub mod pool2d;
 pub(crate) mod precision;
 pub mod reduce;
+pub mod rrelu;
 pub mod softmax;
 pub mod unary;
 
@@ -44,6 +45,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         pool2d::MORE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        rrelu::CASES,
         softmax::CASES,
         unary::CASES,
         unary::MORE_CASES,
@@ -70,6 +72,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         pool2d::LARGE,
         pool2d::MORE_LARGE,
         reduce::LARGE,
+        rrelu::LARGE,
         softmax::LARGE,
         unary::LARGE,
     ]
@@ -82,9 +85,15 @@ pub type Formula = (&'static str, &'static str);
 
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
-    [conv_transpose2d::FORMULAS, layer_norm::FORMULAS]
-        .into_iter()
-        .flatten()
+    [
+        conv_transpose2d::FORMULAS,
+        dropout::FORMULAS,
+        layer_norm::FORMULAS,
+        layout::FORMULAS,
+        rrelu::FORMULAS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Kernels read every input as the first one's dtype.
