@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
-use crate::ops::loss::{CrossEntropy, Reduction};
+use crate::ops::loss::CrossEntropy;
 use crate::optim::{Optimizer, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -30,7 +30,7 @@ pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
 pub fn softmax_loss(label_smoothing: f64) -> LossFn {
     let config = CrossEntropy {
         label_smoothing,
-        reduction: Reduction::Mean,
+        ..CrossEntropy::default()
     };
     Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
 }

@@ -11,7 +11,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
-use crate::ops::loss::correct_tensor;
+use crate::ops::loss::metrics::correct_tensor;
 use crate::optim::Optimizer;
 use crate::random::Generator;
 use crate::tensor::Tensor;
