@@ -11,6 +11,7 @@ use crate::ops::check::{Case, Input};
 use crate::ops::loss::{
     Reduction, Rows, check_constant, check_probabilities, labels, optional, sizes,
 };
+use crate::ops::precision::widened;
 use crate::ops::{Formula, one_dtype};
 use crate::shape::Layout;
 use crate::tensor::Tensor;
@@ -430,10 +431,10 @@ impl Tensor {
                     smoothing,
                     reduction: settings.reduction,
                 };
-                return apply(op, [self, target]);
+                return apply(op, [&widened(self)?, target]);
             }
         }
-        apply(OfShares(settings.clone()), [self, target])
+        apply(OfShares(settings.clone()), [&widened(self)?, target])
     }
 }
 

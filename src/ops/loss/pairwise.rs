@@ -11,6 +11,7 @@ use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::loss::{Reduction, check_constant, optional};
+use crate::ops::precision::widened;
 use crate::ops::unary::{sigmoid, sign, softplus};
 use crate::ops::{Formula, one_dtype};
 use crate::shape::{self, Layout};
@@ -303,7 +304,7 @@ fn pairwise<P: Pair>(
         reduction,
         formula: PhantomData,
     };
-    apply(op, [x, t])
+    apply(op, [&widened(x)?, &widened(t)?])
 }
 
 /// Refuses a weight that does not broadcast to the input, or lies elsewhere.

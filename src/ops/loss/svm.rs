@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::ops::loss::{Reduction, Rows, labels, sizes};
+use crate::ops::precision::widened;
 use crate::shape::Layout;
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -105,7 +106,7 @@ impl Tensor {
 
     /// [`Tensor::svm_loss`] with another reduction: by [`Reduction::None`] the samples' losses (N).
     pub fn svm_loss_reduced(&self, labels: &Tensor, reduction: Reduction) -> Result<Tensor> {
-        apply(SvmLoss(reduction), [self, labels])
+        apply(SvmLoss(reduction), [&widened(self)?, labels])
     }
 }
 
