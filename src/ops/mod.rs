@@ -23,7 +23,7 @@ pub mod unary;
 
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
-pub use loss::{CrossEntropy, Reduction, accuracy, correct};
+pub use loss::{CrossEntropy, Reduction, accuracy, correct, topk_accuracy, topk_correct};
 
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {
@@ -38,8 +38,13 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         index::CASES,
         layer_norm::CASES,
         layout::CASES,
-        loss::CASES,
-        loss::MORE_CASES,
+        loss::cross_entropy::CASES,
+        loss::cross_entropy::WEIGHTED,
+        loss::cross_entropy::PROBABILITIES,
+        loss::one_hot::CASES,
+        loss::pairwise::CASES,
+        loss::pairwise::WEIGHTED,
+        loss::svm::CASES,
         matmul::CASES,
         pool2d::CASES,
         pool2d::MORE_CASES,
@@ -67,7 +72,12 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         index::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
-        loss::LARGE,
+        loss::cross_entropy::LARGE,
+        loss::cross_entropy::WEIGHTED_LARGE,
+        loss::cross_entropy::PROBABILITIES_LARGE,
+        loss::one_hot::LARGE,
+        loss::pairwise::LARGE,
+        loss::svm::LARGE,
         matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
@@ -90,6 +100,10 @@ pub fn formulas() -> impl Iterator<Item = &'static Formula> {
         dropout::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
+        loss::cross_entropy::FORMULAS,
+        loss::one_hot::FORMULAS,
+        loss::pairwise::FORMULAS,
+        loss::svm::FORMULAS,
         rrelu::FORMULAS,
     ]
     .into_iter()

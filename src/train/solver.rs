@@ -14,26 +14,15 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
-use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{Optimizer, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
 use crate::train::{History, OptimConfig, Progress, UpdateRule, files, save_state_dict};
 
-/// The loss of scores (N, C) and labels (N) of I64: a scalar.
-pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
-
-/// The mean softmax loss of a batch; `label_smoothing` is the share of the target that is spread
-/// over all classes.
-pub fn softmax_loss(label_smoothing: f64) -> LossFn {
-    let config = CrossEntropy {
-        label_smoothing,
-        reduction: Reduction::Mean,
-    };
-    Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
-}
+pub use crate::train::loss::{LossFn, softmax_loss};
 
 /// Settings of a [`Solver`], by CS231n's names and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +39,9 @@ pub struct SolverConfig {
     /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss, on
     /// top of the model's own [`Module::reg`].
     pub reg: f64,
-    /// The share of each target that is spread over all classes.
+    /// What the steps make smaller.
+    pub loss: Loss,
+    /// The share of each target that is spread over all classes, of the cross entropy only.
     pub label_smoothing: f64,
     /// Images a step.
     pub batch_size: usize,
@@ -81,6 +72,7 @@ impl Default for SolverConfig {
             schedule: Schedule::Constant,
             lr_decay: 1.0,
             reg: 0.0,
+            loss: Loss::CrossEntropy,
             label_smoothing: 0.0,
             batch_size: 100,
             num_epochs: 10,
@@ -108,10 +100,7 @@ impl SolverConfig {
             let why = format!("{}; expected a number of at least 0", self.reg);
             return Err(Error::config("reg", why));
         }
-        if !(0.0..=1.0).contains(&self.label_smoothing) {
-            let why = format!("{}; expected 0 to 1", self.label_smoothing);
-            return Err(Error::config("label_smoothing", why));
-        }
+        self.loss.build(self.label_smoothing)?;
         for (key, n) in [
             ("batch_size", Some(self.batch_size)),
             ("num_epochs", Some(self.num_epochs)),
@@ -222,7 +211,7 @@ impl<'m> Solver<'m> {
         Ok(Solver {
             model,
             data,
-            loss: softmax_loss(config.label_smoothing),
+            loss: config.loss.build(config.label_smoothing)?,
             base_lr: optimizer.learning_rate(),
             loader,
             optimizer,
@@ -238,7 +227,7 @@ impl<'m> Solver<'m> {
         })
     }
 
-    /// Another loss than the softmax; `label_smoothing` is then without effect.
+    /// Another loss than the configuration's, which is then without effect.
     pub fn with_loss(mut self, loss: LossFn) -> Self {
         self.loss = loss;
         self
@@ -905,6 +894,7 @@ mod tests {
         assert_eq!(refused(|c| c.reg = -1.0), "reg");
         assert_eq!(refused(|c| c.lr_decay = f64::NAN), "lr_decay");
         assert_eq!(refused(|c| c.label_smoothing = 1.5), "label_smoothing");
+        assert_eq!(refused(|c| c.loss = Loss::Mse), "label_smoothing");
         assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
         assert_eq!(refused(|c| c.patience = Some(0)), "patience");
         assert!(!dir.path().join("checkpoint.safetensors").exists());
