@@ -123,7 +123,8 @@ pub trait Rule: Send + Sync {
     /// The numbers of step `step`, which counts from 1, with what the step before left.
     fn scalars(&self, step: u64, carried: f64) -> Scalars;
     /// Update one stretch of a parameter's elements `p` from the gradient's `g` and the states',
-    /// which come in the order of [`state_names`](Self::state_names). `c` is the step's [`scalars`](Self::scalars).
+    /// which come in the order of [`state_names`](Self::state_names). `c` is the step's
+    /// [`scalars`](Self::scalars).
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]);
     /// The same as kernels of `kernels/optimizer.cu`: rows of (p, g, states), then the scalars.
     fn kernels(&self) -> &'static Kernels;
@@ -354,15 +355,40 @@ mod tests {
             ..AdamConfig::default()
         };
         assert!(Adam::new(betas).unwrap_err().to_string().contains("beta2"));
-        let eps = RmsPropConfig {
-            eps: -1.0,
-            ..RmsPropConfig::default()
-        };
+        fn refused<R: Rule + Default + std::fmt::Debug>(change: fn(&mut R)) -> String {
+            let mut c = R::default();
+            change(&mut c);
+            Elementwise::new(c).unwrap_err().to_string()
+        }
+        let at_least_0 = "; expected a number of at least 0";
+        for (got, key) in [
+            (refused::<RmsPropConfig>(|c| c.eps = -1.0), "epsilon: -1"),
+            (
+                refused::<AdamWConfig>(|c| c.weight_decay = -2.0),
+                "weight_decay: -2",
+            ),
+            (
+                refused::<AdagradConfig>(|c| c.lr_decay = -3.0),
+                "lr_decay: -3",
+            ),
+            (
+                refused::<AdagradConfig>(|c| c.initial_accumulator_value = f64::INFINITY),
+                "initial_accumulator_value: inf",
+            ),
+            (
+                refused::<AdadeltaConfig>(|c| c.lr = f64::NAN),
+                "learning_rate: NaN",
+            ),
+            (refused::<AsgdConfig>(|c| c.lambd = -0.5), "lambd: -0.5"),
+            (refused::<AsgdConfig>(|c| c.alpha = -0.5), "alpha: -0.5"),
+            (refused::<AsgdConfig>(|c| c.t0 = -1.0), "t0: -1"),
+        ] {
+            assert_eq!(got, format!("configuration: {key}{at_least_0}"));
+        }
+        let rho = refused::<AdadeltaConfig>(|c| c.rho = 1.5);
         assert!(
-            RmsProp::new(eps)
-                .unwrap_err()
-                .to_string()
-                .contains("epsilon")
+            rho.contains("rho: 1.5; expected at least 0 and at most 1"),
+            "{rho}"
         );
     }
 }
