@@ -1,5 +1,7 @@
 //! Optimizers, L2 and norms on CUDA against the CPU: one launch for many tensors, in place, captured.
 
+use std::collections::BTreeSet;
+
 use cotangent::autograd::Gradients;
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::optim::{
@@ -276,7 +278,7 @@ fn a_saved_state_goes_on_to_the_bit_in_its_own_rule_alone() -> Result<()> {
         }
     }
     let mut model = bag(&start, Device::Cpu)?;
-    let kinds = |state: &[(String, Tensor)]| -> Vec<String> {
+    let kinds = |state: &[(String, Tensor)]| -> BTreeSet<String> {
         state.iter().map(|(name, _)| name.clone()).collect()
     };
     let mut refused = 0;

@@ -210,7 +210,7 @@ fn the_plateau_is_pytorchs() {
 fn course(rule: &Value, name: &str) -> Tensor {
     let ends = &rule[name]["linspace"];
     let (a, b) = (ends[0].as_f64().unwrap(), ends[1].as_f64().unwrap());
-    let t = Tensor::linspace(a, b, 20, cotangent::DType::F64).unwrap();
+    let t = Tensor::linspace(a, b, 20, DType::F64).unwrap();
     t.reshape([4, 5]).unwrap()
 }
 
