@@ -319,6 +319,7 @@ fn run(args: &Args) -> Result<()> {
         augment: Augment {
             flip: args.flip,
             crop_padding: args.crop_padding,
+            ..Augment::none()
         },
     };
     let recorded = serde_json::json!({

@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::no_grad;
-use crate::data::{Augment, Dataset, Feed, Loader, Normalize};
+use crate::data::{Augment, Dataset, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
@@ -186,6 +186,7 @@ pub struct Solver<'m> {
     history: History,
     stop: Arc<AtomicBool>,
     stepper: Stepper,
+    evaluation: Vec<Transform>,
 }
 
 impl<'m> Solver<'m> {
@@ -199,7 +200,7 @@ impl<'m> Solver<'m> {
         let loader = Loader::new(
             data.train.clone(),
             &data.normalize,
-            data.augment,
+            data.augment.clone(),
             config.batch_size,
             config.seed,
             true,
@@ -223,8 +224,25 @@ impl<'m> Solver<'m> {
             history,
             stop: Arc::default(),
             stepper: Stepper::default(),
+            evaluation: Vec::new(),
             config,
         })
+    }
+
+    /// Judge the model by images after `transforms`, such as the middle part where training takes
+    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
+    /// [`Error::Config`].
+    pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
+        let augment = Augment::evaluation(&transforms)?;
+        let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
+        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
+        let (ours, theirs) = (loader.shape(), self.loader.shape());
+        if ours != theirs {
+            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
+            return Err(Error::config("evaluation", why));
+        }
+        self.evaluation = transforms;
+        Ok(self)
     }
 
     /// Another loss than the configuration's, which is then without effect.
@@ -399,7 +417,8 @@ impl<'m> Solver<'m> {
             _ => data.clone(),
         };
         let batch_size = self.config.batch_size;
-        check_accuracy(self.model, &sampled, &self.data.normalize, batch_size)
+        let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
+        check_accuracy(self.model, &sampled, normalize, evaluation, batch_size)
     }
 
     /// The accuracies of the model as it is over all training, validation and test images, into
@@ -453,8 +472,12 @@ impl<'m> Solver<'m> {
         // thousands of numbers: a checksum tells whether they are the same
         let mut numbers = flate2::Crc::new();
         numbers.update(format!("{normalize:?}").as_bytes());
+        let judged = match &self.evaluation[..] {
+            [] => String::new(),
+            transforms => format!(", judged after {transforms:?}"),
+        };
         format!(
-            "{} and {} images of {}, {augment:?}, normalized by {:08x}",
+            "{} and {} images of {}, {augment:?}, normalized by {:08x}{judged}",
             train.len(),
             val.len(),
             train.name(),
@@ -523,17 +546,19 @@ impl<'m> Solver<'m> {
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
-/// outside of any graph, `batch_size` images at a time.
+/// outside of any graph, `batch_size` images at a time. `evaluation` are transforms that draw
+/// nothing, one after another before normalization; none for the images as they are.
 pub fn check_accuracy(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
     normalize: &Normalize,
+    evaluation: &[Transform],
     batch_size: usize,
 ) -> Result<f64> {
     let _quiet = no_grad();
     let size = batch_size.min(data.len());
-    let none = Augment::none();
-    let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
+    let augment = Augment::evaluation(evaluation)?;
+    let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     let mut right = 0;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
