@@ -23,7 +23,10 @@ pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rows::global_norm;
 pub(crate) use rows::{Rows, axpy, beside, sum_squares};
-pub use schedule::{Position, Schedule, ScheduleState};
+pub use schedule::{
+    Anneal, Cyclic, CyclicMode, OneCycle, Plateau, PlateauMode, Position, Schedule, ScheduleState,
+    ThresholdMode, Unit,
+};
 pub use sgd::{Sgd, SgdConfig};
 
 /// An update rule with its state, one set of tensors a parameter, by the parameter's name.
@@ -45,6 +48,12 @@ pub trait Optimizer: Send {
     fn learning_rate(&self) -> f64;
     /// Set the learning rate of the next step.
     fn set_learning_rate(&mut self, lr: f64);
+    /// The momentum of the next step; `None` where the rule has none to be cycled.
+    fn momentum(&self) -> Option<f64> {
+        None
+    }
+    /// Set the momentum of the next step, where the rule has one.
+    fn set_momentum(&mut self, _: f64) {}
     /// The state by name, to be saved: `exp_avg.conv1.weight`, ..., and the number of the
     /// parameter's steps, `step.conv1.weight`.
     fn state(&self) -> Result<Vec<(String, Tensor)>>;
