@@ -105,7 +105,7 @@ fn schedules() -> Vec<(&'static str, &'static str, Schedule)> {
         ),
         (
             "cosine_warm_restarts",
-            "Cosine with warm restarts: 4, 8 and 16 epochs, by steps",
+            "Cosine with warm restarts: 4, 8, 16 epochs and so on",
             Schedule::CosineWarmRestarts {
                 t_0: 4 * STEPS,
                 t_mult: 2,

@@ -51,16 +51,25 @@ impl Sequential {
 
     /// [`Module::describe`] under another name, for models that are one sequence.
     pub(crate) fn describe_as(&self, name: &str) -> String {
-        let mut s = format!("{name}(");
-        for (name, child) in &self.children {
-            let inside = child.describe().replace('\n', "\n  ");
-            s += &format!("\n  ({name}): {inside}");
-        }
-        if !self.children.is_empty() {
-            s += "\n";
-        }
-        s + ")"
+        let children = self.children.iter();
+        nested(name, children.map(|(n, c)| (n.as_str(), c.describe())))
     }
+}
+
+/// A container's description from its children's, a line or more each, as PyTorch prints it.
+pub(crate) fn nested<'a>(
+    name: &str,
+    children: impl IntoIterator<Item = (&'a str, String)>,
+) -> String {
+    let mut s = String::new();
+    for (name, child) in children {
+        let inside = child.replace('\n', "\n  ");
+        s += &format!("\n  ({name}): {inside}");
+    }
+    if !s.is_empty() {
+        s += "\n";
+    }
+    format!("{name}({s})")
 }
 
 impl Module for Sequential {

@@ -12,7 +12,9 @@ pub mod solver;
 mod step;
 mod update_rule;
 
-pub use checkpoint::{Checkpoint, load_state_dict_file, save_state_dict};
+pub use checkpoint::{
+    Checkpoint, load_state_dict_file, load_state_dict_file_partly, save_state_dict,
+};
 pub use history::History;
 pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
