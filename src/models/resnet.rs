@@ -198,7 +198,7 @@ impl Module for BasicBlock {
         if let Some(downsample) = &self.downsample {
             parts.push(("downsample", downsample.describe()));
         }
-        nested("BasicBlock", parts)
+        nested("BasicBlock", &parts)
     }
 
     fn summarize(&mut self, x: &Tensor, s: &mut Summary) -> Result<Tensor> {
@@ -323,7 +323,7 @@ impl Module for ResNet {
         let layers = self.layers.iter();
         parts.extend(layers.map(|(name, layer)| (name.as_str(), layer.describe())));
         parts.push(("fc", self.fc.describe()));
-        nested("ResNet", parts)
+        nested("ResNet", &parts)
     }
 
     fn summarize(&mut self, x: &Tensor, s: &mut Summary) -> Result<Tensor> {

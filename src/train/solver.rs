@@ -836,13 +836,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = SolverConfig {
             schedule: Schedule::Plateau(Plateau::default()),
+            batch_size: 30,
             ..config(dir.path(), 1)
         };
         let mut net = Net::new("net");
         let mut solver = Solver::new(&mut net, data(), config)?;
         solver.train()?;
         let watched = solver.schedule.best.unwrap();
-        // all images at once, where the Solver has batches
+        // all images at once, where the Solver has 30 and 10
         let SolverData { val, normalize, .. } = data();
         let all = Loader::new(val, &normalize, Augment::none(), 40, 0, false, false)?;
         let (images, labels) = all.epoch_on(Device::Cpu, 0, 0).next().unwrap()?.tensors()?;
@@ -1050,7 +1051,10 @@ mod tests {
             }
         };
         assert_eq!(refused(long), "warmup_steps");
-        let cycle: fn(&mut SolverConfig) = |c| c.schedule = Schedule::OneCycle(OneCycle::default());
+        let cycle: fn(&mut SolverConfig) = |c| {
+            c.update_rule = UpdateRule::Sgd;
+            c.schedule = Schedule::OneCycle(OneCycle::default());
+        };
         assert_eq!(refused(cycle), "cycle_momentum");
         assert!(!dir.path().join("checkpoint.safetensors").exists());
         assert!("momentum".parse::<UpdateRule>().is_err());
