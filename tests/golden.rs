@@ -367,6 +367,21 @@ fn conv2d() {
     });
 }
 
+#[test]
+fn conv_transpose2d() {
+    check("conv_transpose2d", &["x", "w", "b"], &[], |case, dtype| {
+        Some(case.differentiate(dtype, &["x", "w", "b"], |x| {
+            let window = Window {
+                stride: case.pair("stride"),
+                padding: case.pair("padding"),
+                ..Window::new([x[1].shape()[2], x[1].shape()[3]])
+            };
+            let (extra, groups) = (case.pair("output_padding"), case.number("groups") as usize);
+            x[0].conv_transpose2d(&x[1], x.get(2), window, extra, groups)
+        }))
+    });
+}
+
 /// A whole model, five steps of Adam: every loss, then every parameter, running statistic and the
 /// logits in evaluation.
 #[test]

@@ -3,8 +3,8 @@
 
 use cotangent::nn::{
     self, Activation, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Conv2dConfig, ConvNormAct,
-    Dropout, Flatten, LayerNorm, Linear, LinearNormAct, MaxPool2d, Mode, Module, Norm, Sequential,
-    Slot,
+    ConvTranspose2d, ConvTranspose2dConfig, Dropout, Flatten, LayerNorm, Linear, LinearNormAct,
+    MaxPool2d, Mode, Module, Norm, Sequential, Slot,
 };
 use cotangent::random::Generator;
 use cotangent::{DType, Device, Result, Tensor};
@@ -30,6 +30,8 @@ const LAYERS: &[Layer] = layers! {
     "Linear(" [&[4, 5]], |rng| Linear::new(5, 3, false, rng)?;
     "LinearNormAct(" [&[4, 5]], |rng| LinearNormAct::new(5, 3, Norm::Batch, Activation::Relu, rng)?;
     "Conv2d(" [&[2, 3, 5, 4], &[1, 3, 1, 1]], |rng| Conv2d::new(3, 4, Conv2dConfig::same(3), rng)?;
+    "ConvTranspose2d(" [&[2, 3, 4, 3], &[1, 3, 1, 1]], |rng| ConvTranspose2d::new(3, 4, ConvTranspose2dConfig { stride: [2, 2], padding: [1, 1], output_padding: [1, 0], ..ConvTranspose2dConfig::new([3, 3]) }, rng)?;
+    "ConvTranspose2d(" [&[2, 4, 3, 3]], |rng| ConvTranspose2d::new(4, 6, ConvTranspose2dConfig { groups: 2, bias: false, ..ConvTranspose2dConfig::new([2, 3]) }, rng)?;
     "ConvNormAct(" [&[2, 3, 5, 4], &[1, 3, 3, 2]], |rng| ConvNormAct::new(3, 4, Conv2dConfig::same(3), Norm::Batch, Activation::Gelu, rng)?;
     "BatchNorm1d(" [&[4, 3]], |_rng| BatchNorm1d::new(3)?;
     "BatchNorm2d(" [&[2, 3, 4, 5], &[1, 3, 2, 1]], |_rng| BatchNorm2d::new(3)?;

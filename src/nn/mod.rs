@@ -21,7 +21,7 @@ use crate::tensor::Tensor;
 pub use activation::Activation;
 pub use check::{gradcheck, gradcheck_of};
 pub use checkpointed::Checkpointed;
-pub use conv::{Conv2d, Conv2dConfig, ConvNormAct};
+pub use conv::{Conv2d, Conv2dConfig, ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig};
 pub use dropout::Dropout;
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearNormAct};

@@ -7,6 +7,7 @@ pub mod batch_norm;
 pub mod binary;
 pub mod check;
 pub mod conv2d;
+pub mod conv_transpose2d;
 pub mod dropout;
 pub mod index;
 pub mod layer_norm;
@@ -31,6 +32,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         binary::MORE_CASES,
         conv2d::CASES,
         conv2d::MORE_CASES,
+        conv_transpose2d::CASES,
         dropout::CASES,
         index::CASES,
         layer_norm::CASES,
@@ -58,6 +60,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         binary::LARGE,
         conv2d::LARGE,
         conv2d::MORE_LARGE,
+        conv_transpose2d::LARGE,
         dropout::LARGE,
         index::LARGE,
         layer_norm::LARGE,
@@ -79,7 +82,9 @@ pub type Formula = (&'static str, &'static str);
 
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
-    [layer_norm::FORMULAS].into_iter().flatten()
+    [conv_transpose2d::FORMULAS, layer_norm::FORMULAS]
+        .into_iter()
+        .flatten()
 }
 
 /// Kernels read every input as the first one's dtype.
