@@ -267,6 +267,11 @@ impl Gradients {
         Ok(())
     }
 
+    /// Make all gradients 0, in place where nobody else holds them.
+    pub fn zero_(&mut self) -> Result<()> {
+        self.0.values_mut().try_for_each(|g| g.fill_(0.0))
+    }
+
     /// How many leaves have a gradient.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -17,6 +17,7 @@ use crate::nn::{self, IncompatibleKeys, Module, Slot};
 use crate::optim::ScheduleState;
 use crate::random::Generator;
 use crate::tensor::Tensor;
+use crate::train::amp::GradScaler;
 use crate::train::files::write_atomic;
 use crate::train::history::History;
 use crate::with_element;
@@ -89,6 +90,9 @@ pub struct Run {
     pub schedule: ScheduleState,
     /// The model's random streams by name.
     pub generators: BTreeMap<String, Generator>,
+    /// The loss scale of a run in F16.
+    #[serde(default)]
+    pub scaler: Option<GradScaler>,
     /// The record so far; it counts the epochs and the steps.
     pub history: History,
 }
@@ -412,6 +416,7 @@ mod tests {
                 seconds: 0.5,
                 schedule: ScheduleState::default(),
                 generators: generators(&mut m),
+                scaler: None,
                 history,
             },
         }

@@ -1,5 +1,6 @@
 //! Training: what a run leaves behind (history, curves, pictures) and what it shows on the way.
 
+pub mod amp;
 pub mod checkpoint;
 pub mod files;
 pub mod history;
@@ -13,6 +14,7 @@ pub mod solver;
 mod step;
 mod update_rule;
 
+pub use amp::{GradScaler, LossScale, Precision};
 pub use checkpoint::{
     Checkpoint, load_state_dict_file, load_state_dict_file_partly, save_state_dict,
 };

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::autograd::no_grad;
-use crate::data::{Augment, Dataset, Feed, Loader, Normalize, Transform};
+use crate::autograd::{autocast, no_grad};
+use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
@@ -17,6 +17,7 @@ use crate::ops::correct;
 use crate::optim::{Optimizer, PlateauMode, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
+use crate::train::amp::{GradScaler, LossScale, Precision};
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
 use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
@@ -43,8 +44,16 @@ pub struct SolverConfig {
     pub loss: Loss,
     /// The share of each target that is spread over all classes, of the cross entropy only.
     pub label_smoothing: f64,
-    /// Images a step.
+    /// Images a batch.
     pub batch_size: usize,
+    /// Batches a step: their losses and gradients are averaged, so that a step is that of one large
+    /// batch, but for what looks at the batch as a whole (batch norm). An epoch's last step has the
+    /// batches that are left over, and averages over those.
+    pub accumulate: usize,
+    /// The type of products, in training and evaluation; see [`train::amp`](crate::train::amp).
+    pub autocast: Precision,
+    /// How F16's gradients are kept in its range.
+    pub loss_scale: LossScale,
     /// Times through the training images.
     pub num_epochs: usize,
     /// Training images for the accuracy after an epoch; `None` for all.
@@ -75,6 +84,9 @@ impl Default for SolverConfig {
             loss: Loss::CrossEntropy,
             label_smoothing: 0.0,
             batch_size: 100,
+            accumulate: 1,
+            autocast: Precision::None,
+            loss_scale: LossScale::default(),
             num_epochs: 10,
             num_train_samples: Some(1000),
             num_val_samples: None,
@@ -92,6 +104,7 @@ impl SolverConfig {
     pub fn validate(&self) -> Result<()> {
         self.optim_config.build(self.update_rule)?;
         self.schedule.validate()?;
+        self.loss_scale.validate()?;
         if !(self.lr_decay > 0.0 && self.lr_decay.is_finite()) {
             let why = format!("{}; expected a number above 0", self.lr_decay);
             return Err(Error::config("lr_decay", why));
@@ -103,6 +116,7 @@ impl SolverConfig {
         self.loss.build(self.label_smoothing)?;
         for (key, n) in [
             ("batch_size", Some(self.batch_size)),
+            ("accumulate", Some(self.accumulate)),
             ("num_epochs", Some(self.num_epochs)),
             ("num_train_samples", self.num_train_samples),
             ("num_val_samples", self.num_val_samples),
@@ -183,6 +197,7 @@ pub struct Solver<'m> {
     stop: Arc<AtomicBool>,
     stepper: Stepper,
     evaluation: Vec<Transform>,
+    scaler: Option<GradScaler>,
 }
 
 impl<'m> Solver<'m> {
@@ -205,7 +220,7 @@ impl<'m> Solver<'m> {
         let optimizer = config.optim_config.build(config.update_rule)?;
         config.schedule.check_run(Position {
             total_epochs: config.num_epochs,
-            total_steps: config.num_epochs * loader.batches(),
+            total_steps: config.num_epochs * loader.batches().div_ceil(config.accumulate),
             ..Position::default()
         })?;
         if config.schedule.cycles_momentum() && optimizer.momentum().is_none() {
@@ -213,6 +228,10 @@ impl<'m> Solver<'m> {
             let why = format!("true; expected false, since {rule} has no momentum");
             return Err(Error::config("cycle_momentum", why));
         }
+        let scaler = match config.autocast {
+            Precision::F16 => Some(GradScaler::new(config.loss_scale)?),
+            Precision::None | Precision::Bf16 => None,
+        };
         let device = nn::device(model).to_string();
         let history = History::new(serde_json::json!(config), device);
         Ok(Solver {
@@ -231,6 +250,7 @@ impl<'m> Solver<'m> {
             stop: Arc::default(),
             stepper: Stepper::default(),
             evaluation: Vec::new(),
+            scaler,
             config,
         })
     }
@@ -277,6 +297,11 @@ impl<'m> Solver<'m> {
         self.stepper.is_captured()
     }
 
+    /// The loss scale of a run in F16.
+    pub fn scaler(&self) -> Option<&GradScaler> {
+        self.scaler.as_ref()
+    }
+
     /// Keep `config` in the history in place of the Solver's own settings: a program that also
     /// chooses the model and the data records all of them.
     pub fn with_recorded_config(mut self, config: serde_json::Value) -> Self {
@@ -312,10 +337,18 @@ impl<'m> Solver<'m> {
         }
         let mut progress = Progress::new(
             self.config.num_epochs,
-            self.loader.batches(),
+            self.steps_per_epoch(),
             self.config.print_every,
             self.config.verbose,
         );
+        if let Some(dtype) = self.config.autocast.dtype() {
+            let device = nn::device(self.model);
+            let note = match device {
+                Device::Cpu => "; the CPU rounds as a GPU would, and is no faster",
+                Device::Cuda(_) => "",
+            };
+            progress.line(&format!("autocast: products in {dtype} on {device}{note}"));
+        }
         let outcome = self.epochs(&mut progress);
         progress.finish();
         if let (Err(Error::NonFinite { .. }), Some(dir)) = (&outcome, &self.config.checkpoint_dir) {
@@ -347,17 +380,21 @@ impl<'m> Solver<'m> {
         let start = Instant::now();
         progress.epoch(epoch + 1);
         let device = nn::device(self.model);
-        for batch in self.loader.epoch_on(device, epoch as u64, self.batch) {
+        let mut feeds = self.loader.epoch_on(device, epoch as u64, self.batch);
+        while self.batch < self.loader.batches() {
             if self.stop.load(Ordering::Relaxed) {
                 self.save_checkpoint()?;
                 return Ok(false);
             }
-            let loss = self.step(batch?)?;
+            let first = self.batch;
+            let loss = self.step(&mut feeds)?;
             self.seconds = before + start.elapsed().as_secs_f64();
             let size = self.config.batch_size;
             let accuracy = self.correct as f64 / (self.batch * size) as f64;
-            progress.step(self.history.loss_history.len(), loss, accuracy, size);
+            let images = (self.batch - first) * size;
+            progress.step(self.history.loss_history.len(), loss, accuracy, images);
         }
+        drop(feeds);
         let (train, val) = (self.data.train.clone(), self.data.val.clone());
         let train_acc = self.check_accuracy(&train, self.config.num_train_samples)?;
         let val_acc = self.check_accuracy(&val, self.config.num_val_samples)?;
@@ -387,17 +424,21 @@ impl<'m> Solver<'m> {
         Ok(true)
     }
 
+    fn steps_per_epoch(&self) -> usize {
+        self.loader.batches().div_ceil(self.config.accumulate)
+    }
+
     fn position(&self) -> Position {
         Position {
             epoch: self.history.epochs,
             step: self.history.loss_history.len(),
             total_epochs: self.config.num_epochs,
-            total_steps: self.config.num_epochs * self.loader.batches(),
+            total_steps: self.config.num_epochs * self.steps_per_epoch(),
         }
     }
 
     /// One step; its loss.
-    fn step(&mut self, feed: Feed) -> Result<f64> {
+    fn step(&mut self, feeds: &mut Epoch<Feed>) -> Result<f64> {
         let position = self.position();
         let schedule = &self.config.schedule;
         let decay = self.config.lr_decay.powi(position.epoch as i32);
@@ -413,8 +454,12 @@ impl<'m> Solver<'m> {
             optimizer: &mut *self.optimizer,
             loss: &self.loss,
             reg,
+            scaler: self.scaler.as_mut(),
+            config: &self.config,
         };
-        let found = self.stepper.step(&mut parts, feed, position.step as u64);
+        let count = (self.loader.batches() - self.batch).min(self.config.accumulate);
+        let number = position.step as u64;
+        let found = self.stepper.step(&mut parts, feeds, count, number);
         let loss = match &found {
             Ok(found) => found.loss,
             Err(Error::NonFinite { loss, .. }) => *loss,
@@ -422,13 +467,14 @@ impl<'m> Solver<'m> {
         };
         self.history.loss_history.push(loss);
         self.correct += found?.correct;
-        self.batch += 1;
+        self.batch += count;
         Ok(loss)
     }
 
     /// The fraction of `num_samples` images (drawn by the seed; `None` for all) that the model
     /// classifies right, in evaluation mode.
     pub fn check_accuracy(&mut self, data: &Dataset, num_samples: Option<usize>) -> Result<f64> {
+        let _products = autocast(self.config.autocast.dtype())?;
         let sampled = self.sampled(data, num_samples)?;
         let batch_size = self.config.batch_size;
         let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
@@ -447,6 +493,7 @@ impl<'m> Solver<'m> {
 
     /// The mean loss of the validation images, without penalties, in evaluation mode.
     fn val_loss(&mut self) -> Result<f64> {
+        let _products = autocast(self.config.autocast.dtype())?;
         let val = self.sampled(&self.data.val, self.config.num_val_samples)?;
         let preparation = (&self.data.normalize, &self.evaluation[..]);
         let (size, mut sum) = (self.config.batch_size, 0.0);
@@ -487,6 +534,7 @@ impl<'m> Solver<'m> {
                 seconds: self.seconds,
                 schedule: self.schedule.clone(),
                 generators: checkpoint::generators(self.model),
+                scaler: self.scaler,
                 history: self.history.clone(),
             },
         };
@@ -562,6 +610,10 @@ impl<'m> Solver<'m> {
             let theirs = names(run.generators.keys().collect());
             return differs("generators", &theirs, &names(streams.keys().collect()));
         }
+        if run.scaler.is_some() != self.scaler.is_some() {
+            let what = |s: Option<GradScaler>| if s.is_some() { "a loss scale" } else { "none" };
+            return differs("scaler", what(run.scaler), what(self.scaler));
+        }
         if run.batch > self.loader.batches() {
             let why = format!("{} of {}", run.batch, self.loader.batches());
             return Err(refuse(path, "batch", why));
@@ -574,7 +626,7 @@ impl<'m> Solver<'m> {
         nn::load_state_dict(self.model, &saved.model)?;
         checkpoint::set_generators(self.model, &run.generators);
         self.best = saved.best;
-        self.schedule = run.schedule;
+        (self.schedule, self.scaler) = (run.schedule, run.scaler);
         (self.batch, self.correct, self.seconds) = (run.batch, run.correct, run.seconds);
         self.history = History {
             config: std::mem::take(&mut self.history.config),
