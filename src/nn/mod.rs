@@ -10,6 +10,7 @@ mod norm;
 mod pool;
 mod sequential;
 pub mod summary;
+mod upsample;
 
 use crate::device::Device;
 use crate::dtype::DType;
@@ -24,9 +25,10 @@ pub use dropout::Dropout;
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearNormAct};
 pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, Norm};
-pub use pool::{AvgPool2d, Flatten, MaxPool2d};
+pub use pool::{AdaptiveAvgPool2d, AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d};
 pub use sequential::Sequential;
 pub use summary::{Row, Summary};
+pub use upsample::Upsample;
 
 /// Whether a forward pass trains (batch statistics, dropout) or evaluates. Always an argument,
 /// never a global: nothing can be left in the wrong mode.

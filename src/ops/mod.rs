@@ -10,6 +10,7 @@ pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod dropout;
 pub mod index;
+pub mod interpolate;
 pub mod layer_norm;
 pub mod layout;
 pub mod loss;
@@ -21,6 +22,7 @@ pub mod unary;
 
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
+pub use interpolate::{Interpolation, Resize};
 pub use loss::{CrossEntropy, Reduction, accuracy, correct};
 
 /// Every op's cases, from each op's file.
@@ -34,6 +36,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         conv_transpose2d::CASES,
         dropout::CASES,
         index::CASES,
+        interpolate::CASES,
         layer_norm::CASES,
         layout::CASES,
         loss::CASES,
@@ -41,6 +44,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         matmul::CASES,
         pool2d::CASES,
         pool2d::MORE_CASES,
+        pool2d::ADAPTIVE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
         softmax::CASES,
@@ -62,12 +66,14 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         conv_transpose2d::LARGE,
         dropout::LARGE,
         index::LARGE,
+        interpolate::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
         loss::LARGE,
         matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
+        pool2d::ADAPTIVE_LARGE,
         reduce::LARGE,
         softmax::LARGE,
         unary::LARGE,
@@ -81,9 +87,14 @@ pub type Formula = (&'static str, &'static str);
 
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
-    [conv_transpose2d::FORMULAS, layer_norm::FORMULAS]
-        .into_iter()
-        .flatten()
+    [
+        conv_transpose2d::FORMULAS,
+        interpolate::FORMULAS,
+        layer_norm::FORMULAS,
+        pool2d::FORMULAS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Kernels read every input as the first one's dtype.
