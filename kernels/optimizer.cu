@@ -80,17 +80,57 @@ template <class T> struct RmsProp {
   }
 };
 
-// d = g + decay p; m += in1 (d - m); v = b2 v + in2 d^2; p = keep p - rate m / (root sqrt(v) + eps)
-template <class T> struct Adam {
+// d = g + decay p; m += in1 (d - m); v = b2 v + in2 d^2; p = keep p - rate m / (root sqrt(v) + eps),
+// where MAX (AMSGrad) the root is of the greatest v so far
+template <class T, bool MAX> struct Adam {
   T keep, decay, in1, b2, in2, rate, root, eps;
   __device__ Adam(const double* c)
       : keep(c[0]), decay(c[1]), in1(c[2]), b2(c[3]), in2(c[4]), rate(c[5]), root(c[6]), eps(c[7]) {}
-  __device__ int states() const { return 2; }
+  __device__ int states() const { return 2 + MAX; }
   __device__ void operator()(T& p, T g, T (&s)[3]) const {
     T d = g + decay * p;
     s[0] += in1 * (d - s[0]);
     s[1] = b2 * s[1] + in2 * d * d;
-    p = keep * p - rate * s[0] / (sqrt(s[1]) * root + eps);
+    if (MAX) s[2] = nan_max(s[2], s[1]);
+    p = keep * p - rate * s[0] / (sqrt(s[MAX ? 2 : 1]) * root + eps);
+  }
+};
+
+// d = g + decay p; s += d^2; p -= rate d / (sqrt(s) + eps)
+template <class T> struct Adagrad {
+  T rate, decay, eps;
+  __device__ Adagrad(const double* c) : rate(c[0]), decay(c[1]), eps(c[2]) {}
+  __device__ int states() const { return 1; }
+  __device__ void operator()(T& p, T g, T (&s)[3]) const {
+    T d = g + decay * p;
+    s[0] += d * d;
+    p = p - rate * d / (sqrt(s[0]) + eps);
+  }
+};
+
+// d = g + decay p; v = rho v + rest d^2; u = d sqrt(a + eps) / sqrt(v + eps); a = rho a + rest u^2; p -= lr u
+template <class T> struct Adadelta {
+  T lr, rho, rest, eps, decay;
+  __device__ Adadelta(const double* c) : lr(c[0]), rho(c[1]), rest(c[2]), eps(c[3]), decay(c[4]) {}
+  __device__ int states() const { return 2; }
+  __device__ void operator()(T& p, T g, T (&s)[3]) const {
+    T d = g + decay * p;
+    s[0] = rho * s[0] + rest * d * d;
+    T u = sqrt(s[1] + eps) / sqrt(s[0] + eps) * d;
+    s[1] = rho * s[1] + rest * u * u;
+    p = p - lr * u;
+  }
+};
+
+// p = keep p - eta (g + decay p); ax = mu == 1 ? p : ax + mu (p - ax)
+template <class T> struct Asgd {
+  T keep, eta, decay, mu;
+  __device__ Asgd(const double* c) : keep(c[0]), eta(c[1]), decay(c[2]), mu(c[3]) {}
+  __device__ int states() const { return 1; }
+  __device__ void operator()(T& p, T g, T (&s)[3]) const {
+    T d = g + decay * p;
+    p = keep * p - eta * d;
+    s[0] = mu == 1 ? p : s[0] + mu * (p - s[0]);
   }
 };
 
@@ -142,8 +182,54 @@ template <class R, class T> __device__ __forceinline__ void step_body(const Rows
 #define STEP(NAME, T)                                                                                 \
   KERNEL(256, sgd_##NAME, Rows r, const i64* scalars) { step_body<Sgd<T>, T>(r, scalars); }           \
   KERNEL(256, rmsprop_##NAME, Rows r, const i64* scalars) { step_body<RmsProp<T>, T>(r, scalars); }   \
-  KERNEL(256, adam_##NAME, Rows r, const i64* scalars) { step_body<Adam<T>, T>(r, scalars); }
+  KERNEL(256, adam_##NAME, Rows r, const i64* scalars) { step_body<Adam<T, false>, T>(r, scalars); }  \
+  KERNEL(256, amsgrad_##NAME, Rows r, const i64* scalars) { step_body<Adam<T, true>, T>(r, scalars); }\
+  KERNEL(256, adagrad_##NAME, Rows r, const i64* scalars) { step_body<Adagrad<T>, T>(r, scalars); }   \
+  KERNEL(256, adadelta_##NAME, Rows r, const i64* scalars) { step_body<Adadelta<T>, T>(r, scalars); } \
+  KERNEL(256, asgd_##NAME, Rows r, const i64* scalars) { step_body<Asgd<T>, T>(r, scalars); }
 FOR_REAL(STEP)
+
+// ---------------------------------------------------------------- y = y + w (x - y)
+// One block a stretch of a row (y, x). w is a number of the step: 0 leaves y alone, 1 copies x to the bit.
+template <class T> __device__ __forceinline__ void lerp_body(const Rows& r, const i64* scalars) {
+  const T w = (T) reinterpret_cast<const double*>(scalars)[0];
+  if (w == 0) return;
+  Stretch own = stretch_of(r);
+  T* y = column<T>(r, own.row, 0);
+  const T* x = column<T>(r, own.row, 1);
+  for (unsigned i = own.first + threadIdx.x; i < own.end; i += blockDim.x) {
+    T from = y[i], to = x[i];
+    y[i] = flush(w < T(0.5) ? from + w * (to - from) : to - (1 - w) * (to - from));
+  }
+}
+#define LERP(NAME, T) \
+  KERNEL(256, lerp_##NAME, Rows r, const i64* scalars) { lerp_body<T>(r, scalars); }
+FOR_REAL(LERP)
+
+// ---------------------------------------------------------------- clipping
+// g *= min(most / (norm + 1e-6), 1); NaN spreads
+// One block a stretch of a row (g).
+template <class T> __device__ __forceinline__ void clip_norm_body(const Rows& r, const double* norm, double most) {
+  const double factor = most / (norm[0] + 1e-6);
+  if (factor >= 1) return;
+  Stretch own = stretch_of(r);
+  T* g = column<T>(r, own.row, 0);
+  for (unsigned i = own.first + threadIdx.x; i < own.end; i += blockDim.x) g[i] *= (T)factor;
+}
+// g = max(min(g, most), -most); NaN stays
+template <class T> __device__ __forceinline__ void clip_value_body(const Rows& r, double by) {
+  const T most = (T)by;
+  Stretch own = stretch_of(r);
+  T* g = column<T>(r, own.row, 0);
+  for (unsigned i = own.first + threadIdx.x; i < own.end; i += blockDim.x) {
+    T x = g[i];
+    g[i] = x > most ? most : x < -most ? -most : x;
+  }
+}
+#define CLIP(NAME, T)                                                                                            \
+  KERNEL(256, clip_norm_##NAME, Rows r, const double* norm, double most) { clip_norm_body<T>(r, norm, most); } \
+  KERNEL(256, clip_value_##NAME, Rows r, double most) { clip_value_body<T>(r, most); }
+FOR_REAL(CLIP)
 
 // ---------------------------------------------------------------- y += a x
 // One block a stretch of a row (y, x).

@@ -150,11 +150,11 @@ template <class T, int V> __device__ __forceinline__ void adaptive_avg_pool2d_bo
   if (o.valid) {
     // rows of whole images are one long row
     const bool joined = columns.size() == p.w;
-    const int high = joined ? 1 : rows.size(), long_ = joined ? area : columns.size();
+    const int high = joined ? 1 : rows.size(), length = joined ? area : columns.size();
     for (int a = 0; a < high; a++) {
       const T* row = x + pixel_at(o.n, rows.first + a, columns.first, o.c, p.h, p.w, p.c);
 #pragma unroll 4
-      for (int b = r; b < long_; b += tall) {
+      for (int b = r; b < length; b += tall) {
         Lane<T, V> t = load<T, V>(row + b * p.c);
 #pragma unroll
         for (int v = 0; v < V; v++) sum[v] += widen(t.v[v]);

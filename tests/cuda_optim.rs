@@ -3,8 +3,8 @@
 use cotangent::autograd::Gradients;
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::optim::{
-    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, RmsProp, RmsPropConfig, Sgd, SgdConfig,
-    global_norm,
+    Adam, AdamConfig, AdamW, AdamWConfig, Ema, EmaConfig, Optimizer, RmsProp, RmsPropConfig, Sgd,
+    SgdConfig, clip_grad_norm, clip_grad_value, global_norm,
 };
 use cotangent::random::Generator;
 use cotangent::train::l2::{add_l2_gradients, l2_loss, l2_penalty};
@@ -128,6 +128,13 @@ fn rules() -> Vec<(&'static str, New)> {
         ("adamw", || {
             Ok(Box::new(AdamW::new(AdamWConfig::default())?))
         }),
+        ("ema", || {
+            let config = EmaConfig {
+                decay: 0.5,
+                warmup: true,
+            };
+            Ok(Box::new(Ema::new(sgd(|c| c.momentum = 0.9)?, config)?))
+        }),
     ]
 }
 
@@ -226,9 +233,14 @@ fn replays_of_a_captured_step_are_steps() -> Result<()> {
             b.set_learning_rate(lr);
             graph.replay(&b.replayed())?;
         }
-        for (x, y) in eager.0.iter().zip(&replayed.0) {
-            assert_eq!(x.to_vec::<f32>()?, y.to_vec::<f32>()?, "{name}");
-        }
+        let all = |o: &dyn Optimizer, bag: &Bag| {
+            let states = o.state()?.into_iter().map(|(_, t)| t);
+            let tensors = bag.0.iter().cloned().chain(states);
+            tensors
+                .map(|t| t.to_dtype(DType::F64)?.to_vec::<f64>())
+                .collect::<Result<Vec<_>>>()
+        };
+        assert_eq!(all(&*a, &eager)?, all(&*b, &replayed)?, "{name}");
     }
     Ok(())
 }
@@ -282,5 +294,55 @@ fn l2_and_norms_agree_with_the_cpu() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn clipping_agrees_with_the_cpu_and_can_be_captured() -> Result<()> {
+    let Device::Cuda(gpu) = device() else {
+        unreachable!()
+    };
+    type Clip = fn(&mut Gradients, &mut Bag) -> Result<Option<Tensor>>;
+    let ways: [(&str, Clip); 3] = [
+        ("norm", |g, bag| clip_grad_norm(g, bag, 7.0).map(Some)),
+        ("norm below", |g, bag| clip_grad_norm(g, bag, 1e4).map(Some)),
+        ("value", |g, bag| {
+            clip_grad_value(g, bag, 0.8).map(|()| None)
+        }),
+    ];
+    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-13)] {
+        let start = random(6, dtype)?;
+        for (name, clip) in &ways {
+            let (mut on_cpu, mut on_gpu) = (bag(&start, Device::Cpu)?, bag(&start, device())?);
+            let mut cpu = gradients(&on_cpu, 2, dtype)?;
+            let mut graph = gradients(&on_gpu, 2, dtype)?;
+            let norm = clip(&mut cpu, &mut on_cpu)?;
+            // within a capture no kernel can be loaded
+            clip(&mut gradients(&on_gpu, 3, dtype)?, &mut on_gpu)?;
+            let (captured, found) = gpu.capture(|| clip(&mut graph, &mut on_gpu))?;
+            captured.replay(captured.scalars())?;
+            assert_eq!(norm.is_some(), found.is_some());
+            if let (Some(a), Some(b)) = (found, norm) {
+                assert_eq!((a.device(), a.dtype(), a.rank()), (device(), DType::F64, 0));
+                let (a, b) = (a.item()?, b.item()?);
+                assert!((a - b).abs() <= 1e-13 * b, "{name}: {a} {b}");
+            }
+            let all = |bag: &Bag, g: &Gradients| -> Vec<Tensor> {
+                bag.0.iter().filter_map(|t| g.get(t)).cloned().collect()
+            };
+            let (a, b) = (all(&on_gpu, &graph), all(&on_cpu, &cpu));
+            assert_close(&a, &b, tolerance, &format!("{name} in {dtype}"))?;
+        }
+    }
+    // NaN spreads on the device as well
+    let mut bag = bag(&[Tensor::ones([3], DType::F32)?], device())?;
+    let mut grads = Gradients::default();
+    grads.insert(
+        &bag.0[0],
+        Tensor::from_slice(&[1f32, f32::NAN, 0.0], [3])?.to(device())?,
+    );
+    assert!(clip_grad_norm(&mut grads, &mut bag, 1.0)?.item()?.is_nan());
+    let got = grads.get(&bag.0[0]).unwrap().to_vec::<f32>()?;
+    assert!(got.iter().all(|x| x.is_nan()), "{got:?}");
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod activation;
 mod check;
+mod checkpointed;
 mod conv;
 mod dropout;
 pub mod init;
@@ -20,6 +21,7 @@ use crate::tensor::Tensor;
 
 pub use activation::Activation;
 pub use check::{gradcheck, gradcheck_of};
+pub use checkpointed::Checkpointed;
 pub use conv::{Conv2d, Conv2dConfig, ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig};
 pub use dropout::Dropout;
 pub use init::{Fan, Init};

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::conv2d::cuda;
+use crate::ops::precision::lowered;
 use crate::ops::{Formula, one_dtype};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -189,8 +190,8 @@ impl Tensor {
                 );
                 Err(Error::shape(NAME, &[*weight.shape(), *b.shape()], why))
             }
-            Some(b) => apply(op, [self, weight, b]),
-            None => apply(op, [self, weight]),
+            Some(b) => apply(op, lowered([self, weight, b])?.each_ref()),
+            None => apply(op, lowered([self, weight])?.each_ref()),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
+use crate::ops::precision::widened;
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 use crate::tensor::fold::Team;
@@ -343,7 +344,7 @@ impl Tensor {
                 format!("label_smoothing is {s}, expected 0 to 1"),
             ));
         }
-        apply(SoftmaxLoss(*settings), [self, labels])
+        apply(SoftmaxLoss(*settings), [&widened(self)?, labels])
     }
 
     /// The multi-class hinge loss of logits (N, C) and I64 labels (N) with margin 1: a scalar,
@@ -356,7 +357,7 @@ impl Tensor {
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     pub fn svm_loss(&self, labels: &Tensor) -> Result<Tensor> {
-        apply(SvmLoss, [self, labels])
+        apply(SvmLoss, [&widened(self)?, labels])
     }
 }
 

@@ -16,7 +16,9 @@ pub mod layout;
 pub mod loss;
 pub mod matmul;
 pub mod pool2d;
+pub(crate) mod precision;
 pub mod reduce;
+pub mod rrelu;
 pub mod softmax;
 pub mod unary;
 
@@ -47,6 +49,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         pool2d::ADAPTIVE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        rrelu::CASES,
         softmax::CASES,
         unary::CASES,
         unary::MORE_CASES,
@@ -75,6 +78,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         pool2d::MORE_LARGE,
         pool2d::ADAPTIVE_LARGE,
         reduce::LARGE,
+        rrelu::LARGE,
         softmax::LARGE,
         unary::LARGE,
     ]
@@ -89,9 +93,12 @@ pub type Formula = (&'static str, &'static str);
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
     [
         conv_transpose2d::FORMULAS,
+        dropout::FORMULAS,
         interpolate::FORMULAS,
         layer_norm::FORMULAS,
+        layout::FORMULAS,
         pool2d::FORMULAS,
+        rrelu::FORMULAS,
     ]
     .into_iter()
     .flatten()

@@ -2,10 +2,13 @@
 //! itself is a configuration and a loop over elements.
 
 mod adam;
+mod clip;
+mod ema;
 mod rmsprop;
 mod rows;
 pub mod schedule;
 mod sgd;
+mod shadow;
 
 use std::collections::btree_map::{BTreeMap, Entry};
 
@@ -20,6 +23,8 @@ use crate::tensor::Tensor;
 use crate::with_real;
 
 pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
+pub use clip::{clip_grad_norm, clip_grad_value};
+pub use ema::{Ema, EmaConfig, with_averaged};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rows::global_norm;
 pub(crate) use rows::{Rows, axpy, beside, sum_squares};
@@ -45,6 +50,19 @@ pub trait Optimizer: Send {
     fn learning_rate(&self) -> f64;
     /// Set the learning rate of the next step.
     fn set_learning_rate(&mut self, lr: f64);
+    /// What schedules that cycle the momentum set, PyTorch's rule: the momentum of SGD and RMSprop
+    /// where they have one, beta1 of the Adams. `None` where there is nothing of the kind.
+    fn momentum(&self) -> Option<f64> {
+        None
+    }
+    /// Set the [`momentum`](Self::momentum) of the next step; nothing where it is `None`.
+    fn set_momentum(&mut self, _momentum: f64) {}
+    /// Averaged weights to evaluate with, by the names of the model's parameters and buffers, as
+    /// copies; `None` from an optimizer that averages nothing, or has not yet. Where a name is
+    /// missing, the model's own is meant. See [`with_averaged`].
+    fn averaged(&self) -> Result<Option<Vec<(String, Tensor)>>> {
+        Ok(None)
+    }
     /// The state by name, to be saved: `exp_avg.conv1.weight`, ..., and the number of the
     /// parameter's steps, `step.conv1.weight`.
     fn state(&self) -> Result<Vec<(String, Tensor)>>;
@@ -274,9 +292,7 @@ impl<R: Rule> Optimizer for Elementwise<R> {
                 match find(kind) {
                     None => Err(refuse(&name, "missing".into())),
                     Some(t) if t.shape() != shape || t.dtype() != dtype => {
-                        let (got, of) = (t.shape(), t.dtype());
-                        let why = format!("is {got:?} of {of}; expected {shape:?} of {dtype}");
-                        Err(refuse(&name, why))
+                        Err(refuse(&name, differs(t, dtype, shape)))
                     }
                     Some(t) => t.moved(p.device()),
                 }
@@ -298,8 +314,7 @@ impl<R: Rule> Optimizer for Elementwise<R> {
                 })
             };
             let (name, _) = saved.iter().find(|(n, _)| !known(n)).unwrap_or(&saved[0]);
-            let why = "does not belong to this rule and model".into();
-            return Err(refuse(name, why));
+            return Err(refuse(name, FOREIGN.into()));
         }
         self.states = states;
         self.launched.clear();
@@ -315,6 +330,14 @@ fn refuse(name: &str, why: String) -> Error {
         name: name.into(),
         why,
     }
+}
+
+const FOREIGN: &str = "does not belong to this rule and model";
+
+/// Why a saved tensor is not the one that was expected.
+fn differs(t: &Tensor, dtype: DType, shape: &Shape) -> String {
+    let (got, of) = (t.shape(), t.dtype());
+    format!("is {got:?} of {of}; expected {shape:?} of {dtype}")
 }
 
 /// An [`Error::Config`] unless `ok`.
@@ -336,13 +359,12 @@ fn check_fraction(key: &'static str, value: f64) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod testing {
     use super::*;
     use crate::nn::{Mode, Visitor};
-    use crate::shape::Layout;
 
     /// Parameters and nothing else.
-    struct Bag(Vec<Tensor>);
+    pub struct Bag(pub Vec<Tensor>);
 
     impl Module for Bag {
         fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
@@ -359,13 +381,20 @@ mod tests {
     }
 
     /// A step whose gradients are `value` everywhere.
-    fn constant_step(optimizer: &mut dyn Optimizer, bag: &mut Bag, value: f64) -> Result<()> {
+    pub fn constant_step(optimizer: &mut dyn Optimizer, bag: &mut Bag, value: f64) -> Result<()> {
         let mut grads = Gradients::default();
         for t in &bag.0 {
             grads.insert(t, Tensor::full(t.shape(), value, t.dtype())?);
         }
         optimizer.step(bag, &grads)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{Bag, constant_step};
+    use super::*;
+    use crate::shape::Layout;
 
     #[test]
     fn updates_are_in_place_and_leave_clones_alone() -> Result<()> {

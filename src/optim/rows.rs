@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
+use super::flush;
 use crate::cuda::{Arg, Gpu, Kernels, kernels};
 use crate::device::Device;
-use crate::dtype::{DType, Element};
+use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
@@ -13,6 +14,8 @@ use crate::with_real;
 kernels! {
     /// y += a x, one block a stretch of a row.
     AXPY = "axpy" [F32, F64];
+    /// y += w (x - y), one block a stretch of a row.
+    LERP = "lerp" [F32, F64];
     /// The squares of a stretch, summed in f64, one block each.
     SUM_SQUARES = "sum_squares" [F32, F64];
     /// The sum of the stretches' sums, one block.
@@ -23,7 +26,7 @@ kernels! {
 const MOST: usize = 80;
 /// Elements that one block works on (`STRETCH` there), and one thread of the CPU at a time.
 const STRETCH: usize = 1 << 11;
-const CPU_STRETCH: usize = 1 << 14;
+pub(super) const CPU_STRETCH: usize = 1 << 14;
 
 /// `Rows` of `kernels/optimizer.cu`, word by word.
 #[repr(C)]
@@ -119,6 +122,82 @@ pub(crate) fn beside(op: &'static str, x: &Tensor, other: &Tensor) -> Result<Ten
         return Err(Error::devices(op, what(x), what(other)));
     }
     x.laid_out(*other.layout())
+}
+
+/// An [`Error::DType`] unless a tensor that is updated in place is F32 or F64.
+pub(crate) fn check_real(op: &'static str, t: &Tensor) -> Result<()> {
+    match t.dtype() {
+        DType::F32 | DType::F64 => Ok(()),
+        got => Err(Error::DType {
+            op,
+            expected: "F32 or F64 (keep the parameters in F32; only what is computed from them \
+                       may have 16 bits)",
+            got,
+        }),
+    }
+}
+
+/// `y += weight (x - y)` for pairs of tensors, in place: on the CPU at once, on a CUDA device in
+/// one launch at the end. The weight may change from step to step; 1 copies x to the bit, and 0
+/// leaves y alone.
+pub(crate) struct Lerp {
+    op: &'static str,
+    weight: f64,
+    rows: Rows,
+    gpu: Option<Gpu>,
+    /// What the launch reads.
+    held: Vec<Tensor>,
+}
+
+impl Lerp {
+    pub fn new(op: &'static str, weight: f64) -> Self {
+        Lerp {
+            op,
+            weight,
+            rows: Rows::default(),
+            gpu: None,
+            held: Vec::new(),
+        }
+    }
+
+    /// One more pair. `y` must live until the launch.
+    pub fn add(&mut self, y: &mut Tensor, x: &Tensor) -> Result<()> {
+        check_real(self.op, y)?;
+        y.make_unique()?;
+        let x = beside(self.op, x, y)?;
+        if let Device::Cuda(gpu) = y.device() {
+            self.gpu = Some(gpu);
+            self.rows.push(&[y, &x]);
+            self.held.push(x);
+            return Ok(());
+        }
+        with_real!(self.op, y.dtype(), T => {
+            let w = T::of(self.weight);
+            if w == T::ZERO {
+                return Ok(());
+            }
+            let each = |(y, x): (&mut [T], &[T])| {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    let far = x - *y;
+                    *y = if w < T::of(0.5) { *y + w * far } else { x - (T::ONE - w) * far };
+                }
+                flush(y);
+            };
+            let x = x.dense_slice::<T>(self.op)?;
+            y.make_mut::<T>()?.par_chunks_mut(CPU_STRETCH).zip(x.par_chunks(CPU_STRETCH)).for_each(each);
+            Ok(())
+        })
+    }
+
+    /// Do it. Whether the weight was taken as a number of the step ([`Tensor::scalars`]).
+    pub fn launch(self) -> Result<bool> {
+        let Some(gpu) = self.gpu else {
+            return Ok(false);
+        };
+        let weight = Tensor::scalars(gpu, &[self.weight.to_bits()])?;
+        self.rows.launch(&LERP, |_| [weight.input()])?;
+        Ok(true)
+    }
 }
 
 /// The 2-norm of all elements of `tensors` together (PyTorch's `get_total_norm`): an F64 scalar on

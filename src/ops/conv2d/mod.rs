@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::one_dtype;
+use crate::ops::precision::lowered;
 use crate::ops::unary::{relu_grad, relu_in_place};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -94,8 +95,8 @@ impl Conv2d {
                     b.shape()
                 ),
             )),
-            Some(b) => apply(self, [x, weight, b]),
-            None => apply(self, [x, weight]),
+            Some(b) => apply(self, lowered([x, weight, b])?.each_ref()),
+            None => apply(self, lowered([x, weight])?.each_ref()),
         }
     }
 }
