@@ -95,7 +95,7 @@ struct Args {
     #[arg(long, default_value_t = 0.5)]
     dropout_keep_ratio: f64,
 
-    /// sgd, sgd_momentum, rmsprop, adam or adamw
+    /// sgd, sgd_momentum, rmsprop, adam, adamw, amsgrad, adadelta, asgd, adagrad or muon
     #[arg(long, default_value = "adam")]
     update_rule: String,
     /// The learning rate; of one-cycle and warmup-cosine, its peak; default: 2e-3 for adam and adamw, else the rule's
@@ -239,6 +239,7 @@ impl Args {
                 beta2: self.beta2,
                 epsilon: self.epsilon,
                 weight_decay: self.weight_decay,
+                ..OptimConfig::default()
             },
             schedule: self.schedule(),
             lr_decay: self.lr_decay,
@@ -318,6 +319,7 @@ fn run(args: &Args) -> Result<()> {
         augment: Augment {
             flip: args.flip,
             crop_padding: args.crop_padding,
+            ..Augment::none()
         },
     };
     let recorded = serde_json::json!({

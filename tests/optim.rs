@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use cotangent::autograd::Gradients;
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::optim::{
-    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
-    ScheduleState, Sgd, SgdConfig,
+    AdadeltaConfig, AdagradConfig, Adam, AdamConfig, AdamWConfig, AsgdConfig, Elementwise,
+    Optimizer, Position, RmsProp, RmsPropConfig, Rule, Schedule, ScheduleState, Sgd, SgdConfig,
 };
-use cotangent::{Result, Tensor};
+use cotangent::{DType, Result, Tensor};
 use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// A single parameter `w`.
@@ -51,6 +52,16 @@ impl Golden {
         Golden { bytes }
     }
 
+    /// The ops that there are cases of.
+    fn ops(&self) -> Vec<String> {
+        let (_, meta) = SafeTensors::read_metadata(&self.bytes).unwrap();
+        let op = |text: &String| serde_json::from_str::<Value>(text).unwrap()["op"].to_string();
+        let cases = meta.metadata().as_ref().unwrap().values();
+        let mut ops: Vec<String> = cases.map(|c| op(c).trim_matches('"').into()).collect();
+        ops.sort();
+        ops
+    }
+
     /// The case of op `op`.
     fn case(&self, op: &str) -> (String, Value) {
         let (_, meta) = SafeTensors::read_metadata(&self.bytes).unwrap();
@@ -80,52 +91,49 @@ fn assert_close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
+/// The optimizer of a golden case, by its settings in PyTorch's names.
+fn optimizer(op: &str, mut settings: Value) -> Box<dyn Optimizer> {
+    fn new<R: Rule + DeserializeOwned + 'static>(settings: Value) -> Box<dyn Optimizer> {
+        Box::new(Elementwise::new(serde_json::from_value::<R>(settings).unwrap()).unwrap())
+    }
+    settings.as_object_mut().unwrap().remove("op");
+    match op {
+        "adam" | "adam_amsgrad" => new::<AdamConfig>(settings),
+        "adamw" => new::<AdamWConfig>(settings),
+        "adadelta" => new::<AdadeltaConfig>(settings),
+        "adagrad" => new::<AdagradConfig>(settings),
+        "asgd" => new::<AsgdConfig>(settings),
+        _ if op.starts_with("sgd") => new::<SgdConfig>(settings),
+        _ if op.starts_with("rmsprop") => new::<RmsPropConfig>(settings),
+        _ => panic!("no rule for {op}"),
+    }
+}
+
 #[test]
 fn update_rules_are_pytorchs() {
     let file = Golden::open("optim.safetensors");
-    for op in [
-        "sgd",
-        "sgd_momentum",
-        "sgd_nesterov",
-        "sgd_dampening",
-        "adam",
-        "adamw",
-        "rmsprop",
-        "rmsprop_momentum_centered",
-    ] {
-        let (case, mut settings) = file.case(op);
-        settings.as_object_mut().unwrap().remove("op");
-        let from = |v: &Value| v.clone();
-        let mut optimizer: Box<dyn Optimizer> = match op {
-            "adam" => Box::new(
-                Adam::new(serde_json::from_value::<AdamConfig>(from(&settings)).unwrap()).unwrap(),
-            ),
-            "adamw" => Box::new(
-                AdamW::new(serde_json::from_value::<AdamWConfig>(from(&settings)).unwrap())
-                    .unwrap(),
-            ),
-            _ if op.starts_with("sgd") => Box::new(
-                Sgd::new(serde_json::from_value::<SgdConfig>(from(&settings)).unwrap()).unwrap(),
-            ),
-            _ => Box::new(
-                RmsProp::new(serde_json::from_value::<RmsPropConfig>(from(&settings)).unwrap())
-                    .unwrap(),
-            ),
-        };
+    let ops = file.ops();
+    assert_eq!(ops.len(), 12, "{ops:?}");
+    for (op, (dtype, tolerance)) in ops
+        .iter()
+        .flat_map(|op| [(op, (DType::F64, 1e-9)), (op, (DType::F32, 1e-4))])
+    {
+        let (case, settings) = file.case(op);
+        let mut optimizer = optimizer(op, settings);
         let (p0, shape) = file.tensor(&case, "p0");
         let (grads, _) = file.tensor(&case, "grads");
         let (params, _) = file.tensor(&case, "params");
-        let shape = &shape[..];
-        let mut model = One(Tensor::from_vec(p0.clone(), shape).unwrap().requires_grad());
+        let tensor = |x: &[f64]| {
+            let x = Tensor::from_slice(x, &shape[..]).unwrap();
+            x.to_dtype(dtype).unwrap()
+        };
+        let mut model = One(tensor(&p0).requires_grad());
         let n = p0.len();
         for (i, (g, p)) in grads.chunks(n).zip(params.chunks(n)).enumerate() {
-            step(
-                &mut *optimizer,
-                &mut model,
-                Tensor::from_slice(g, shape).unwrap(),
-            );
-            let got = model.0.to_vec::<f64>().unwrap();
-            assert_close(&got, p, 1e-9, &format!("{op} step {i}"));
+            step(&mut *optimizer, &mut model, tensor(g));
+            let got = model.0.to_dtype(DType::F64).unwrap();
+            let got = got.to_vec::<f64>().unwrap();
+            assert_close(&got, p, tolerance, &format!("{op} in {dtype}, step {i}"));
         }
     }
 }
@@ -202,7 +210,7 @@ fn the_plateau_is_pytorchs() {
 fn course(rule: &Value, name: &str) -> Tensor {
     let ends = &rule[name]["linspace"];
     let (a, b) = (ends[0].as_f64().unwrap(), ends[1].as_f64().unwrap());
-    let t = Tensor::linspace(a, b, 20, cotangent::DType::F64).unwrap();
+    let t = Tensor::linspace(a, b, 20, DType::F64).unwrap();
     t.reshape([4, 5]).unwrap()
 }
 

@@ -13,6 +13,7 @@
     ("layer_norm", include_str!("layer_norm.ptx")),
     ("loss", include_str!("loss.ptx")),
     ("optimizer", include_str!("optimizer.ptx")),
+    ("pairwise_loss", include_str!("pairwise_loss.ptx")),
     ("pool", include_str!("pool.ptx")),
     ("reduce", include_str!("reduce.ptx")),
     ("rrelu", include_str!("rrelu.ptx")),

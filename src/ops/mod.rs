@@ -25,7 +25,7 @@ pub mod unary;
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
 pub use interpolate::{Interpolation, Resize};
-pub use loss::{CrossEntropy, Reduction, accuracy, correct};
+pub use loss::{CrossEntropy, Reduction, accuracy, correct, topk_accuracy, topk_correct};
 
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {
@@ -41,8 +41,13 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         interpolate::CASES,
         layer_norm::CASES,
         layout::CASES,
-        loss::CASES,
-        loss::MORE_CASES,
+        loss::cross_entropy::CASES,
+        loss::cross_entropy::WEIGHTED,
+        loss::cross_entropy::PROBABILITIES,
+        loss::one_hot::CASES,
+        loss::pairwise::CASES,
+        loss::pairwise::WEIGHTED,
+        loss::svm::CASES,
         matmul::CASES,
         pool2d::CASES,
         pool2d::MORE_CASES,
@@ -72,7 +77,12 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         interpolate::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
-        loss::LARGE,
+        loss::cross_entropy::LARGE,
+        loss::cross_entropy::WEIGHTED_LARGE,
+        loss::cross_entropy::PROBABILITIES_LARGE,
+        loss::one_hot::LARGE,
+        loss::pairwise::LARGE,
+        loss::svm::LARGE,
         matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
@@ -97,6 +107,10 @@ pub fn formulas() -> impl Iterator<Item = &'static Formula> {
         interpolate::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
+        loss::cross_entropy::FORMULAS,
+        loss::one_hot::FORMULAS,
+        loss::pairwise::FORMULAS,
+        loss::svm::FORMULAS,
         pool2d::FORMULAS,
         rrelu::FORMULAS,
     ]

@@ -235,7 +235,7 @@ const GELU_SCALE: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
 const GELU_CUBE: f64 = 0.044_715;
 
 #[inline(always)]
-fn sign<T: Real>(x: T) -> T {
+pub(crate) fn sign<T: Real>(x: T) -> T {
     if x > T::ZERO {
         T::ONE
     } else if x < T::ZERO {
@@ -246,14 +246,14 @@ fn sign<T: Real>(x: T) -> T {
 }
 
 #[inline(always)]
-fn sigmoid<T: Real>(x: T) -> T {
+pub(crate) fn sigmoid<T: Real>(x: T) -> T {
     // e^-|x| cannot overflow
     let e = (-x.abs()).exp();
     (if x < T::ZERO { e } else { T::ONE }) / (T::ONE + e)
 }
 
 #[inline(always)]
-fn softplus<T: Real>(x: T) -> T {
+pub(crate) fn softplus<T: Real>(x: T) -> T {
     x.nan_max(T::ZERO) + (-x.abs()).exp().ln_1p()
 }
 

@@ -9,31 +9,20 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::no_grad;
-use crate::data::{Augment, Dataset, Feed, Loader, Normalize};
+use crate::data::{Augment, Dataset, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
-use crate::ops::loss::{CrossEntropy, Reduction};
 use crate::optim::{Optimizer, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
 use crate::train::{History, OptimConfig, Progress, UpdateRule, files, save_state_dict};
 
-/// The loss of scores (N, C) and labels (N) of I64: a scalar.
-pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
-
-/// The mean softmax loss of a batch; `label_smoothing` is the share of the target that is spread
-/// over all classes.
-pub fn softmax_loss(label_smoothing: f64) -> LossFn {
-    let config = CrossEntropy {
-        label_smoothing,
-        reduction: Reduction::Mean,
-    };
-    Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
-}
+pub use crate::train::loss::{LossFn, softmax_loss};
 
 /// Settings of a [`Solver`], by CS231n's names and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +39,9 @@ pub struct SolverConfig {
     /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss, on
     /// top of the model's own [`Module::reg`].
     pub reg: f64,
-    /// The share of each target that is spread over all classes.
+    /// What the steps make smaller.
+    pub loss: Loss,
+    /// The share of each target that is spread over all classes, of the cross entropy only.
     pub label_smoothing: f64,
     /// Images a step.
     pub batch_size: usize,
@@ -81,6 +72,7 @@ impl Default for SolverConfig {
             schedule: Schedule::Constant,
             lr_decay: 1.0,
             reg: 0.0,
+            loss: Loss::CrossEntropy,
             label_smoothing: 0.0,
             batch_size: 100,
             num_epochs: 10,
@@ -108,10 +100,7 @@ impl SolverConfig {
             let why = format!("{}; expected a number of at least 0", self.reg);
             return Err(Error::config("reg", why));
         }
-        if !(0.0..=1.0).contains(&self.label_smoothing) {
-            let why = format!("{}; expected 0 to 1", self.label_smoothing);
-            return Err(Error::config("label_smoothing", why));
-        }
+        self.loss.build(self.label_smoothing)?;
         for (key, n) in [
             ("batch_size", Some(self.batch_size)),
             ("num_epochs", Some(self.num_epochs)),
@@ -197,6 +186,7 @@ pub struct Solver<'m> {
     history: History,
     stop: Arc<AtomicBool>,
     stepper: Stepper,
+    evaluation: Vec<Transform>,
 }
 
 impl<'m> Solver<'m> {
@@ -210,7 +200,7 @@ impl<'m> Solver<'m> {
         let loader = Loader::new(
             data.train.clone(),
             &data.normalize,
-            data.augment,
+            data.augment.clone(),
             config.batch_size,
             config.seed,
             true,
@@ -222,7 +212,7 @@ impl<'m> Solver<'m> {
         Ok(Solver {
             model,
             data,
-            loss: softmax_loss(config.label_smoothing),
+            loss: config.loss.build(config.label_smoothing)?,
             base_lr: optimizer.learning_rate(),
             loader,
             optimizer,
@@ -234,11 +224,28 @@ impl<'m> Solver<'m> {
             history,
             stop: Arc::default(),
             stepper: Stepper::default(),
+            evaluation: Vec::new(),
             config,
         })
     }
 
-    /// Another loss than the softmax; `label_smoothing` is then without effect.
+    /// Judge the model by images after `transforms`, such as the middle part where training takes
+    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
+    /// [`Error::Config`].
+    pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
+        let augment = Augment::evaluation(&transforms)?;
+        let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
+        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
+        let (ours, theirs) = (loader.shape(), self.loader.shape());
+        if ours != theirs {
+            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
+            return Err(Error::config("evaluation", why));
+        }
+        self.evaluation = transforms;
+        Ok(self)
+    }
+
+    /// Another loss than the configuration's, which is then without effect.
     pub fn with_loss(mut self, loss: LossFn) -> Self {
         self.loss = loss;
         self
@@ -410,7 +417,8 @@ impl<'m> Solver<'m> {
             _ => data.clone(),
         };
         let batch_size = self.config.batch_size;
-        check_accuracy(self.model, &sampled, &self.data.normalize, batch_size)
+        let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
+        check_accuracy(self.model, &sampled, normalize, evaluation, batch_size)
     }
 
     /// The accuracies of the model as it is over all training, validation and test images, into
@@ -464,8 +472,12 @@ impl<'m> Solver<'m> {
         // thousands of numbers: a checksum tells whether they are the same
         let mut numbers = flate2::Crc::new();
         numbers.update(format!("{normalize:?}").as_bytes());
+        let judged = match &self.evaluation[..] {
+            [] => String::new(),
+            transforms => format!(", judged after {transforms:?}"),
+        };
         format!(
-            "{} and {} images of {}, {augment:?}, normalized by {:08x}",
+            "{} and {} images of {}, {augment:?}, normalized by {:08x}{judged}",
             train.len(),
             val.len(),
             train.name(),
@@ -534,17 +546,19 @@ impl<'m> Solver<'m> {
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
-/// outside of any graph, `batch_size` images at a time.
+/// outside of any graph, `batch_size` images at a time. `evaluation` are transforms that draw
+/// nothing, one after another before normalization; none for the images as they are.
 pub fn check_accuracy(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
     normalize: &Normalize,
+    evaluation: &[Transform],
     batch_size: usize,
 ) -> Result<f64> {
     let _quiet = no_grad();
     let size = batch_size.min(data.len());
-    let none = Augment::none();
-    let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
+    let augment = Augment::evaluation(evaluation)?;
+    let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     let mut right = 0;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
@@ -905,6 +919,7 @@ mod tests {
         assert_eq!(refused(|c| c.reg = -1.0), "reg");
         assert_eq!(refused(|c| c.lr_decay = f64::NAN), "lr_decay");
         assert_eq!(refused(|c| c.label_smoothing = 1.5), "label_smoothing");
+        assert_eq!(refused(|c| c.loss = Loss::Mse), "label_smoothing");
         assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
         assert_eq!(refused(|c| c.patience = Some(0)), "patience");
         assert!(!dir.path().join("checkpoint.safetensors").exists());
