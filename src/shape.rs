@@ -542,13 +542,14 @@ impl Window {
         let mut out = [0; 2];
         for i in 0..2 {
             let span = self.span(op, i)?;
-            let whole = (size[i] - 1)
+            let steps = size[i].saturating_sub(1);
+            let whole = steps
                 .checked_mul(self.stride[i])
                 .and_then(|x| x.checked_add(span)?.checked_add(extra[i]))
                 .ok_or_else(|| self.overflow(op))?;
             let cut = self.padding[i].checked_mul(2);
             let left = cut.and_then(|cut| whole.checked_sub(cut));
-            out[i] = left.filter(|&x| x > 0).ok_or_else(|| {
+            out[i] = left.filter(|&x| x > 0 && size[i] > 0).ok_or_else(|| {
                 let why = format!(
                     "padding {:?} leaves no output of an input {size:?} with kernel {:?} (stride {:?}, dilation {:?})",
                     self.padding, self.kernel, self.stride, self.dilation
@@ -655,5 +656,8 @@ mod tests {
             .to_string();
         assert!(e.contains("kernel [3, 3]") && e.contains("[2, 2]"), "{e}");
         assert!(Window::new([0, 3]).output("conv2d", [2, 2]).is_err());
+        let back = |size| w.transposed_output("conv_transpose2d", size, [0, 1]);
+        assert_eq!(back([3, 3]).unwrap(), [5, 6]);
+        assert!(back([0, 3]).is_err());
     }
 }

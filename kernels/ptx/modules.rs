@@ -9,6 +9,7 @@
     ("gemm", include_str!("gemm.ptx")),
     ("gemm_half", include_str!("gemm_half.ptx")),
     ("index", include_str!("index.ptx")),
+    ("interpolate", include_str!("interpolate.ptx")),
     ("layer_norm", include_str!("layer_norm.ptx")),
     ("loss", include_str!("loss.ptx")),
     ("optimizer", include_str!("optimizer.ptx")),

@@ -11,6 +11,7 @@ mod norm;
 mod pool;
 mod sequential;
 pub mod summary;
+mod upsample;
 
 use std::collections::{HashMap, HashSet};
 
@@ -28,10 +29,11 @@ pub use dropout::Dropout;
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearNormAct};
 pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, Norm};
-pub use pool::{AvgPool2d, Flatten, MaxPool2d};
+pub use pool::{AdaptiveAvgPool2d, AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d};
 pub use sequential::Sequential;
 pub(crate) use sequential::nested;
 pub use summary::{Row, Summary};
+pub use upsample::Upsample;
 
 /// Whether a forward pass trains (batch statistics, dropout) or evaluates. Always an argument,
 /// never a global: nothing can be left in the wrong mode.

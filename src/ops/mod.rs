@@ -10,6 +10,7 @@ pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod dropout;
 pub mod index;
+pub mod interpolate;
 pub mod layer_norm;
 pub mod layout;
 pub mod loss;
@@ -23,6 +24,7 @@ pub mod unary;
 
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
+pub use interpolate::{Interpolation, Resize};
 pub use loss::{CrossEntropy, Reduction, accuracy, correct, topk_accuracy, topk_correct};
 
 /// Every op's cases, from each op's file.
@@ -36,6 +38,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         conv_transpose2d::CASES,
         dropout::CASES,
         index::CASES,
+        interpolate::CASES,
         layer_norm::CASES,
         layout::CASES,
         loss::cross_entropy::CASES,
@@ -48,6 +51,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         matmul::CASES,
         pool2d::CASES,
         pool2d::MORE_CASES,
+        pool2d::ADAPTIVE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
         rrelu::CASES,
@@ -70,6 +74,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         conv_transpose2d::LARGE,
         dropout::LARGE,
         index::LARGE,
+        interpolate::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
         loss::cross_entropy::LARGE,
@@ -81,6 +86,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
+        pool2d::ADAPTIVE_LARGE,
         reduce::LARGE,
         rrelu::LARGE,
         softmax::LARGE,
@@ -98,12 +104,14 @@ pub fn formulas() -> impl Iterator<Item = &'static Formula> {
     [
         conv_transpose2d::FORMULAS,
         dropout::FORMULAS,
+        interpolate::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
         loss::cross_entropy::FORMULAS,
         loss::one_hot::FORMULAS,
         loss::pairwise::FORMULAS,
         loss::svm::FORMULAS,
+        pool2d::FORMULAS,
         rrelu::FORMULAS,
     ]
     .into_iter()

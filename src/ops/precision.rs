@@ -56,6 +56,7 @@ mod tests {
                     x.reshape([2, 2, 6])?.matmul(&w.t()?)?,
                     image.conv2d(&filter, Some(&b), window, 1)?,
                     image.conv2d_relu(&filter, None, window, 1)?,
+                    image.conv_transpose2d(&filter, None, window, [0, 0], 1)?,
                     scores.relu()?,
                 ] {
                     assert_eq!(y.dtype(), half);
