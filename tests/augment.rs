@@ -1,6 +1,8 @@
 //! Augmentation on the CPU: each transform against PyTorch's values and by its properties, mixing,
 //! and settings that make no sense. Parity of the devices is in `tests/cuda_data.rs`.
 
+use std::slice::from_ref;
+
 use cotangent::data::{Augment, Dataset, Fill, Interpolation, Loader, Mix, Transform};
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::train::solver::check_accuracy;
@@ -101,7 +103,7 @@ fn transforms_agree_with_pytorch() {
         let size = |key| numbers(key).map(|n| n.as_u64().unwrap() as usize).collect();
         let (shape, out): (Vec<usize>, Vec<usize>) = (size("shape"), size("out"));
         let data = data(shape.try_into().unwrap(), 1);
-        let (found, found_shape) = run(&data, &[transform.clone()], 0);
+        let (found, found_shape) = run(&data, from_ref(&transform), 0);
         assert_eq!(found_shape[..], out, "{transform:?}");
         let expected = numbers("values").map(|x| x.as_f64().unwrap());
         for (i, (x, y)) in found.iter().zip(expected).enumerate() {
@@ -172,7 +174,7 @@ fn neutral_settings_change_nothing_to_the_bit() {
             std: vec![1.0; 3],
         },
     ] {
-        let found = run(&data, &[transform.clone()], 3);
+        let found = run(&data, from_ref(&transform), 3);
         assert_eq!(found, (pixels(&data), [3, 10, 12]), "{transform:?}");
     }
 }
@@ -236,7 +238,7 @@ fn flips_and_crops_move_whole_pixels() {
 
 /// Where an image of one white pixel at (y, x) of 9x9 has it afterwards.
 fn white_pixel(transforms: &[Transform], y: usize, x: usize, n: usize) -> Vec<Vec<(usize, usize)>> {
-    let mut image = vec![0; 81];
+    let mut image = [0; 81];
     image[y * 9 + x] = 255;
     let data = Dataset::new("it", image.repeat(n), vec![0; n], [1, 9, 9], &["a"]).unwrap();
     let (found, [_, h, w]) = run(&data, transforms, 0);
@@ -801,7 +803,7 @@ impl Module for Net {
 fn evaluation_has_transforms_of_its_own_and_no_random_ones() -> Result<()> {
     let data = data([3, 6, 6], 10);
     let middle = CenterCrop { size: [4, 4] };
-    let (expected, _) = run(&data, &[middle.clone()], 0);
+    let (expected, _) = run(&data, from_ref(&middle), 0);
     let w = Tensor::zeros([3, 48], DType::F32)?.requires_grad();
     let mut net = Net { w, seen: vec![] };
     let transforms = [middle.clone()];

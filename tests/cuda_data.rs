@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use cotangent::data::{Augment, Dataset, Fill, Interpolation, Loader, Mix, Normalize, Transform};
-use cotangent::{DType, Device, Error, Result, Tensor};
+use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
 fn device() -> Device {
     match std::env::var_os("GPU_REQUIRED") {
@@ -161,7 +161,12 @@ fn transforms_and_mixing_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
                 crop_padding: 2,
                 mix: mixes[i % 3].clone(),
             };
-            same_as_cpu(shape, augment, i as u64)?;
+            // whatever the order of the emulated device's threads
+            for order in [0, 7] {
+                cuda::set_thread_order(order);
+                same_as_cpu(shape, augment.clone(), i as u64)?;
+            }
+            cuda::set_thread_order(0);
         }
     }
     // mixed with nothing before

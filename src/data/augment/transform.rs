@@ -509,7 +509,7 @@ impl Transform {
                 interpolation,
                 fill,
             } => {
-                // about the other axis of turning than RandomAffine's
+                // counter-clockwise, where RandomAffine turns clockwise
                 let angle = -draw.between(*degrees);
                 let matrix = geometry::inverse_affine(angle, [0.0; 2], 1.0, [0.0; 2]);
                 geometry::warp(draw, matrix, *interpolation, fill);
