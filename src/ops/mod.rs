@@ -8,6 +8,7 @@ pub mod binary;
 pub mod check;
 pub mod conv2d;
 pub mod dropout;
+pub mod group_norm;
 pub mod index;
 pub mod layer_norm;
 pub mod layout;
@@ -32,6 +33,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         conv2d::CASES,
         conv2d::MORE_CASES,
         dropout::CASES,
+        group_norm::CASES,
         index::CASES,
         layer_norm::CASES,
         layout::CASES,
@@ -60,6 +62,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         conv2d::LARGE,
         conv2d::MORE_LARGE,
         dropout::LARGE,
+        group_norm::LARGE,
         index::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
@@ -83,6 +86,7 @@ pub type Formula = (&'static str, &'static str);
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
     [
         dropout::FORMULAS,
+        group_norm::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
         rrelu::FORMULAS,
