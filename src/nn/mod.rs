@@ -1,6 +1,7 @@
 //! Modules: what a network is made of. One trait, one walk over names.
 
 mod activation;
+mod block;
 mod check;
 mod conv;
 mod dropout;
@@ -17,13 +18,16 @@ use crate::error::{Error, Result};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
-pub use activation::Activation;
+pub use activation::{Activation, ActivationLayer, RReLU};
+pub use block::{Identity, LayerScale, Residual};
 pub use check::{gradcheck, gradcheck_of};
 pub use conv::{Conv2d, Conv2dConfig, ConvNormAct};
-pub use dropout::Dropout;
+pub use dropout::{DropPath, Dropout, Dropout2d};
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearNormAct};
-pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, Norm};
+pub use norm::{
+    BatchNorm, BatchNorm1d, BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, LayerNorm2d, Norm,
+};
 pub use pool::{AvgPool2d, Flatten, MaxPool2d};
 pub use sequential::Sequential;
 pub use summary::{Row, Summary};

@@ -51,16 +51,22 @@ impl Sequential {
 
     /// [`Module::describe`] under another name, for models that are one sequence.
     pub(crate) fn describe_as(&self, name: &str) -> String {
-        let mut s = format!("{name}(");
-        for (name, child) in &self.children {
-            let inside = child.describe().replace('\n', "\n  ");
-            s += &format!("\n  ({name}): {inside}");
-        }
-        if !self.children.is_empty() {
-            s += "\n";
-        }
-        s + ")"
+        describe_children(name, self.children.iter().map(|(n, m)| (&**n, &**m)))
     }
+}
+
+/// [`Module::describe`] of a module that has only these inside.
+pub(super) fn describe_children<'a>(
+    name: &str,
+    children: impl IntoIterator<Item = (&'a str, &'a dyn Module)>,
+) -> String {
+    let line = |(name, child): (&str, &dyn Module)| {
+        let inside = child.describe().replace('\n', "\n  ");
+        format!("\n  ({name}): {inside}")
+    };
+    let lines: String = children.into_iter().map(line).collect();
+    let end = if lines.is_empty() { "" } else { "\n" };
+    format!("{name}({lines}{end})")
 }
 
 impl Module for Sequential {
