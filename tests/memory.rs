@@ -1,5 +1,6 @@
 //! Memory: one test in its own process, because the counters are the process's.
 
+use cotangent::nn::{LayerNorm2d, Mode, Module};
 use cotangent::random::Generator;
 use cotangent::shape::Window;
 use cotangent::storage::{memory_stats, reset_peak};
@@ -55,6 +56,37 @@ fn steps_leave_nothing_behind_and_backward_frees_as_it_walks() -> Result<()> {
         memory_stats().peak_bytes < held + 4 * bytes,
         "peak {} over {held}",
         memory_stats().peak_bytes
+    );
+
+    // activations lie channels-last: a norm of their channels makes its output, its backward the
+    // input's gradient, and neither a copy
+    let (n, h, w, c) = (4, 64, 64, 32);
+    let images =
+        || -> Result<Tensor> { Tensor::ones([n, h, w, c], DType::F32)?.permute(&[0, 3, 1, 2]) };
+    let (x, dy) = (images()?.requires_grad(), images()?);
+    let bytes = n * h * w * c * 4;
+    let mut norm = LayerNorm2d::new(c)?;
+    let held = memory_stats().live_bytes;
+    reset_peak();
+    let y = norm.forward(&x, Mode::Train)?;
+    assert!(y.layout().is_channels_last());
+    let forward = memory_stats().peak_bytes - held;
+    assert!(
+        (bytes..bytes + bytes / 4).contains(&forward),
+        "{forward} of {bytes}"
+    );
+    let held = memory_stats().live_bytes;
+    reset_peak();
+    let grads = y.backward_from(&dy)?;
+    assert!(
+        grads
+            .get(&x)
+            .is_some_and(|dx| dx.layout().is_channels_last())
+    );
+    let backward = memory_stats().peak_bytes - held;
+    assert!(
+        (bytes..bytes + bytes / 4).contains(&backward),
+        "{backward} of {bytes}"
     );
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod check;
 pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod dropout;
+pub mod group_norm;
 pub mod index;
 pub mod interpolate;
 pub mod layer_norm;
@@ -37,6 +38,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         conv2d::MORE_CASES,
         conv_transpose2d::CASES,
         dropout::CASES,
+        group_norm::CASES,
         index::CASES,
         interpolate::CASES,
         layer_norm::CASES,
@@ -73,6 +75,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         conv2d::MORE_LARGE,
         conv_transpose2d::LARGE,
         dropout::LARGE,
+        group_norm::LARGE,
         index::LARGE,
         interpolate::LARGE,
         layer_norm::LARGE,
@@ -105,6 +108,7 @@ pub fn formulas() -> impl Iterator<Item = &'static Formula> {
         conv_transpose2d::FORMULAS,
         dropout::FORMULAS,
         interpolate::FORMULAS,
+        group_norm::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
         loss::cross_entropy::FORMULAS,
