@@ -93,12 +93,20 @@ pub type Formula = (&'static str, &'static str);
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
     [
+        batch_norm::FORMULAS,
+        binary::FORMULAS,
+        conv2d::FORMULAS,
         conv_transpose2d::FORMULAS,
+        index::FORMULAS,
         layer_norm::FORMULAS,
         loss::cross_entropy::FORMULAS,
         loss::one_hot::FORMULAS,
         loss::pairwise::FORMULAS,
         loss::svm::FORMULAS,
+        matmul::FORMULAS,
+        reduce::FORMULAS,
+        softmax::FORMULAS,
+        unary::FORMULAS,
     ]
     .into_iter()
     .flatten()
