@@ -15,6 +15,7 @@
     ("pairwise_loss", include_str!("pairwise_loss.ptx")),
     ("pool", include_str!("pool.ptx")),
     ("reduce", include_str!("reduce.ptx")),
+    ("rrelu", include_str!("rrelu.ptx")),
     ("softmax", include_str!("softmax.ptx")),
     ("transcendental", include_str!("transcendental.ptx")),
     ("unary", include_str!("unary.ptx")),

@@ -1,4 +1,7 @@
 //! The ops: one file a family, each with formula, shape rule, forward, backward and cases.
+//!
+// for rustdoc alone, so that a new row does not compile the crate anew
+#![cfg_attr(doc, doc = include_str!("../../docs/OPS.md"))]
 
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -17,6 +20,7 @@ pub mod matmul;
 pub mod pool2d;
 pub(crate) mod precision;
 pub mod reduce;
+pub mod rrelu;
 pub mod softmax;
 pub mod unary;
 
@@ -49,6 +53,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         pool2d::MORE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        rrelu::CASES,
         softmax::CASES,
         unary::CASES,
         unary::MORE_CASES,
@@ -80,6 +85,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         pool2d::LARGE,
         pool2d::MORE_LARGE,
         reduce::LARGE,
+        rrelu::LARGE,
         softmax::LARGE,
         unary::LARGE,
     ]
@@ -97,14 +103,18 @@ pub fn formulas() -> impl Iterator<Item = &'static Formula> {
         binary::FORMULAS,
         conv2d::FORMULAS,
         conv_transpose2d::FORMULAS,
+        dropout::FORMULAS,
         index::FORMULAS,
         layer_norm::FORMULAS,
+        layout::FORMULAS,
         loss::cross_entropy::FORMULAS,
         loss::one_hot::FORMULAS,
         loss::pairwise::FORMULAS,
         loss::svm::FORMULAS,
         matmul::FORMULAS,
+        pool2d::FORMULAS,
         reduce::FORMULAS,
+        rrelu::FORMULAS,
         softmax::FORMULAS,
         unary::FORMULAS,
     ]

@@ -6,6 +6,7 @@ use crate::cuda::{self, Arg, Gpu, Kernels, columns, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -448,6 +449,18 @@ impl Tensor {
         )
     }
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    (
+        "max_pool2d",
+        "the greatest of a window, the first of equals taking the gradient",
+    ),
+    (
+        "avg_pool2d",
+        "sum over a window / its elements, those in the padding counted or not",
+    ),
+];
 
 const fn window(kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Window {
     Window {

@@ -13,7 +13,9 @@ pub mod solver;
 mod step;
 mod update_rule;
 
-pub use checkpoint::{Checkpoint, load_state_dict_file, save_state_dict};
+pub use checkpoint::{
+    Checkpoint, load_state_dict_file, load_state_dict_file_partly, save_state_dict,
+};
 pub use history::History;
 pub use loss::{Loss, LossFn, softmax_loss};
 pub use picture::save_grid;

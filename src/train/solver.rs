@@ -9,12 +9,12 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::no_grad;
-use crate::data::{Augment, Dataset, Feed, Loader, Normalize};
+use crate::data::{Augment, Dataset, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
-use crate::optim::{Optimizer, Position, Schedule, ScheduleState};
+use crate::optim::{Optimizer, PlateauMode, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
@@ -118,13 +118,9 @@ impl SolverConfig {
     /// The settings that a resumed run must share with the run it goes on from.
     fn fixed(&self) -> serde_json::Value {
         let free = Self::default();
-        let planned = matches!(
-            self.schedule,
-            Schedule::OneCycle { .. } | Schedule::WarmupCosine { .. }
-        );
         let fixed = SolverConfig {
             // a schedule over the whole run would take other values for another length
-            num_epochs: if planned {
+            num_epochs: if self.schedule.spans_run() {
                 self.num_epochs
             } else {
                 free.num_epochs
@@ -186,6 +182,7 @@ pub struct Solver<'m> {
     history: History,
     stop: Arc<AtomicBool>,
     stepper: Stepper,
+    evaluation: Vec<Transform>,
 }
 
 impl<'m> Solver<'m> {
@@ -199,13 +196,23 @@ impl<'m> Solver<'m> {
         let loader = Loader::new(
             data.train.clone(),
             &data.normalize,
-            data.augment,
+            data.augment.clone(),
             config.batch_size,
             config.seed,
             true,
             true,
         )?;
         let optimizer = config.optim_config.build(config.update_rule)?;
+        config.schedule.check_run(Position {
+            total_epochs: config.num_epochs,
+            total_steps: config.num_epochs * loader.batches(),
+            ..Position::default()
+        })?;
+        if config.schedule.cycles_momentum() && optimizer.momentum().is_none() {
+            let rule = serde_json::json!(config.update_rule);
+            let why = format!("true; expected false, since {rule} has no momentum");
+            return Err(Error::config("cycle_momentum", why));
+        }
         let device = nn::device(model).to_string();
         let history = History::new(serde_json::json!(config), device);
         Ok(Solver {
@@ -223,8 +230,25 @@ impl<'m> Solver<'m> {
             history,
             stop: Arc::default(),
             stepper: Stepper::default(),
+            evaluation: Vec::new(),
             config,
         })
+    }
+
+    /// Judge the model by images after `transforms`, such as the middle part where training takes
+    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
+    /// [`Error::Config`].
+    pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
+        let augment = Augment::evaluation(&transforms)?;
+        let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
+        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
+        let (ours, theirs) = (loader.shape(), self.loader.shape());
+        if ours != theirs {
+            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
+            return Err(Error::config("evaluation", why));
+        }
+        self.evaluation = transforms;
+        Ok(self)
     }
 
     /// Another loss than the configuration's, which is then without effect.
@@ -340,7 +364,13 @@ impl<'m> Solver<'m> {
         let seconds = before + start.elapsed().as_secs_f64();
         let lr = self.optimizer.learning_rate();
         let best = self.history.end_epoch(train_acc, val_acc, lr, seconds);
-        self.config.schedule.end_epoch(&mut self.schedule, val_acc);
+        let watched = match self.config.schedule.watches() {
+            Some(PlateauMode::Min) => self.val_loss()?,
+            _ => val_acc,
+        };
+        let at = self.position();
+        let schedule = &self.config.schedule;
+        schedule.end_epoch(at, &mut self.schedule, watched);
         (self.batch, self.correct, self.seconds) = (0, 0, 0.0);
         if best {
             self.best = kept(self.model)?;
@@ -357,17 +387,25 @@ impl<'m> Solver<'m> {
         Ok(true)
     }
 
-    /// One step; its loss.
-    fn step(&mut self, feed: Feed) -> Result<f64> {
-        let position = Position {
+    fn position(&self) -> Position {
+        Position {
             epoch: self.history.epochs,
             step: self.history.loss_history.len(),
+            total_epochs: self.config.num_epochs,
             total_steps: self.config.num_epochs * self.loader.batches(),
-        };
+        }
+    }
+
+    /// One step; its loss.
+    fn step(&mut self, feed: Feed) -> Result<f64> {
+        let position = self.position();
         let schedule = &self.config.schedule;
         let decay = self.config.lr_decay.powi(position.epoch as i32);
         let lr = decay * schedule.learning_rate(self.base_lr, position, &self.schedule);
         self.optimizer.set_learning_rate(lr);
+        if let Some(momentum) = schedule.momentum(position) {
+            self.optimizer.set_momentum(momentum);
+        }
 
         let reg = self.config.reg + self.model.reg();
         let mut parts = Parts {
@@ -391,15 +429,32 @@ impl<'m> Solver<'m> {
     /// The fraction of `num_samples` images (drawn by the seed; `None` for all) that the model
     /// classifies right, in evaluation mode.
     pub fn check_accuracy(&mut self, data: &Dataset, num_samples: Option<usize>) -> Result<f64> {
-        let sampled = match num_samples {
+        let sampled = self.sampled(data, num_samples)?;
+        let batch_size = self.config.batch_size;
+        let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
+        check_accuracy(self.model, &sampled, normalize, evaluation, batch_size)
+    }
+
+    fn sampled(&self, data: &Dataset, num_samples: Option<usize>) -> Result<Dataset> {
+        match num_samples {
             Some(n) if n < data.len() => {
                 let order = Generator::new(self.config.seed).permutation(data.len());
-                data.subset(&order[..n])?
+                data.subset(&order[..n])
             }
-            _ => data.clone(),
-        };
-        let batch_size = self.config.batch_size;
-        check_accuracy(self.model, &sampled, &self.data.normalize, batch_size)
+            _ => Ok(data.clone()),
+        }
+    }
+
+    /// The mean loss of the validation images, without penalties, in evaluation mode.
+    fn val_loss(&mut self) -> Result<f64> {
+        let val = self.sampled(&self.data.val, self.config.num_val_samples)?;
+        let preparation = (&self.data.normalize, &self.evaluation[..]);
+        let (size, mut sum) = (self.config.batch_size, 0.0);
+        evaluate(self.model, &val, preparation, size, |scores, labels| {
+            sum += (self.loss)(scores, labels)?.item()? * labels.numel() as f64;
+            Ok(())
+        })?;
+        Ok(sum / val.len() as f64)
     }
 
     /// The accuracies of the model as it is over all training, validation and test images, into
@@ -453,8 +508,12 @@ impl<'m> Solver<'m> {
         // thousands of numbers: a checksum tells whether they are the same
         let mut numbers = flate2::Crc::new();
         numbers.update(format!("{normalize:?}").as_bytes());
+        let judged = match &self.evaluation[..] {
+            [] => String::new(),
+            transforms => format!(", judged after {transforms:?}"),
+        };
         format!(
-            "{} and {} images of {}, {augment:?}, normalized by {:08x}",
+            "{} and {} images of {}, {augment:?}, normalized by {:08x}{judged}",
             train.len(),
             val.len(),
             train.name(),
@@ -479,10 +538,13 @@ impl<'m> Solver<'m> {
         if run.data != self.describe_data() {
             return differs("data", &run.data, &self.describe_data());
         }
-        let settings = self.config.fixed();
+        // what the file does not know yet has its default there
+        let theirs: SolverConfig = serde_json::from_value(run.settings)
+            .map_err(|e| refuse(path, "settings", e.to_string()))?;
+        let (settings, saved_settings) = (self.config.fixed(), theirs.fixed());
         if let Some(keys) = settings.as_object() {
             for (key, ours) in keys {
-                let theirs = &run.settings[key];
+                let theirs = &saved_settings[key];
                 if theirs != ours {
                     return differs(key, &theirs.to_string(), &ours.to_string());
                 }
@@ -523,23 +585,41 @@ impl<'m> Solver<'m> {
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
-/// outside of any graph, `batch_size` images at a time.
+/// outside of any graph, `batch_size` images at a time. `evaluation` are transforms that draw
+/// nothing, one after another before normalization; none for the images as they are.
 pub fn check_accuracy(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
     normalize: &Normalize,
+    evaluation: &[Transform],
     batch_size: usize,
 ) -> Result<f64> {
+    let mut right = 0;
+    let preparation = (normalize, evaluation);
+    evaluate(model, data, preparation, batch_size, |scores, labels| {
+        right += correct(scores, labels)?;
+        Ok(())
+    })?;
+    Ok(right as f64 / data.len() as f64)
+}
+
+/// Show `see` the scores and the labels of each batch, in evaluation mode and outside of any graph.
+fn evaluate(
+    model: &mut (impl Module + ?Sized),
+    data: &Dataset,
+    (normalize, evaluation): (&Normalize, &[Transform]),
+    batch_size: usize,
+    mut see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<()> {
     let _quiet = no_grad();
     let size = batch_size.min(data.len());
-    let none = Augment::none();
-    let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
-    let mut right = 0;
+    let augment = Augment::evaluation(evaluation)?;
+    let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
-        right += correct(&model.forward(&images, Mode::Eval)?, &labels)?;
+        see(&model.forward(&images, Mode::Eval)?, &labels)?;
     }
-    Ok(right as f64 / data.len() as f64)
+    Ok(())
 }
 
 /// A copy of a model's state that later steps leave alone: on the CPU it shares storage with the
@@ -558,6 +638,7 @@ mod tests {
     use crate::data::synthetic;
     use crate::dtype::DType;
     use crate::nn::Visitor;
+    use crate::optim::{OneCycle, Plateau, Unit};
 
     /// A linear classifier with noise on its input, a running mean, and a name.
     struct Net {
@@ -625,6 +706,7 @@ mod tests {
             schedule: Schedule::Step {
                 step_size: 2,
                 gamma: 0.3,
+                unit: Unit::Epoch,
             },
             lr_decay: 0.95,
             reg: 0.1,
@@ -725,6 +807,87 @@ mod tests {
         solver.resume(two.join("checkpoint.safetensors"))?;
         assert_eq!(solver.train()?, Outcome::Finished);
         assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_plateau_after_a_warm_up_is_resumed_bit_for_bit() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let config = |dir: &Path, epochs| SolverConfig {
+            schedule: Schedule::Warmup {
+                start_factor: 0.5,
+                end_factor: 1.0,
+                total_iters: 1,
+                unit: Unit::Epoch,
+                then: Box::new(Schedule::Plateau(Plateau {
+                    // nothing is that much better
+                    threshold: 0.9,
+                    patience: 0,
+                    ..Plateau::default()
+                })),
+            },
+            lr_decay: 1.0,
+            ..config(dir, epochs)
+        };
+        let mut straight = Net::new("net");
+        let mut solver = Solver::new(&mut straight, data(), config(one, 5))?;
+        solver.train()?;
+        let rates = solver.history().learning_rate_history.clone();
+        for (rate, expected) in rates.iter().zip([5e-4, 1e-3, 1e-3, 1e-4, 1e-5]) {
+            assert!((rate - expected).abs() < 1e-15, "{rates:?}");
+        }
+        Solver::new(&mut Net::new("net"), data(), config(two, 3))?.train()?;
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 5))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        solver.train()?;
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_plateau_of_mode_min_watches_the_validation_loss() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SolverConfig {
+            schedule: Schedule::Plateau(Plateau::default()),
+            batch_size: 30,
+            ..config(dir.path(), 1)
+        };
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config)?;
+        solver.train()?;
+        let watched = solver.schedule.best.unwrap();
+        // all images at once, where the Solver has 30 and 10
+        let SolverData { val, normalize, .. } = data();
+        let all = Loader::new(val, &normalize, Augment::none(), 40, 0, false, false)?;
+        let (images, labels) = all.epoch_on(Device::Cpu, 0, 0).next().unwrap()?.tensors()?;
+        let loss = softmax_loss(0.1)(&net.forward(&images, Mode::Eval)?, &labels)?.item()?;
+        assert!((watched - loss).abs() < 1e-6, "{watched} {loss}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_checkpoint_without_the_newer_settings_has_their_defaults() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint.safetensors");
+        Solver::new(&mut Net::new("net"), data(), config(dir.path(), 1))?.train()?;
+        let mut saved = Checkpoint::load(&path)?;
+        saved.run.settings["schedule"] =
+            serde_json::json!({"step": {"step_size": 2, "gamma": 0.3}});
+        saved.save(&path)?;
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config(dir.path(), 2))?;
+        solver.resume(&path)?;
+        assert_eq!(solver.history().epochs, 1);
+        // what is no setting at all is named
+        saved.run.settings["batch_size"] = "many".into();
+        saved.save(&path)?;
+        let e = solver.resume(&path).unwrap_err();
+        assert!(
+            matches!(&e, Error::Checkpoint { name, .. } if name == "settings"),
+            "{e}"
+        );
         Ok(())
     }
 
@@ -857,11 +1020,10 @@ mod tests {
         assert_eq!(refused(&mut net(), data(), |c| c.reg = 0.2), "reg");
         // one cycle of one epoch cannot become one of two
         let cycle: fn(&mut SolverConfig) = |c| {
-            c.schedule = Schedule::OneCycle {
-                pct_start: 0.3,
-                div_factor: 10.0,
-                final_div_factor: 10.0,
-            }
+            c.schedule = Schedule::OneCycle(OneCycle {
+                cycle_momentum: false,
+                ..OneCycle::default()
+            })
         };
         let mut c = config(dir.path(), 1);
         cycle(&mut c);
@@ -897,6 +1059,19 @@ mod tests {
         assert_eq!(refused(|c| c.loss = Loss::Mse), "label_smoothing");
         assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
         assert_eq!(refused(|c| c.patience = Some(0)), "patience");
+        // four steps an epoch
+        let long: fn(&mut SolverConfig) = |c| {
+            c.schedule = Schedule::WarmupCosine {
+                warmup_steps: 5,
+                eta_min: 0.0,
+            }
+        };
+        assert_eq!(refused(long), "warmup_steps");
+        let cycle: fn(&mut SolverConfig) = |c| {
+            c.update_rule = UpdateRule::Sgd;
+            c.schedule = Schedule::OneCycle(OneCycle::default());
+        };
+        assert_eq!(refused(cycle), "cycle_momentum");
         assert!(!dir.path().join("checkpoint.safetensors").exists());
         assert!("momentum".parse::<UpdateRule>().is_err());
     }
