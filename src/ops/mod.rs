@@ -1,4 +1,7 @@
 //! The ops: one file a family, each with formula, shape rule, forward, backward and cases.
+//!
+// for rustdoc alone, so that a new row does not compile the crate anew
+#![cfg_attr(doc, doc = include_str!("../../docs/OPS.md"))]
 
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -105,18 +108,26 @@ pub type Formula = (&'static str, &'static str);
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
     [
+        batch_norm::FORMULAS,
+        binary::FORMULAS,
+        conv2d::FORMULAS,
         conv_transpose2d::FORMULAS,
         dropout::FORMULAS,
-        interpolate::FORMULAS,
         group_norm::FORMULAS,
+        index::FORMULAS,
+        interpolate::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
         loss::cross_entropy::FORMULAS,
         loss::one_hot::FORMULAS,
         loss::pairwise::FORMULAS,
         loss::svm::FORMULAS,
+        matmul::FORMULAS,
         pool2d::FORMULAS,
+        reduce::FORMULAS,
         rrelu::FORMULAS,
+        softmax::FORMULAS,
+        unary::FORMULAS,
     ]
     .into_iter()
     .flatten()
