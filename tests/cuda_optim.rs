@@ -1,14 +1,18 @@
 //! Optimizers, L2 and norms on CUDA against the CPU: one launch for many tensors, in place, captured.
 
+use std::collections::BTreeSet;
+
 use cotangent::autograd::Gradients;
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::optim::{
-    Adam, AdamConfig, AdamW, AdamWConfig, Ema, EmaConfig, Optimizer, RmsProp, RmsPropConfig, Sgd,
-    SgdConfig, clip_grad_norm, clip_grad_value, global_norm,
+    Adadelta, AdadeltaConfig, Adagrad, AdagradConfig, Adam, AdamConfig, AdamW, AdamWConfig, Asgd,
+    AsgdConfig, Ema, EmaConfig, Group, Lookahead, LookaheadConfig, Muon, MuonConfig, MuonOther,
+    Optimizer, RmsProp, RmsPropConfig, Sgd, SgdConfig, clip_grad_norm, clip_grad_value,
+    global_norm,
 };
 use cotangent::random::Generator;
 use cotangent::train::l2::{add_l2_gradients, l2_loss, l2_penalty};
-use cotangent::{DType, Device, Result, Tensor};
+use cotangent::{DType, Device, Error, Result, Tensor};
 
 fn device() -> Device {
     match std::env::var_os("GPU_REQUIRED") {
@@ -128,12 +132,86 @@ fn rules() -> Vec<(&'static str, New)> {
         ("adamw", || {
             Ok(Box::new(AdamW::new(AdamWConfig::default())?))
         }),
+        ("adam, amsgrad", || {
+            Ok(Box::new(Adam::new(AdamConfig {
+                betas: [0.9, 0.5],
+                amsgrad: true,
+                ..AdamConfig::default()
+            })?))
+        }),
+        ("adamw, amsgrad", || {
+            Ok(Box::new(AdamW::new(AdamWConfig {
+                betas: [0.9, 0.5],
+                amsgrad: true,
+                ..AdamWConfig::default()
+            })?))
+        }),
+        ("adadelta", || {
+            Ok(Box::new(Adadelta::new(AdadeltaConfig {
+                weight_decay: 0.1,
+                ..AdadeltaConfig::default()
+            })?))
+        }),
+        ("adagrad", || {
+            Ok(Box::new(Adagrad::new(AdagradConfig {
+                lr_decay: 0.5,
+                weight_decay: 0.1,
+                initial_accumulator_value: 0.3,
+                ..AdagradConfig::default()
+            })?))
+        }),
+        ("asgd", || {
+            Ok(Box::new(Asgd::new(AsgdConfig {
+                lambd: 0.3,
+                t0: 1.0,
+                weight_decay: 0.1,
+                ..AsgdConfig::default()
+            })?))
+        }),
+        ("groups", || {
+            let config = |lr, weight_decay, betas| AdamWConfig {
+                lr,
+                weight_decay,
+                betas,
+                ..AdamWConfig::default()
+            };
+            let threes = Group::new(|name, _| name.ends_with('3'), config(0.03, 0.2, [0.5, 0.9]));
+            let long = Group::new(|_, t| t.numel() > 9, config(1e-4, 0.0, [0.9, 0.99]));
+            let default = config(1e-2, 0.3, [0.8, 0.99]);
+            let optimizer = AdamW::with_groups(default, vec![threes, long])?;
+            Ok(Box::new(optimizer.no_decay_on_norms_and_biases()))
+        }),
         ("ema", || {
             let config = EmaConfig {
                 decay: 0.5,
                 warmup: true,
             };
             Ok(Box::new(Ema::new(sgd(|c| c.momentum = 0.9)?, config)?))
+        }),
+        ("lookahead", || {
+            let config = LookaheadConfig {
+                k: 2,
+                alpha: 0.3,
+                buffers: true,
+                ramp: Some(9),
+            };
+            let lookahead = Lookahead::new(sgd(|c| c.momentum = 0.9)?, config)?;
+            Ok(Box::new(Ema::new(
+                Box::new(lookahead),
+                EmaConfig::default(),
+            )?))
+        }),
+        ("muon", || {
+            let config = MuonConfig {
+                other: MuonOther::Sgd(SgdConfig {
+                    lr: 0.01,
+                    momentum: 0.5,
+                    ..SgdConfig::default()
+                }),
+                ..MuonConfig::default()
+            };
+            let few = |name: &str, _: &Tensor| ["4", "6", "7", "13", "210", "211"].contains(&name);
+            Ok(Box::new(Muon::with_selection(config, few)?))
         }),
     ]
 }
@@ -159,6 +237,98 @@ fn rules_agree_with_the_cpu() -> Result<()> {
             assert!(a.iter().map(|(n, _)| n).eq(b.iter().map(|(n, _)| n)));
             let [a, b] = [a, b].map(|s| s.into_iter().map(|(_, t)| t).collect::<Vec<_>>());
             assert_close(&a, &b, tolerance, &format!("{what}, states"))?;
+        }
+    }
+    Ok(())
+}
+
+fn numbers(tensors: impl IntoIterator<Item = Tensor>) -> Result<Vec<Vec<f64>>> {
+    let of = |t: Tensor| t.to_dtype(DType::F64)?.to_vec::<f64>();
+    tensors.into_iter().map(of).collect()
+}
+
+#[test]
+fn a_saved_state_goes_on_to_the_bit_in_its_own_rule_alone() -> Result<()> {
+    let start = random(8, DType::F32)?;
+    let mut saved = Vec::new();
+    for (name, new) in rules() {
+        for place in [Device::Cpu, device()] {
+            let (mut whole, mut a, mut b) = (bag(&start, place)?, new()?, new()?);
+            for step in 0..3 {
+                let grads = gradients(&whole, step, DType::F32)?;
+                a.step(&mut whole, &grads)?;
+            }
+            let mut parts = bag(&whole.0, place)?;
+            b.load_state(&mut parts, &a.state()?)?;
+            for step in 3..5 {
+                for (optimizer, bag) in [(&mut a, &mut whole), (&mut b, &mut parts)] {
+                    let grads = gradients(bag, step, DType::F32)?;
+                    optimizer.step(bag, &grads)?;
+                }
+            }
+            assert_eq!(numbers(whole.0)?, numbers(parts.0)?, "{name} on {place}");
+            let [a, b] = [a.state()?, b.state()?];
+            assert!(
+                a.iter().map(|(n, _)| n).eq(b.iter().map(|(n, _)| n)),
+                "{name}"
+            );
+            let all = |s: &[(String, Tensor)]| numbers(s.iter().map(|(_, t)| t.clone()));
+            assert_eq!(all(&a)?, all(&b)?, "{name} on {place}");
+            saved.push((name, new, a));
+        }
+    }
+    let mut model = bag(&start, Device::Cpu)?;
+    let kinds = |state: &[(String, Tensor)]| -> BTreeSet<String> {
+        state.iter().map(|(name, _)| name.clone()).collect()
+    };
+    let mut refused = 0;
+    for (rule, new, own) in &saved {
+        for (other, _, state) in &saved {
+            if kinds(own) != kinds(state) {
+                let e = new()?.load_state(&mut model, state);
+                assert!(
+                    matches!(e, Err(Error::Checkpoint { .. })),
+                    "{rule} took {other}"
+                );
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 300, "{refused}");
+    Ok(())
+}
+
+#[test]
+fn parameters_are_written_in_place_and_those_of_16_bits_refused() -> Result<()> {
+    let start = random(9, DType::F32)?;
+    for (name, new) in rules() {
+        let (mut bag, mut optimizer) = (bag(&start, Device::Cpu)?, new()?);
+        let mut addresses = Vec::new();
+        for step in 0..3 {
+            let grads = gradients(&bag, step, DType::F32)?;
+            optimizer.step(&mut bag, &grads)?;
+            let of = |t: &mut Tensor| Ok(t.make_mut::<f32>()?.as_ptr());
+            addresses.push(bag.0.iter_mut().map(of).collect::<Result<Vec<_>>>()?);
+        }
+        assert!(addresses.iter().all(|a| *a == addresses[0]), "{name}");
+    }
+    for place in [Device::Cpu, device()] {
+        for dtype in [DType::BF16, DType::F16] {
+            for (name, new) in rules() {
+                let x = Tensor::ones([3, 3], (dtype, place))?;
+                let mut bag = Bag(vec![x.requires_grad()]);
+                let mut grads = Gradients::default();
+                grads.insert(&bag.0[0], x);
+                let e = new()?.step(&mut bag, &grads).unwrap_err();
+                assert!(
+                    matches!(e, Error::DType { got, .. } if got == dtype),
+                    "{name}: {e}"
+                );
+                assert!(
+                    e.to_string().contains("keep the parameters in F32"),
+                    "{name}: {e}"
+                );
+            }
         }
     }
     Ok(())
@@ -234,11 +404,12 @@ fn replays_of_a_captured_step_are_steps() -> Result<()> {
             graph.replay(&b.replayed())?;
         }
         let all = |o: &dyn Optimizer, bag: &Bag| {
-            let states = o.state()?.into_iter().map(|(_, t)| t);
-            let tensors = bag.0.iter().cloned().chain(states);
-            tensors
-                .map(|t| t.to_dtype(DType::F64)?.to_vec::<f64>())
-                .collect::<Result<Vec<_>>>()
+            numbers(
+                bag.0
+                    .iter()
+                    .cloned()
+                    .chain(o.state()?.into_iter().map(|(_, t)| t)),
+            )
         };
         assert_eq!(all(&*a, &eager)?, all(&*b, &replayed)?, "{name}");
     }

@@ -297,21 +297,40 @@ fn batch_norm(case: &GoldenCase, dtype: DType) -> Result<Found> {
 
 #[test]
 fn loss() {
-    let not_yet = ["smooth_l1", "mse", "l1", "huber", "bce_with_logits"];
-    check("loss", &["x", "target"], &not_yet, |case, dtype| {
-        let settings = || CrossEntropy {
-            label_smoothing: case.number("label_smoothing"),
-            reduction: match case.settings["reduction"].as_str() {
-                Some("none") => Reduction::None,
-                Some("sum") => Reduction::Sum,
-                _ => Reduction::Mean,
-            },
+    check("loss", &["x", "target"], &[], |case, dtype| {
+        let reduction = match case.settings["reduction"].as_str() {
+            Some("none") => Reduction::None,
+            Some("sum") => Reduction::Sum,
+            _ => Reduction::Mean,
         };
-        (case.op() == "cross_entropy").then(|| {
-            case.differentiate(dtype, &["x", "target"], |x| {
-                x[0].cross_entropy(&x[1], &settings())
-            })
-        })
+        // the file has no gradients of the targets
+        let target = case.tensor("target", dtype);
+        let run = |x: &[Tensor]| match case.op() {
+            "cross_entropy" => {
+                let settings = CrossEntropy {
+                    label_smoothing: case.number("label_smoothing"),
+                    reduction,
+                    ..Default::default()
+                };
+                x[0].cross_entropy(&target, &settings)
+            }
+            "mse" => x[0].mse_loss(&target, reduction),
+            "l1" => x[0].l1_loss(&target, reduction),
+            "smooth_l1" => x[0].smooth_l1_loss(&target, 1.0, reduction),
+            "huber" => x[0].huber_loss(&target, 1.0, reduction),
+            _ => x[0].bce_with_logits(&target, None, None, reduction),
+        };
+        let known = [
+            "cross_entropy",
+            "mse",
+            "l1",
+            "smooth_l1",
+            "huber",
+            "bce_with_logits",
+        ];
+        known
+            .contains(&case.op())
+            .then(|| case.differentiate(dtype, &["x"], run))
     });
 }
 

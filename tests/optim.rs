@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use cotangent::autograd::Gradients;
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::optim::{
-    Adam, AdamConfig, AdamW, AdamWConfig, Optimizer, Position, RmsProp, RmsPropConfig, Schedule,
-    ScheduleState, Sgd, SgdConfig,
+    AdadeltaConfig, AdagradConfig, Adam, AdamConfig, AdamWConfig, AsgdConfig, Elementwise,
+    Optimizer, Position, RmsProp, RmsPropConfig, Rule, Schedule, ScheduleState, Sgd, SgdConfig,
 };
-use cotangent::{Result, Tensor};
+use cotangent::{DType, Result, Tensor};
 use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// A single parameter `w`.
@@ -51,6 +52,16 @@ impl Golden {
         Golden { bytes }
     }
 
+    /// The ops that there are cases of.
+    fn ops(&self) -> Vec<String> {
+        let (_, meta) = SafeTensors::read_metadata(&self.bytes).unwrap();
+        let op = |text: &String| serde_json::from_str::<Value>(text).unwrap()["op"].to_string();
+        let cases = meta.metadata().as_ref().unwrap().values();
+        let mut ops: Vec<String> = cases.map(|c| op(c).trim_matches('"').into()).collect();
+        ops.sort();
+        ops
+    }
+
     /// The case of op `op`.
     fn case(&self, op: &str) -> (String, Value) {
         let (_, meta) = SafeTensors::read_metadata(&self.bytes).unwrap();
@@ -80,129 +91,136 @@ fn assert_close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
+/// The optimizer of a golden case, by its settings in PyTorch's names.
+fn optimizer(op: &str, mut settings: Value) -> Box<dyn Optimizer> {
+    fn new<R: Rule + DeserializeOwned + 'static>(settings: Value) -> Box<dyn Optimizer> {
+        Box::new(Elementwise::new(serde_json::from_value::<R>(settings).unwrap()).unwrap())
+    }
+    settings.as_object_mut().unwrap().remove("op");
+    match op {
+        "adam" | "adam_amsgrad" => new::<AdamConfig>(settings),
+        "adamw" => new::<AdamWConfig>(settings),
+        "adadelta" => new::<AdadeltaConfig>(settings),
+        "adagrad" => new::<AdagradConfig>(settings),
+        "asgd" => new::<AsgdConfig>(settings),
+        _ if op.starts_with("sgd") => new::<SgdConfig>(settings),
+        _ if op.starts_with("rmsprop") => new::<RmsPropConfig>(settings),
+        _ => panic!("no rule for {op}"),
+    }
+}
+
 #[test]
 fn update_rules_are_pytorchs() {
     let file = Golden::open("optim.safetensors");
-    for op in [
-        "sgd",
-        "sgd_momentum",
-        "sgd_nesterov",
-        "sgd_dampening",
-        "adam",
-        "adamw",
-        "rmsprop",
-        "rmsprop_momentum_centered",
-    ] {
-        let (case, mut settings) = file.case(op);
-        settings.as_object_mut().unwrap().remove("op");
-        let from = |v: &Value| v.clone();
-        let mut optimizer: Box<dyn Optimizer> = match op {
-            "adam" => Box::new(
-                Adam::new(serde_json::from_value::<AdamConfig>(from(&settings)).unwrap()).unwrap(),
-            ),
-            "adamw" => Box::new(
-                AdamW::new(serde_json::from_value::<AdamWConfig>(from(&settings)).unwrap())
-                    .unwrap(),
-            ),
-            _ if op.starts_with("sgd") => Box::new(
-                Sgd::new(serde_json::from_value::<SgdConfig>(from(&settings)).unwrap()).unwrap(),
-            ),
-            _ => Box::new(
-                RmsProp::new(serde_json::from_value::<RmsPropConfig>(from(&settings)).unwrap())
-                    .unwrap(),
-            ),
-        };
+    let ops = file.ops();
+    assert_eq!(ops.len(), 12, "{ops:?}");
+    for (op, (dtype, tolerance)) in ops
+        .iter()
+        .flat_map(|op| [(op, (DType::F64, 1e-9)), (op, (DType::F32, 1e-4))])
+    {
+        let (case, settings) = file.case(op);
+        let mut optimizer = optimizer(op, settings);
         let (p0, shape) = file.tensor(&case, "p0");
         let (grads, _) = file.tensor(&case, "grads");
         let (params, _) = file.tensor(&case, "params");
-        let shape = &shape[..];
-        let mut model = One(Tensor::from_vec(p0.clone(), shape).unwrap().requires_grad());
+        let tensor = |x: &[f64]| {
+            let x = Tensor::from_slice(x, &shape[..]).unwrap();
+            x.to_dtype(dtype).unwrap()
+        };
+        let mut model = One(tensor(&p0).requires_grad());
         let n = p0.len();
         for (i, (g, p)) in grads.chunks(n).zip(params.chunks(n)).enumerate() {
-            step(
-                &mut *optimizer,
-                &mut model,
-                Tensor::from_slice(g, shape).unwrap(),
-            );
-            let got = model.0.to_vec::<f64>().unwrap();
-            assert_close(&got, p, 1e-9, &format!("{op} step {i}"));
+            step(&mut *optimizer, &mut model, tensor(g));
+            let got = model.0.to_dtype(DType::F64).unwrap();
+            let got = got.to_vec::<f64>().unwrap();
+            assert_close(&got, p, tolerance, &format!("{op} in {dtype}, step {i}"));
         }
     }
+}
+
+/// A case's schedule, read from PyTorch's own names, and the optimizer's learning rate.
+fn schedule(attributes: &Value, unit: &str) -> (String, f64, Schedule) {
+    let mut settings = attributes.as_object().unwrap().clone();
+    let op: String = serde_json::from_value(settings.remove("op").unwrap()).unwrap();
+    let lr = settings.remove("lr").unwrap().as_f64().unwrap();
+    settings.remove("total_steps");
+    if let Some(anneal) = settings.remove("anneal") {
+        settings.insert("anneal_strategy".into(), anneal);
+    }
+    let name = match op.as_str() {
+        "multistep" => "multi_step",
+        "linear_warmup" => "linear",
+        "reduce_on_plateau" => "plateau",
+        cyclic if cyclic.starts_with("cyclic") => "cyclic",
+        cycle if cycle.starts_with("one_cycle") => "one_cycle",
+        same => same,
+    };
+    match name {
+        "cyclic" | "one_cycle" => {
+            let moves = name == "one_cycle";
+            settings.insert("cycle_momentum".into(), moves.into());
+        }
+        _ => {}
+    }
+    if name != "plateau" {
+        settings.insert("unit".into(), unit.into());
+    }
+    let json = serde_json::json!({ name: settings });
+    let schedule: Schedule = serde_json::from_value(json).unwrap();
+    schedule.validate().unwrap();
+    (op, lr, schedule)
 }
 
 #[test]
 fn schedules_are_pytorchs() {
     let file = Golden::open("schedule.safetensors");
-    let one_cycle = Schedule::OneCycle {
-        pct_start: 0.3,
-        div_factor: 25.0,
-        final_div_factor: 1e4,
-    };
-    let cosine = Schedule::Cosine {
-        t_max: 40,
-        eta_min: 1e-4,
-    };
-    let step = Schedule::Step {
-        step_size: 7,
-        gamma: 0.1,
-    };
-    for (op, base, schedule) in [
-        ("step", 0.1, step),
-        ("exponential", 0.1, Schedule::Exponential { gamma: 0.9 }),
-        ("cosine", 0.1, cosine),
-        ("one_cycle", 0.4, one_cycle),
-    ] {
-        let (case, _) = file.case(op);
-        let (expected, _) = file.tensor(&case, "lr");
-        // PyTorch's cosine goes up again after t_max, as its formula does
-        let got: Vec<f64> = (0..expected.len())
-            .map(|i| {
-                let at = Position {
-                    epoch: i,
-                    step: i,
-                    total_steps: 60,
+    let (_, meta) = SafeTensors::read_metadata(&file.bytes).unwrap();
+    let cases = meta.metadata().clone().unwrap();
+    assert_eq!(cases.len(), 13);
+    for (case, text) in &cases {
+        let attributes: Value = serde_json::from_str(text).unwrap();
+        let (expected, _) = file.tensor(case, "lr");
+        for unit in ["epoch", "step"] {
+            let (op, base, schedule) = schedule(&attributes, unit);
+            let mut state = ScheduleState::default();
+            let (mut rates, mut momenta) = (Vec::new(), Vec::new());
+            for i in 0..expected.len() {
+                let at = match unit {
+                    "epoch" => Position {
+                        epoch: i,
+                        step: 7 * i + 3,
+                        total_epochs: 60,
+                        total_steps: 420,
+                    },
+                    _ => Position {
+                        epoch: i / 10,
+                        step: i,
+                        total_epochs: 6,
+                        total_steps: 60,
+                    },
                 };
-                schedule.learning_rate(base, at, &ScheduleState::default())
-            })
-            .collect();
-        assert_close(&got, &expected, 1e-9, op);
+                // PyTorch notes the learning rate after it has taken in the epoch's number
+                if op == "reduce_on_plateau" {
+                    let (metric, _) = file.tensor(case, "metric");
+                    schedule.end_epoch(at, &mut state, metric[i]);
+                }
+                rates.push(schedule.learning_rate(base, at, &state));
+                // the optimizer's own is 0.9
+                momenta.push(schedule.momentum(at).unwrap_or(0.9));
+            }
+            assert_close(&rates, &expected, 1e-12, &op);
+            if op != "reduce_on_plateau" {
+                assert_close(&momenta, &file.tensor(case, "momentum").0, 1e-12, &op);
+            }
+        }
     }
-}
-
-#[test]
-fn the_plateau_is_pytorchs() {
-    let file = Golden::open("schedule.safetensors");
-    let (case, _) = file.case("reduce_on_plateau");
-    let (metric, _) = file.tensor(&case, "metric");
-    let (expected, _) = file.tensor(&case, "lr");
-    let schedule = Schedule::Plateau {
-        factor: 0.5,
-        patience: 3,
-        threshold: 1e-3,
-        cooldown: 2,
-        min_lr: 0.0,
-    };
-    let mut state = ScheduleState::default();
-    let at = Position {
-        epoch: 0,
-        step: 0,
-        total_steps: 0,
-    };
-    let got: Vec<f64> = metric
-        .iter()
-        .map(|&m| {
-            schedule.end_epoch(&mut state, m);
-            schedule.learning_rate(0.1, at, &state)
-        })
-        .collect();
-    assert_close(&got, &expected, 1e-12, "plateau");
 }
 
 /// The numbers of CS231n's notebook for one rule, as `linspace` or nested lists.
 fn course(rule: &Value, name: &str) -> Tensor {
     let ends = &rule[name]["linspace"];
     let (a, b) = (ends[0].as_f64().unwrap(), ends[1].as_f64().unwrap());
-    let t = Tensor::linspace(a, b, 20, cotangent::DType::F64).unwrap();
+    let t = Tensor::linspace(a, b, 20, DType::F64).unwrap();
     t.reshape([4, 5]).unwrap()
 }
 

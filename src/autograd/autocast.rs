@@ -22,7 +22,7 @@ pub struct Autocast {
 /// [`Error::DType`].
 ///
 /// | in `dtype` | `matmul`, `linear`, `conv2d` and their kind: float inputs are converted, F64 excepted |
-/// | in F32 | `softmax`, `log_softmax`, `cross_entropy`, `svm_loss`: 16-bit inputs are widened |
+/// | in F32 | `softmax`, `log_softmax`, every loss: 16-bit inputs are widened |
 /// | in the inputs' type | all others; beside an F32 operand (a norm's weight) a 16-bit one is widened |
 ///
 /// The conversions are ops of the graph: parameters stay as they are and get gradients of their own

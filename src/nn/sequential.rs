@@ -104,12 +104,20 @@ impl Sequential {
     /// A line for each module, behind a line break.
     fn lines(&self) -> String {
         let parts = self.parts.iter().map(|part| part.with(|p| p.lines()));
-        let children = self.children.iter().map(|(name, child)| {
-            let inside = child.describe().replace('\n', "\n  ");
-            format!("\n  ({name}): {inside}")
-        });
+        let children = self.children.iter();
+        let children = children.map(|(name, child)| line(name, &child.describe()));
         parts.chain(children).collect()
     }
+}
+
+fn line(name: &str, child: &str) -> String {
+    format!("\n  ({name}): {}", child.replace('\n', "\n  "))
+}
+
+/// A container's description from its children's, as PyTorch prints it.
+pub(crate) fn nested(name: &str, children: &[(&str, String)]) -> String {
+    let lines: String = children.iter().map(|(n, child)| line(n, child)).collect();
+    format!("{name}({lines}\n)")
 }
 
 impl Module for Sequential {

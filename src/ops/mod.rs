@@ -17,12 +17,13 @@ pub mod matmul;
 pub mod pool2d;
 pub(crate) mod precision;
 pub mod reduce;
+pub mod rrelu;
 pub mod softmax;
 pub mod unary;
 
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
-pub use loss::{CrossEntropy, Reduction, accuracy, correct};
+pub use loss::{CrossEntropy, Reduction, accuracy, correct, topk_accuracy, topk_correct};
 
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {
@@ -37,13 +38,19 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         index::CASES,
         layer_norm::CASES,
         layout::CASES,
-        loss::CASES,
-        loss::MORE_CASES,
+        loss::cross_entropy::CASES,
+        loss::cross_entropy::WEIGHTED,
+        loss::cross_entropy::PROBABILITIES,
+        loss::one_hot::CASES,
+        loss::pairwise::CASES,
+        loss::pairwise::WEIGHTED,
+        loss::svm::CASES,
         matmul::CASES,
         pool2d::CASES,
         pool2d::MORE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        rrelu::CASES,
         softmax::CASES,
         unary::CASES,
         unary::MORE_CASES,
@@ -65,11 +72,17 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         index::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
-        loss::LARGE,
+        loss::cross_entropy::LARGE,
+        loss::cross_entropy::WEIGHTED_LARGE,
+        loss::cross_entropy::PROBABILITIES_LARGE,
+        loss::one_hot::LARGE,
+        loss::pairwise::LARGE,
+        loss::svm::LARGE,
         matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
         reduce::LARGE,
+        rrelu::LARGE,
         softmax::LARGE,
         unary::LARGE,
     ]
@@ -82,9 +95,19 @@ pub type Formula = (&'static str, &'static str);
 
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
-    [conv_transpose2d::FORMULAS, layer_norm::FORMULAS]
-        .into_iter()
-        .flatten()
+    [
+        conv_transpose2d::FORMULAS,
+        dropout::FORMULAS,
+        layer_norm::FORMULAS,
+        layout::FORMULAS,
+        loss::cross_entropy::FORMULAS,
+        loss::one_hot::FORMULAS,
+        loss::pairwise::FORMULAS,
+        loss::svm::FORMULAS,
+        rrelu::FORMULAS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Kernels read every input as the first one's dtype.

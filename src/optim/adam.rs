@@ -10,12 +10,16 @@ use crate::error::Result;
 kernels! {
     /// Adam's and AdamW's step, one block a stretch of a parameter.
     ADAM = "adam" [F32, F64];
+    /// The same with AMSGrad.
+    AMSGRAD = "amsgrad" [F32, F64];
 }
 
 /// PyTorch's `Adam` (Kingma and Ba 2015); with d = g + weight_decay p, at step t from 1:
 ///
 /// `m = b1 m + (1 - b1) d; v = b2 v + (1 - b2) d^2`,
 /// `p -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. CS231n's `adam` is the same.
+///
+/// With `amsgrad` (Reddi, Kale and Kumar 2018) the root is of the greatest v so far.
 pub type Adam = Elementwise<AdamConfig>;
 
 /// PyTorch's `AdamW` (Loshchilov and Hutter 2019): Adam on the bare gradient, after
@@ -34,6 +38,8 @@ pub struct AdamConfig {
     pub eps: f64,
     /// L2 penalty, added to the gradient.
     pub weight_decay: f64,
+    /// Divide by the root of the greatest mean of squares so far.
+    pub amsgrad: bool,
 }
 
 impl Default for AdamConfig {
@@ -43,6 +49,7 @@ impl Default for AdamConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
+            amsgrad: false,
         }
     }
 }
@@ -59,6 +66,8 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// How fast the parameters shrink, times the learning rate.
     pub weight_decay: f64,
+    /// Divide by the root of the greatest mean of squares so far.
+    pub amsgrad: bool,
 }
 
 impl Default for AdamWConfig {
@@ -68,6 +77,7 @@ impl Default for AdamWConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 1e-2,
+            amsgrad: false,
         }
     }
 }
@@ -80,13 +90,17 @@ impl AdamWConfig {
             betas: self.betas,
             eps: self.eps,
             weight_decay: 0.0,
+            amsgrad: self.amsgrad,
         }
     }
 }
 
 impl Rule for AdamConfig {
     fn state_names(&self) -> &'static [&'static str] {
-        &["exp_avg", "exp_avg_sq"]
+        match self.amsgrad {
+            false => &["exp_avg", "exp_avg_sq"],
+            true => &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+        }
     }
 
     fn learning_rate(&self) -> f64 {
@@ -97,6 +111,18 @@ impl Rule for AdamConfig {
         self.lr = lr;
     }
 
+    fn momentum(&self) -> Option<f64> {
+        Some(self.betas[0])
+    }
+
+    fn set_momentum(&mut self, momentum: f64) {
+        self.betas[0] = momentum;
+    }
+
+    fn set_weight_decay(&mut self, weight_decay: f64) {
+        self.weight_decay = weight_decay;
+    }
+
     fn validate(&self) -> Result<()> {
         check_not_negative("learning_rate", self.lr)?;
         check_fraction("beta1", self.betas[0])?;
@@ -105,7 +131,7 @@ impl Rule for AdamConfig {
         check_not_negative("weight_decay", self.weight_decay)
     }
 
-    fn scalars(&self, step: u64) -> Scalars {
+    fn scalars(&self, step: u64, _carried: f64) -> Scalars {
         let [b1, b2] = self.betas;
         // the corrections are folded into constants of the step: lr m / (1 - b1^t) = rate m
         let rate = self.lr / (1.0 - b1.powf(step as f64));
@@ -116,18 +142,35 @@ impl Rule for AdamConfig {
 
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [keep, decay, in1, b2, in2, rate, root, eps] = c;
-        let [mean, square] = state else { return };
-        let moments = mean.iter_mut().zip(square.iter_mut());
-        for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
-            let d = g + decay * *p;
+        let moments = |p: T, g: T, m: &mut T, v: &mut T| {
+            let d = g + decay * p;
             *m += in1 * (d - *m);
             *v = b2 * *v + in2 * d * d;
-            *p = keep * *p - rate * *m / (v.sqrt() * root + eps);
+        };
+        let next = |p: T, m: T, v: T| keep * p - rate * m / (v.sqrt() * root + eps);
+        match state {
+            [mean, square] => {
+                let states = mean.iter_mut().zip(square.iter_mut());
+                for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(states) {
+                    moments(*p, g, m, v);
+                    *p = next(*p, *m, *v);
+                }
+            }
+            [mean, square, greatest] => {
+                let squares = square.iter_mut().zip(greatest.iter_mut());
+                let states = mean.iter_mut().zip(squares);
+                for ((p, &g), (m, (v, most))) in p.iter_mut().zip(g).zip(states) {
+                    moments(*p, g, m, v);
+                    *most = if *most > *v { *most } else { *v };
+                    *p = next(*p, *m, *most);
+                }
+            }
+            _ => {}
         }
     }
 
     fn kernels(&self) -> &'static Kernels {
-        &ADAM
+        if self.amsgrad { &AMSGRAD } else { &ADAM }
     }
 }
 
@@ -144,13 +187,25 @@ impl Rule for AdamWConfig {
         self.lr = lr;
     }
 
+    fn momentum(&self) -> Option<f64> {
+        Some(self.betas[0])
+    }
+
+    fn set_momentum(&mut self, momentum: f64) {
+        self.betas[0] = momentum;
+    }
+
+    fn set_weight_decay(&mut self, weight_decay: f64) {
+        self.weight_decay = weight_decay;
+    }
+
     fn validate(&self) -> Result<()> {
         check_not_negative("weight_decay", self.weight_decay)?;
         self.adam().validate()
     }
 
-    fn scalars(&self, step: u64) -> Scalars {
-        let mut c = self.adam().scalars(step);
+    fn scalars(&self, step: u64, carried: f64) -> Scalars {
+        let mut c = self.adam().scalars(step, carried);
         // of the parameters so much is kept, before Adam's step on the bare gradient
         c[0] = 1.0 - self.lr * self.weight_decay;
         c

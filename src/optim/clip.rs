@@ -32,7 +32,7 @@ kernels! {
 /// # use cotangent::{DType, Tensor, nn::Linear, optim::clip_grad_norm, random::Generator};
 /// let mut layer = Linear::new(2, 1, false, &mut Generator::new(0))?;
 /// let x = Tensor::from_slice(&[3f32, 4.0], [1, 2])?;
-/// let mut grads = x.linear(&layer.weight, None)?.sum()?.backward()?;
+/// let mut grads = x.linear(&layer.weight, None)?.sum(&[], false)?.backward()?;
 /// assert_eq!(clip_grad_norm(&mut grads, &mut layer, 1.0)?.item()?, 5.0);
 /// let g = grads.get(&layer.weight).unwrap().to_vec::<f32>()?;
 /// assert!((g[0] - 0.6).abs() < 1e-6 && (g[1] - 0.8).abs() < 1e-6);
@@ -90,7 +90,7 @@ pub fn clip_grad_norm(
 /// # use cotangent::{Tensor, nn::Linear, optim::clip_grad_value, random::Generator};
 /// let mut layer = Linear::new(2, 1, false, &mut Generator::new(0))?;
 /// let x = Tensor::from_slice(&[-3f32, 0.5], [1, 2])?;
-/// let mut grads = x.linear(&layer.weight, None)?.sum()?.backward()?;
+/// let mut grads = x.linear(&layer.weight, None)?.sum(&[], false)?.backward()?;
 /// clip_grad_value(&mut grads, &mut layer, 1.0)?;
 /// assert_eq!(grads.get(&layer.weight).unwrap().to_vec::<f32>()?, [-1.0, 0.5]);
 /// # Ok::<(), cotangent::Error>(())

@@ -1,37 +1,51 @@
 //! Optimizers: from gradients to new parameters. What all update rules share lives here; a rule
 //! itself is a configuration and a loop over elements.
 
+mod adadelta;
+mod adagrad;
 mod adam;
+mod asgd;
 mod clip;
+mod elementwise;
 mod ema;
+mod lookahead;
+mod muon;
 mod rmsprop;
 mod rows;
 pub mod schedule;
 mod sgd;
 mod shadow;
 
-use std::collections::btree_map::{BTreeMap, Entry};
-
 use crate::autograd::Gradients;
-use crate::cuda::{Gpu, Kernels};
-use crate::device::Device;
+use crate::cuda::Kernels;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
-use crate::nn::{self, Module, Slot};
+use crate::nn::Module;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use crate::with_real;
 
+pub use adadelta::{Adadelta, AdadeltaConfig};
+pub use adagrad::{Adagrad, AdagradConfig};
 pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
+pub use asgd::{Asgd, AsgdConfig};
 pub use clip::{clip_grad_norm, clip_grad_value};
+pub use elementwise::{Elementwise, Group, Selection};
 pub use ema::{Ema, EmaConfig, with_averaged};
+pub use lookahead::{Lookahead, LookaheadConfig};
+pub use muon::{Muon, MuonConfig, MuonOther, newton_schulz};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rows::global_norm;
 pub(crate) use rows::{Rows, axpy, beside, sum_squares};
-pub use schedule::{Position, Schedule, ScheduleState};
+pub use schedule::{
+    Anneal, Cyclic, CyclicMode, OneCycle, Plateau, PlateauMode, Position, Schedule, ScheduleState,
+    ThresholdMode, Unit,
+};
 pub use sgd::{Sgd, SgdConfig};
 
 /// An update rule with its state, one set of tensors a parameter, by the parameter's name.
+///
+/// Parameters are F32 or F64; one of 16 bits is an [`Error::DType`], as what a step adds to it
+/// would mostly be rounded away.
 pub trait Optimizer: Send {
     /// Update every parameter of `model` that has a gradient, in place where nobody else holds
     /// its storage.
@@ -82,95 +96,41 @@ pub trait Rule: Send + Sync {
     fn learning_rate(&self) -> f64;
     /// Set the learning rate.
     fn set_learning_rate(&mut self, lr: f64);
+    /// The momentum, or what goes by that name, where this configuration has one; see
+    /// [`Optimizer::momentum`].
+    fn momentum(&self) -> Option<f64> {
+        None
+    }
+    /// Set the momentum where there is one.
+    fn set_momentum(&mut self, _momentum: f64) {}
+    /// Set the weight decay.
+    fn set_weight_decay(&mut self, weight_decay: f64);
+    /// What the states begin with.
+    fn state_start(&self) -> f64 {
+        0.0
+    }
+    /// Which of the states is an average of the parameter's values.
+    fn averaged(&self) -> Option<usize> {
+        None
+    }
+    /// The name, to save it, of a number that a parameter's step leaves for its next one.
+    fn carried_name(&self) -> Option<&'static str> {
+        None
+    }
+    /// That number after step `step`; with 0, before the first one.
+    fn carried(&self, _step: u64) -> f64 {
+        0.0
+    }
     /// An [`Error::Config`] where a setting makes no sense.
     fn validate(&self) -> Result<()>;
-    /// The numbers of step `step`, which counts from 1.
-    fn scalars(&self, step: u64) -> Scalars;
+    /// The numbers of step `step`, which counts from 1, with what the step before left.
+    fn scalars(&self, step: u64, carried: f64) -> Scalars;
     /// Update one stretch of a parameter's elements `p` from the gradient's `g` and the states',
-    /// which come in the order of [`state_names`](Self::state_names) and begin as zeros. `c` is the
-    /// step's [`scalars`](Self::scalars).
+    /// which come in the order of [`state_names`](Self::state_names). `c` is the step's
+    /// [`scalars`](Self::scalars).
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]);
     /// The same as kernels of `kernels/optimizer.cu`: rows of (p, g, states), then the scalars.
     fn kernels(&self) -> &'static Kernels;
-}
-
-/// An optimizer whose rule works element by element: one pass over parameter, gradient and state.
-#[derive(Debug)]
-pub struct Elementwise<R> {
-    rule: R,
-    states: BTreeMap<String, State>,
-    /// What the last step updated on a CUDA device: names of parameters that share their scalars,
-    /// in the order of the launches.
-    launched: Vec<Vec<String>>,
-}
-
-/// One parameter's state.
-#[derive(Debug)]
-struct State {
-    steps: u64,
-    /// In the order of the rule's names, each of the parameter's shape.
-    tensors: Vec<Tensor>,
-}
-
-impl<R: Rule> Elementwise<R> {
-    /// An optimizer that has not made a step; an [`Error::Config`] where a setting makes no
-    /// sense.
-    pub fn new(config: R) -> Result<Self> {
-        config.validate()?;
-        Ok(Elementwise {
-            rule: config,
-            states: BTreeMap::new(),
-            launched: Vec::new(),
-        })
-    }
-
-    fn update(&mut self, name: &str, parameter: &mut Tensor, grad: &Tensor) -> Result<()> {
-        with_real!(STEP_OP, parameter.dtype(), T => {
-            let kinds = self.rule.state_names();
-            let (state, grad) = ready(&mut self.states, kinds, name, parameter, grad)?;
-            let (rule, c) = (&self.rule, self.rule.scalars(state.steps).map(T::of));
-            let each = |p: &mut [T], g: &[T], s: &mut [&mut [T]]| {
-                rule.update(c, p, g, s);
-                flush(p);
-                s.iter_mut().for_each(|s| flush(s));
-            };
-            let tensors = state.tensors.iter_mut().map(Tensor::make_mut::<T>).collect::<Result<_>>()?;
-            in_parallel(parameter.make_mut()?, grad.dense_slice(STEP_OP)?, tensors, &each);
-            Ok(())
-        })
-    }
-}
-
-const STEP_OP: &str = "optimizer step";
-
-/// A parameter's state, zeros before its first step, with one more step counted, and its gradient.
-/// State and parameter are nobody else's then, so that they can be written in place, and all lie
-/// in memory in the parameter's order, so that the loop is a plain zip.
-fn ready<'s>(
-    states: &'s mut BTreeMap<String, State>,
-    kinds: &[&str],
-    name: &str,
-    parameter: &mut Tensor,
-    grad: &Tensor,
-) -> Result<(&'s mut State, Tensor)> {
-    parameter.make_unique()?;
-    let (layout, grad) = (*parameter.layout(), beside(STEP_OP, grad, parameter)?);
-    let state = match states.entry(name.into()) {
-        Entry::Occupied(e) => e.into_mut(),
-        Entry::Vacant(e) => {
-            let zeros = |_| Ok(parameter.zeros_like()?.view_as(layout));
-            let tensors = kinds.iter().map(zeros).collect::<Result<_>>()?;
-            e.insert(State { steps: 0, tensors })
-        }
-    };
-    for s in &mut state.tensors {
-        if !s.layout().same_order(&layout) {
-            *s = s.laid_out(layout)?;
-        }
-        s.make_unique()?;
-    }
-    state.steps += 1;
-    Ok((state, grad))
 }
 
 /// Round what has all but vanished to 0. The weights of a unit that no image reaches decay by the
@@ -181,148 +141,6 @@ fn flush<T: Real>(x: &mut [T]) {
         *x = if x.abs() < T::TINY { T::ZERO } else { *x };
     }
 }
-
-/// Elements that one thread updates at a time.
-const STRETCH: usize = 1 << 14;
-
-fn in_parallel<T: Real>(
-    p: &mut [T],
-    g: &[T],
-    mut state: Vec<&mut [T]>,
-    each: &(impl Fn(&mut [T], &[T], &mut [&mut [T]]) + Sync),
-) {
-    if p.len() <= STRETCH {
-        return each(p, g, &mut state);
-    }
-    let middle = p.len() / 2;
-    let (p0, p1) = p.split_at_mut(middle);
-    let (g0, g1) = g.split_at(middle);
-    let (s0, s1) = state.into_iter().map(|s| s.split_at_mut(middle)).unzip();
-    rayon::join(
-        || in_parallel(p0, g0, s0, each),
-        || in_parallel(p1, g1, s1, each),
-    );
-}
-
-impl<R: Rule> Optimizer for Elementwise<R> {
-    fn step(&mut self, model: &mut dyn Module, grads: &Gradients) -> Result<()> {
-        self.launched.clear();
-        // parameters on a CUDA device, by the number of their step, and so by their scalars
-        let mut groups: BTreeMap<u64, (Gpu, Vec<String>, Rows)> = BTreeMap::new();
-        let mut held = Vec::new();
-        nn::try_visit(model, |name, slot| {
-            let Slot::Parameter(p) = slot else {
-                return Ok(());
-            };
-            let Some(grad) = grads.get(p) else {
-                return Ok(());
-            };
-            let Device::Cuda(gpu) = p.device() else {
-                return self.update(name, p, grad);
-            };
-            self.rule.kernels().of(p.dtype())?;
-            let kinds = self.rule.state_names();
-            let (state, grad) = ready(&mut self.states, kinds, name, p, grad)?;
-            let row: Vec<&Tensor> = [&*p, &grad].into_iter().chain(&state.tensors).collect();
-            let new = || (gpu, Vec::new(), Rows::default());
-            let (_, names, rows) = groups.entry(state.steps).or_insert_with(new);
-            names.push(name.into());
-            rows.push(&row);
-            held.push(grad);
-            Ok(())
-        })?;
-        for (step, (gpu, names, rows)) in groups {
-            let bits = self.rule.scalars(step).map(f64::to_bits);
-            let scalars = Tensor::scalars(gpu, &bits)?;
-            rows.launch(self.rule.kernels(), |_| [scalars.input()])?;
-            self.launched.push(names);
-        }
-        Ok(())
-    }
-
-    fn replayed(&mut self) -> Vec<u64> {
-        let mut scalars = Vec::new();
-        for names in &self.launched {
-            let mut step = 0;
-            for name in names {
-                if let Some(state) = self.states.get_mut(name) {
-                    state.steps += 1;
-                    step = state.steps;
-                }
-            }
-            scalars.extend(self.rule.scalars(step).map(f64::to_bits));
-        }
-        scalars
-    }
-
-    fn learning_rate(&self) -> f64 {
-        self.rule.learning_rate()
-    }
-
-    fn set_learning_rate(&mut self, lr: f64) {
-        self.rule.set_learning_rate(lr);
-    }
-
-    fn state(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut all = Vec::new();
-        for (parameter, state) in &self.states {
-            for (kind, tensor) in self.rule.state_names().iter().zip(&state.tensors) {
-                all.push((format!("{kind}.{parameter}"), tensor.clone()));
-            }
-            let steps = Tensor::scalar(state.steps as i64)?;
-            all.push((format!("{STEP}.{parameter}"), steps));
-        }
-        Ok(all)
-    }
-
-    fn load_state(&mut self, model: &mut dyn Module, saved: &[(String, Tensor)]) -> Result<()> {
-        let mut states = BTreeMap::new();
-        let mut used = 0;
-        for (parameter, p) in nn::named_parameters(model) {
-            let find = |kind: &str| {
-                let name = format!("{kind}.{parameter}");
-                saved.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
-            };
-            // a parameter that never had a gradient has no state
-            if find(STEP).is_none() {
-                continue;
-            }
-            let whole = |kind: &str, dtype: DType, shape: &Shape| {
-                let name = format!("{kind}.{parameter}");
-                match find(kind) {
-                    None => Err(refuse(&name, "missing".into())),
-                    Some(t) if t.shape() != shape || t.dtype() != dtype => {
-                        Err(refuse(&name, differs(t, dtype, shape)))
-                    }
-                    Some(t) => t.moved(p.device()),
-                }
-            };
-            let steps = whole(STEP, DType::I64, &Shape::new(&[])?)?.item()? as u64;
-            let kinds = self.rule.state_names();
-            let tensors = kinds
-                .iter()
-                .map(|kind| whole(kind, p.dtype(), p.shape()))
-                .collect::<Result<Vec<_>>>()?;
-            used += 1 + tensors.len();
-            states.insert(parameter, State { steps, tensors });
-        }
-        if used != saved.len() {
-            let known = |name: &str| {
-                name.split_once('.').is_some_and(|(kind, parameter)| {
-                    let kinds = self.rule.state_names();
-                    states.contains_key(parameter) && (kind == STEP || kinds.contains(&kind))
-                })
-            };
-            let (name, _) = saved.iter().find(|(n, _)| !known(n)).unwrap_or(&saved[0]);
-            return Err(refuse(name, FOREIGN.into()));
-        }
-        self.states = states;
-        self.launched.clear();
-        Ok(())
-    }
-}
-
-const STEP: &str = "step";
 
 fn refuse(name: &str, why: String) -> Error {
     Error::Checkpoint {
@@ -351,6 +169,12 @@ fn check(key: &'static str, value: f64, ok: bool, expected: &str) -> Result<()> 
 fn check_not_negative(key: &'static str, value: f64) -> Result<()> {
     let ok = value >= 0.0 && value.is_finite();
     check(key, value, ok, "a number of at least 0")
+}
+
+/// A momentum that is set from step to step never is 0, so that a velocity that the state keeps
+/// stays in use; this is as good as 0.
+fn momentum_in_use(momentum: f64) -> f64 {
+    momentum.max(1e-30)
 }
 
 fn check_fraction(key: &'static str, value: f64) -> Result<()> {
@@ -534,15 +358,40 @@ mod tests {
             ..AdamConfig::default()
         };
         assert!(Adam::new(betas).unwrap_err().to_string().contains("beta2"));
-        let eps = RmsPropConfig {
-            eps: -1.0,
-            ..RmsPropConfig::default()
-        };
+        fn refused<R: Rule + Default + std::fmt::Debug>(change: fn(&mut R)) -> String {
+            let mut c = R::default();
+            change(&mut c);
+            Elementwise::new(c).unwrap_err().to_string()
+        }
+        let at_least_0 = "; expected a number of at least 0";
+        for (got, key) in [
+            (refused::<RmsPropConfig>(|c| c.eps = -1.0), "epsilon: -1"),
+            (
+                refused::<AdamWConfig>(|c| c.weight_decay = -2.0),
+                "weight_decay: -2",
+            ),
+            (
+                refused::<AdagradConfig>(|c| c.lr_decay = -3.0),
+                "lr_decay: -3",
+            ),
+            (
+                refused::<AdagradConfig>(|c| c.initial_accumulator_value = f64::INFINITY),
+                "initial_accumulator_value: inf",
+            ),
+            (
+                refused::<AdadeltaConfig>(|c| c.lr = f64::NAN),
+                "learning_rate: NaN",
+            ),
+            (refused::<AsgdConfig>(|c| c.lambd = -0.5), "lambd: -0.5"),
+            (refused::<AsgdConfig>(|c| c.alpha = -0.5), "alpha: -0.5"),
+            (refused::<AsgdConfig>(|c| c.t0 = -1.0), "t0: -1"),
+        ] {
+            assert_eq!(got, format!("configuration: {key}{at_least_0}"));
+        }
+        let rho = refused::<AdadeltaConfig>(|c| c.rho = 1.5);
         assert!(
-            RmsProp::new(eps)
-                .unwrap_err()
-                .to_string()
-                .contains("epsilon")
+            rho.contains("rho: 1.5; expected at least 0 and at most 1"),
+            "{rho}"
         );
     }
 }

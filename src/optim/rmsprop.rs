@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Elementwise, Rule, Scalars, check_fraction, check_not_negative};
+use super::{Elementwise, Rule, Scalars, check_fraction, check_not_negative, momentum_in_use};
 use crate::cuda::{Kernels, kernels};
 use crate::dtype::Real;
 use crate::error::Result;
@@ -71,6 +71,20 @@ impl Rule for RmsPropConfig {
         self.lr = lr;
     }
 
+    fn momentum(&self) -> Option<f64> {
+        (self.momentum != 0.0).then_some(self.momentum)
+    }
+
+    fn set_momentum(&mut self, momentum: f64) {
+        if self.momentum != 0.0 {
+            self.momentum = momentum_in_use(momentum);
+        }
+    }
+
+    fn set_weight_decay(&mut self, weight_decay: f64) {
+        self.weight_decay = weight_decay;
+    }
+
     fn validate(&self) -> Result<()> {
         check_not_negative("learning_rate", self.lr)?;
         check_fraction("alpha", self.alpha)?;
@@ -79,7 +93,7 @@ impl Rule for RmsPropConfig {
         check_not_negative("momentum", self.momentum)
     }
 
-    fn scalars(&self, _step: u64) -> Scalars {
+    fn scalars(&self, _step: u64, _carried: f64) -> Scalars {
         let rest = 1.0 - self.alpha;
         let (decay, centered) = (self.weight_decay, f64::from(self.centered));
         let (lr, alpha, eps, momentum) = (self.lr, self.alpha, self.eps, self.momentum);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Elementwise, Rule, Scalars, check_not_negative};
+use super::{Elementwise, Rule, Scalars, check_not_negative, momentum_in_use};
 use crate::cuda::{Kernels, kernels};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
@@ -65,6 +65,20 @@ impl Rule for SgdConfig {
         self.lr = lr;
     }
 
+    fn momentum(&self) -> Option<f64> {
+        (self.momentum != 0.0).then_some(self.momentum)
+    }
+
+    fn set_momentum(&mut self, momentum: f64) {
+        if self.momentum != 0.0 {
+            self.momentum = momentum_in_use(momentum);
+        }
+    }
+
+    fn set_weight_decay(&mut self, weight_decay: f64) {
+        self.weight_decay = weight_decay;
+    }
+
     fn validate(&self) -> Result<()> {
         check_not_negative("learning_rate", self.lr)?;
         check_not_negative("momentum", self.momentum)?;
@@ -76,7 +90,7 @@ impl Rule for SgdConfig {
         Ok(())
     }
 
-    fn scalars(&self, step: u64) -> Scalars {
+    fn scalars(&self, step: u64, _carried: f64) -> Scalars {
         // the first step's velocity is the gradient, without dampening
         let enters = if step == 1 { 1.0 } else { 1.0 - self.dampening };
         let (decay, nesterov) = (self.weight_decay, f64::from(self.nesterov));

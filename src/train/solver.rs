@@ -9,32 +9,21 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::{autocast, no_grad};
-use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize};
+use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
 use crate::ops::correct;
-use crate::ops::loss::{CrossEntropy, Reduction};
-use crate::optim::{Ema, EmaConfig, Optimizer, Position, Schedule, ScheduleState};
+use crate::optim::{Ema, EmaConfig, Optimizer, PlateauMode, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::amp::{GradScaler, LossScale, Precision};
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
 use crate::train::{History, OptimConfig, Progress, UpdateRule, files};
 
-/// The loss of scores (N, C) and labels (N) of I64: a scalar.
-pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
-
-/// The mean softmax loss of a batch; `label_smoothing` is the share of the target that is spread
-/// over all classes.
-pub fn softmax_loss(label_smoothing: f64) -> LossFn {
-    let config = CrossEntropy {
-        label_smoothing,
-        reduction: Reduction::Mean,
-    };
-    Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
-}
+pub use crate::train::loss::{LossFn, softmax_loss};
 
 /// Settings of a [`Solver`], by CS231n's names and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,7 +40,9 @@ pub struct SolverConfig {
     /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss, on
     /// top of the model's own [`Module::reg`].
     pub reg: f64,
-    /// The share of each target that is spread over all classes.
+    /// What the steps make smaller.
+    pub loss: Loss,
+    /// The share of each target that is spread over all classes, of the cross entropy only.
     pub label_smoothing: f64,
     /// Images a batch.
     pub batch_size: usize,
@@ -100,6 +91,7 @@ impl Default for SolverConfig {
             schedule: Schedule::Constant,
             lr_decay: 1.0,
             reg: 0.0,
+            loss: Loss::CrossEntropy,
             label_smoothing: 0.0,
             batch_size: 100,
             accumulate: 1,
@@ -134,10 +126,6 @@ impl SolverConfig {
             let why = format!("{}; expected a number of at least 0", self.reg);
             return Err(Error::config("reg", why));
         }
-        if !(0.0..=1.0).contains(&self.label_smoothing) {
-            let why = format!("{}; expected 0 to 1", self.label_smoothing);
-            return Err(Error::config("label_smoothing", why));
-        }
         for (key, most) in [
             ("clip_grad_norm", self.clip_grad_norm),
             ("clip_grad_value", self.clip_grad_value),
@@ -147,6 +135,7 @@ impl SolverConfig {
                 return Err(Error::config(key, why));
             }
         }
+        self.loss.build(self.label_smoothing)?;
         for (key, n) in [
             ("batch_size", Some(self.batch_size)),
             ("accumulate", Some(self.accumulate)),
@@ -171,16 +160,17 @@ impl SolverConfig {
         Ok(Box::new(Ema::new(rule, EmaConfig { decay, warmup })?))
     }
 
+    /// Steps in an epoch.
+    fn steps_of(&self, loader: &Loader) -> usize {
+        loader.batches().div_ceil(self.accumulate)
+    }
+
     /// The settings that a resumed run must share with the run it goes on from.
     fn fixed(&self) -> serde_json::Value {
         let free = Self::default();
-        let planned = matches!(
-            self.schedule,
-            Schedule::OneCycle { .. } | Schedule::WarmupCosine { .. }
-        );
         let fixed = SolverConfig {
             // a schedule over the whole run would take other values for another length
-            num_epochs: if planned {
+            num_epochs: if self.schedule.spans_run() {
                 self.num_epochs
             } else {
                 free.num_epochs
@@ -245,6 +235,7 @@ pub struct Solver<'m> {
     scaler: Option<GradScaler>,
     /// The weights themselves, while their average is in the model.
     trained: Named,
+    evaluation: Vec<Transform>,
 }
 
 impl<'m> Solver<'m> {
@@ -258,13 +249,23 @@ impl<'m> Solver<'m> {
         let loader = Loader::new(
             data.train.clone(),
             &data.normalize,
-            data.augment,
+            data.augment.clone(),
             config.batch_size,
             config.seed,
             true,
             true,
         )?;
         let optimizer = config.optimizer()?;
+        config.schedule.check_run(Position {
+            total_epochs: config.num_epochs,
+            total_steps: config.num_epochs * config.steps_of(&loader),
+            ..Position::default()
+        })?;
+        if config.schedule.cycles_momentum() && optimizer.momentum().is_none() {
+            let rule = serde_json::json!(config.update_rule);
+            let why = format!("true; expected false, since {rule} has no momentum");
+            return Err(Error::config("cycle_momentum", why));
+        }
         let scaler = match config.autocast {
             Precision::F16 => Some(GradScaler::new(config.loss_scale)?),
             Precision::None | Precision::Bf16 => None,
@@ -274,7 +275,7 @@ impl<'m> Solver<'m> {
         Ok(Solver {
             model,
             data,
-            loss: softmax_loss(config.label_smoothing),
+            loss: config.loss.build(config.label_smoothing)?,
             base_lr: optimizer.learning_rate(),
             loader,
             optimizer,
@@ -288,11 +289,28 @@ impl<'m> Solver<'m> {
             stepper: Stepper::default(),
             scaler,
             trained: Named::new(),
+            evaluation: Vec::new(),
             config,
         })
     }
 
-    /// Another loss than the softmax; `label_smoothing` is then without effect.
+    /// Judge the model by images after `transforms`, such as the middle part where training takes
+    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
+    /// [`Error::Config`].
+    pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
+        let augment = Augment::evaluation(&transforms)?;
+        let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
+        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
+        let (ours, theirs) = (loader.shape(), self.loader.shape());
+        if ours != theirs {
+            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
+            return Err(Error::config("evaluation", why));
+        }
+        self.evaluation = transforms;
+        Ok(self)
+    }
+
+    /// Another loss than the configuration's, which is then without effect.
     pub fn with_loss(mut self, loss: LossFn) -> Self {
         self.loss = loss;
         self
@@ -425,7 +443,13 @@ impl<'m> Solver<'m> {
         let seconds = before + start.elapsed().as_secs_f64();
         let lr = self.optimizer.learning_rate();
         let best = self.history.end_epoch(train_acc, val_acc, lr, seconds);
-        self.config.schedule.end_epoch(&mut self.schedule, val_acc);
+        let watched = match self.config.schedule.watches() {
+            Some(PlateauMode::Min) => self.val_loss()?,
+            _ => val_acc,
+        };
+        let at = self.position();
+        let schedule = &self.config.schedule;
+        schedule.end_epoch(at, &mut self.schedule, watched);
         (self.batch, self.correct, self.seconds) = (0, 0, 0.0);
         if best {
             self.best = kept(self.model)?;
@@ -470,20 +494,28 @@ impl<'m> Solver<'m> {
     }
 
     fn steps_per_epoch(&self) -> usize {
-        self.loader.batches().div_ceil(self.config.accumulate)
+        self.config.steps_of(&self.loader)
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            epoch: self.history.epochs,
+            step: self.history.loss_history.len(),
+            total_epochs: self.config.num_epochs,
+            total_steps: self.config.num_epochs * self.steps_per_epoch(),
+        }
     }
 
     /// One step; its loss.
     fn step(&mut self, feeds: &mut Epoch<Feed>) -> Result<f64> {
-        let position = Position {
-            epoch: self.history.epochs,
-            step: self.history.loss_history.len(),
-            total_steps: self.config.num_epochs * self.steps_per_epoch(),
-        };
+        let position = self.position();
         let schedule = &self.config.schedule;
         let decay = self.config.lr_decay.powi(position.epoch as i32);
         let lr = decay * schedule.learning_rate(self.base_lr, position, &self.schedule);
         self.optimizer.set_learning_rate(lr);
+        if let Some(momentum) = schedule.momentum(position) {
+            self.optimizer.set_momentum(momentum);
+        }
 
         let reg = self.config.reg + self.model.reg();
         let mut parts = Parts {
@@ -512,15 +544,33 @@ impl<'m> Solver<'m> {
     /// classifies right, in evaluation mode.
     pub fn check_accuracy(&mut self, data: &Dataset, num_samples: Option<usize>) -> Result<f64> {
         let _products = autocast(self.config.autocast.dtype())?;
-        let sampled = match num_samples {
+        let sampled = self.sampled(data, num_samples)?;
+        let batch_size = self.config.batch_size;
+        let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
+        check_accuracy(self.model, &sampled, normalize, evaluation, batch_size)
+    }
+
+    fn sampled(&self, data: &Dataset, num_samples: Option<usize>) -> Result<Dataset> {
+        match num_samples {
             Some(n) if n < data.len() => {
                 let order = Generator::new(self.config.seed).permutation(data.len());
-                data.subset(&order[..n])?
+                data.subset(&order[..n])
             }
-            _ => data.clone(),
-        };
-        let batch_size = self.config.batch_size;
-        check_accuracy(self.model, &sampled, &self.data.normalize, batch_size)
+            _ => Ok(data.clone()),
+        }
+    }
+
+    /// The mean loss of the validation images, without penalties, in evaluation mode.
+    fn val_loss(&mut self) -> Result<f64> {
+        let _products = autocast(self.config.autocast.dtype())?;
+        let val = self.sampled(&self.data.val, self.config.num_val_samples)?;
+        let preparation = (&self.data.normalize, &self.evaluation[..]);
+        let (size, mut sum) = (self.config.batch_size, 0.0);
+        evaluate(self.model, &val, preparation, size, |scores, labels| {
+            sum += (self.loss)(scores, labels)?.item()? * labels.numel() as f64;
+            Ok(())
+        })?;
+        Ok(sum / val.len() as f64)
     }
 
     /// The accuracies of the model as it is over all training, validation and test images, into
@@ -575,8 +625,12 @@ impl<'m> Solver<'m> {
         // thousands of numbers: a checksum tells whether they are the same
         let mut numbers = flate2::Crc::new();
         numbers.update(format!("{normalize:?}").as_bytes());
+        let judged = match &self.evaluation[..] {
+            [] => String::new(),
+            transforms => format!(", judged after {transforms:?}"),
+        };
         format!(
-            "{} and {} images of {}, {augment:?}, normalized by {:08x}",
+            "{} and {} images of {}, {augment:?}, normalized by {:08x}{judged}",
             train.len(),
             val.len(),
             train.name(),
@@ -601,10 +655,13 @@ impl<'m> Solver<'m> {
         if run.data != self.describe_data() {
             return differs("data", &run.data, &self.describe_data());
         }
-        let settings = self.config.fixed();
+        // what the file does not know yet has its default there
+        let theirs: SolverConfig = serde_json::from_value(run.settings)
+            .map_err(|e| refuse(path, "settings", e.to_string()))?;
+        let (settings, saved_settings) = (self.config.fixed(), theirs.fixed());
         if let Some(keys) = settings.as_object() {
             for (key, ours) in keys {
-                let theirs = &run.settings[key];
+                let theirs = &saved_settings[key];
                 if theirs != ours {
                     return differs(key, &theirs.to_string(), &ours.to_string());
                 }
@@ -649,23 +706,41 @@ impl<'m> Solver<'m> {
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
-/// outside of any graph, `batch_size` images at a time.
+/// outside of any graph, `batch_size` images at a time. `evaluation` are transforms that draw
+/// nothing, one after another before normalization; none for the images as they are.
 pub fn check_accuracy(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
     normalize: &Normalize,
+    evaluation: &[Transform],
     batch_size: usize,
 ) -> Result<f64> {
+    let mut right = 0;
+    let preparation = (normalize, evaluation);
+    evaluate(model, data, preparation, batch_size, |scores, labels| {
+        right += correct(scores, labels)?;
+        Ok(())
+    })?;
+    Ok(right as f64 / data.len() as f64)
+}
+
+/// Show `see` the scores and the labels of each batch, in evaluation mode and outside of any graph.
+fn evaluate(
+    model: &mut (impl Module + ?Sized),
+    data: &Dataset,
+    (normalize, evaluation): (&Normalize, &[Transform]),
+    batch_size: usize,
+    mut see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<()> {
     let _quiet = no_grad();
     let size = batch_size.min(data.len());
-    let none = Augment::none();
-    let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
-    let mut right = 0;
+    let augment = Augment::evaluation(evaluation)?;
+    let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
-        right += correct(&model.forward(&images, Mode::Eval)?, &labels)?;
+        see(&model.forward(&images, Mode::Eval)?, &labels)?;
     }
-    Ok(right as f64 / data.len() as f64)
+    Ok(())
 }
 
 /// A copy of a model's state that later steps leave alone: on the CPU it shares storage with the
@@ -684,6 +759,7 @@ mod tests {
     use crate::data::synthetic;
     use crate::dtype::DType;
     use crate::nn::Visitor;
+    use crate::optim::{OneCycle, Plateau, Unit};
 
     /// A linear classifier with noise on its input, a running mean, and a name.
     struct Net {
@@ -751,6 +827,7 @@ mod tests {
             schedule: Schedule::Step {
                 step_size: 2,
                 gamma: 0.3,
+                unit: Unit::Epoch,
             },
             lr_decay: 0.95,
             reg: 0.1,
@@ -851,6 +928,87 @@ mod tests {
         solver.resume(two.join("checkpoint.safetensors"))?;
         assert_eq!(solver.train()?, Outcome::Finished);
         assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_plateau_after_a_warm_up_is_resumed_bit_for_bit() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let config = |dir: &Path, epochs| SolverConfig {
+            schedule: Schedule::Warmup {
+                start_factor: 0.5,
+                end_factor: 1.0,
+                total_iters: 1,
+                unit: Unit::Epoch,
+                then: Box::new(Schedule::Plateau(Plateau {
+                    // nothing is that much better
+                    threshold: 0.9,
+                    patience: 0,
+                    ..Plateau::default()
+                })),
+            },
+            lr_decay: 1.0,
+            ..config(dir, epochs)
+        };
+        let mut straight = Net::new("net");
+        let mut solver = Solver::new(&mut straight, data(), config(one, 5))?;
+        solver.train()?;
+        let rates = solver.history().learning_rate_history.clone();
+        for (rate, expected) in rates.iter().zip([5e-4, 1e-3, 1e-3, 1e-4, 1e-5]) {
+            assert!((rate - expected).abs() < 1e-15, "{rates:?}");
+        }
+        Solver::new(&mut Net::new("net"), data(), config(two, 3))?.train()?;
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 5))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        solver.train()?;
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_plateau_of_mode_min_watches_the_validation_loss() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SolverConfig {
+            schedule: Schedule::Plateau(Plateau::default()),
+            batch_size: 30,
+            ..config(dir.path(), 1)
+        };
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config)?;
+        solver.train()?;
+        let watched = solver.schedule.best.unwrap();
+        // all images at once, where the Solver has 30 and 10
+        let SolverData { val, normalize, .. } = data();
+        let all = Loader::new(val, &normalize, Augment::none(), 40, 0, false, false)?;
+        let (images, labels) = all.epoch_on(Device::Cpu, 0, 0).next().unwrap()?.tensors()?;
+        let loss = softmax_loss(0.1)(&net.forward(&images, Mode::Eval)?, &labels)?.item()?;
+        assert!((watched - loss).abs() < 1e-6, "{watched} {loss}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_checkpoint_without_the_newer_settings_has_their_defaults() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint.safetensors");
+        Solver::new(&mut Net::new("net"), data(), config(dir.path(), 1))?.train()?;
+        let mut saved = Checkpoint::load(&path)?;
+        saved.run.settings["schedule"] =
+            serde_json::json!({"step": {"step_size": 2, "gamma": 0.3}});
+        saved.save(&path)?;
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config(dir.path(), 2))?;
+        solver.resume(&path)?;
+        assert_eq!(solver.history().epochs, 1);
+        // what is no setting at all is named
+        saved.run.settings["batch_size"] = "many".into();
+        saved.save(&path)?;
+        let e = solver.resume(&path).unwrap_err();
+        assert!(
+            matches!(&e, Error::Checkpoint { name, .. } if name == "settings"),
+            "{e}"
+        );
         Ok(())
     }
 
@@ -983,11 +1141,10 @@ mod tests {
         assert_eq!(refused(&mut net(), data(), |c| c.reg = 0.2), "reg");
         // one cycle of one epoch cannot become one of two
         let cycle: fn(&mut SolverConfig) = |c| {
-            c.schedule = Schedule::OneCycle {
-                pct_start: 0.3,
-                div_factor: 10.0,
-                final_div_factor: 10.0,
-            }
+            c.schedule = Schedule::OneCycle(OneCycle {
+                cycle_momentum: false,
+                ..OneCycle::default()
+            })
         };
         let mut c = config(dir.path(), 1);
         cycle(&mut c);
@@ -1020,8 +1177,22 @@ mod tests {
         assert_eq!(refused(|c| c.reg = -1.0), "reg");
         assert_eq!(refused(|c| c.lr_decay = f64::NAN), "lr_decay");
         assert_eq!(refused(|c| c.label_smoothing = 1.5), "label_smoothing");
+        assert_eq!(refused(|c| c.loss = Loss::Mse), "label_smoothing");
         assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
         assert_eq!(refused(|c| c.patience = Some(0)), "patience");
+        // four steps an epoch
+        let long: fn(&mut SolverConfig) = |c| {
+            c.schedule = Schedule::WarmupCosine {
+                warmup_steps: 5,
+                eta_min: 0.0,
+            }
+        };
+        assert_eq!(refused(long), "warmup_steps");
+        let cycle: fn(&mut SolverConfig) = |c| {
+            c.update_rule = UpdateRule::Sgd;
+            c.schedule = Schedule::OneCycle(OneCycle::default());
+        };
+        assert_eq!(refused(cycle), "cycle_momentum");
         assert!(!dir.path().join("checkpoint.safetensors").exists());
         assert!("momentum".parse::<UpdateRule>().is_err());
     }

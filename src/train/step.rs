@@ -11,14 +11,15 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot};
-use crate::ops::loss::correct_tensor;
+use crate::ops::loss::metrics::correct_tensor;
 use crate::optim::{self, Optimizer};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::amp::{self, GradScaler};
 use crate::train::checkpoint;
 use crate::train::l2::{add_l2_gradients, l2_penalty};
-use crate::train::solver::{LossFn, SolverConfig};
+use crate::train::loss::LossFn;
+use crate::train::solver::SolverConfig;
 
 /// Steps that run as they are before one is captured: the first makes the optimizer's states, the
 /// second finds every buffer that it needs among those of the first.
