@@ -147,7 +147,7 @@ fn cpu(report: &Report) {
             conv::forward(&shape, &x, &w, Some(&bias), &mut y);
         });
         case(&format!("{name} input grad"), macs, &mut || {
-            conv::input_grad(&shape, &dy, &w, &mut dx);
+            conv::input_grad(&shape, &dy, &w, None, &mut dx);
         });
         case(&format!("{name} weight grad"), macs, &mut || {
             conv::weight_grad(&shape, &x, &dy, &mut dw);

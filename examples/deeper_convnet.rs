@@ -21,7 +21,7 @@ use clap::{Parser, ValueEnum};
 use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic, synthetic_splits};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Slot, Summary};
-use cotangent::optim::Schedule;
+use cotangent::optim::{OneCycle, Plateau, PlateauMode, Schedule, Unit};
 use cotangent::random::Generator;
 use cotangent::train::{
     OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_grid,
@@ -186,23 +186,27 @@ impl Args {
             Moves::Step => Schedule::Step {
                 step_size: self.step_size,
                 gamma: self.gamma,
+                unit: Unit::Epoch,
             },
-            Moves::Plateau => Schedule::Plateau {
+            Moves::Plateau => Schedule::Plateau(Plateau {
+                mode: PlateauMode::Max,
                 factor: self.gamma,
                 patience: 2,
                 threshold: 1e-3,
-                cooldown: 0,
-                min_lr: 0.0,
-            },
+                ..Plateau::default()
+            }),
             Moves::Cosine => Schedule::Cosine {
                 t_max: self.epochs,
                 eta_min: 0.0,
+                unit: Unit::Epoch,
             },
-            Moves::OneCycle => Schedule::OneCycle {
+            Moves::OneCycle => Schedule::OneCycle(OneCycle {
                 pct_start: 0.25,
+                cycle_momentum: false,
                 div_factor: 10.0,
                 final_div_factor: 100.0,
-            },
+                ..OneCycle::default()
+            }),
             Moves::WarmupCosine => Schedule::WarmupCosine {
                 warmup_steps: self.warmup_steps,
                 eta_min: 0.0,
@@ -319,6 +323,7 @@ fn run(args: &Args) -> Result<()> {
         augment: Augment {
             flip: args.flip,
             crop_padding: args.crop_padding,
+            ..Augment::none()
         },
     };
     let recorded = serde_json::json!({

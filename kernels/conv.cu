@@ -147,7 +147,8 @@ template <class T, int BM_, int BN_, int WM, int WN> struct Mma {
   }
 };
 
-// y = x * w + b, perhaps through ReLU, and dx = dy * w with exchanged channels and mirrored taps
+// y = x * w + b, perhaps through ReLU, and dx = dy * w with exchanged channels and mirrored taps, which
+// is a transposed convolution and then has a bias
 // one block a tile of pixels x channels; tiles of channels first, then of pixels, groups, phases
 template <class T, class Tile> __device__ __forceinline__ void pass_body(const T* in, const T* weights, const T* bias, int relu, T* out, const Pass& s, int group, int n_tile, int m_tile) {
   DYN_SMEM(T, smem);
@@ -162,12 +163,12 @@ template <class T, class Tile> __device__ __forceinline__ void forward_body(cons
   const int tn = cut(s.co / s.groups, Tile::BN), tm = cut(s.n * s.oh * s.ow, Tile::BM), b = blockIdx.x;
   pass_body<T, Tile>(x, w, has_bias ? bias : nullptr, relu, y, forward_pass(s), b / tn / tm, b % tn, b / tn % tm);
 }
-template <class T, class Tile> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, T* dx, const Conv& s) {
+template <class T, class Tile> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, const T* bias, T* dx, const Conv& s, int has_bias) {
   const int tn = cut(s.ci / s.groups, Tile::BN), tm = cut(s.n * cut(s.h, s.sh) * cut(s.w, s.sw), Tile::BM), b = blockIdx.x, z = b / tn / tm;
   __shared__ __align__(16) Pass pass;  // out of the way of the tile's registers
   if (threadIdx.x == 0) pass = input_grad_pass(s, z / s.groups);
   __syncthreads();
-  pass_body<T, Tile>(dy, w, nullptr, 0, dx, pass, z % s.groups, b % tn, b / tn % tm);
+  pass_body<T, Tile>(dy, w, has_bias ? bias : nullptr, 0, dx, pass, z % s.groups, b % tn, b / tn % tm);
 }
 
 // parts[slice, group, tap, c, o] = sum over the slice's pixels of x[place of (pixel, tap), c] dy[pixel, o]
@@ -188,8 +189,8 @@ template <class T, class Tile> __device__ __forceinline__ void weight_grad_body(
   KERNEL(THREADS, conv_forward_##WHAT##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, int has_bias, int relu) { \
     forward_body<T, __VA_ARGS__>(x, w, bias, y, s, has_bias, relu);                                                            \
   }                                                                                                                            \
-  KERNEL(THREADS, conv_input_grad_##WHAT##_##NAME, const T* dy, const T* w, T* dx, Conv s) {                                   \
-    input_grad_body<T, __VA_ARGS__>(dy, w, dx, s);                                                                             \
+  KERNEL(THREADS, conv_input_grad_##WHAT##_##NAME, const T* dy, const T* w, const T* bias, T* dx, Conv s, int has_bias) {      \
+    input_grad_body<T, __VA_ARGS__>(dy, w, bias, dx, s, has_bias);                                                             \
   }                                                                                                                            \
   KERNEL(THREADS, conv_weight_grad_##WHAT##_##NAME, const T* x, const T* dy, wide<T>* parts, Conv s, int slice) {              \
     weight_grad_body<T, __VA_ARGS__>(x, dy, parts, s, slice);                                                                  \

@@ -105,9 +105,9 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void forward_
 }
 
 // ---------------------------------------------------------------- input gradient
-// dx[n, i, j, c] = sum over the windows that reach (i, j) of dy w
+// dx[n, i, j, c] = sum over the windows that reach (i, j) of dy w, plus the bias of a transposed convolution
 // one thread a strip of R S columns of dx of one channel; per row of dy S rows of dx are done
-template <class T, int K, int S, int R> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, T* dx, const Conv& s, const Strips& strips) {
+template <class T, int K, int S, int R> __device__ __forceinline__ void input_grad_body(const T* dy, const T* w, const T* bias, T* dx, const Conv& s, const Strips& strips, int has_bias) {
   typedef wide<T> W;
   const int A = (K + S - 1) / S, COLS = R + A - 1;
   DYN_SMEM(W, room);
@@ -120,6 +120,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void input_gr
   const int end = min(at.y + strips.rows, high) + top;
   at.y += top, at.x += left;
   const unsigned inside = columns_inside(at.x - (A - 1), COLS, s.ow), stored = columns_inside(at.x * S - s.pw, R * S, s.w);
+  const W start = has_bias ? widen(bias[c]) : W(0);
   dy += ((i64)at.n * s.oh * s.ow + at.x - (A - 1)) * s.co + c;
   dx += ((i64)at.n * s.h * s.w + at.x * S - s.pw) * s.co + c;
   W acc[A][S][R * S];
@@ -128,7 +129,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void input_gr
 #pragma unroll
     for (int u = 0; u < S; u++)
 #pragma unroll
-      for (int r = 0; r < R * S; r++) acc[a][u][r] = 0;
+      for (int r = 0; r < R * S; r++) acc[a][u][r] = start;
 #pragma unroll 1
   for (int q = at.y - (A - 1); q < end; q++) {
     if ((unsigned)q < (unsigned)s.oh) {
@@ -157,7 +158,7 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void input_gr
 #pragma unroll
       for (int u = 0; u < S; u++)
 #pragma unroll
-        for (int r = 0; r < R * S; r++) acc[a][u][r] = a + 1 < A ? acc[a + 1 < A ? a + 1 : a][u][r] : W(0);
+        for (int r = 0; r < R * S; r++) acc[a][u][r] = a + 1 < A ? acc[a + 1 < A ? a + 1 : a][u][r] : start;
   }
 }
 
@@ -249,8 +250,8 @@ template <class T, int K, int S, int R> __device__ __forceinline__ void weight_g
   KERNEL(128, depthwise_forward_##K##s##S##_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, Strips strips, int has_bias, int relu) { \
     forward_body<T, K, S, RY>(x, w, bias, y, s, strips, has_bias, relu);                                                                       \
   }                                                                                                                                            \
-  KERNEL(128, depthwise_input_grad_##K##s##S##_##NAME, const T* dy, const T* w, T* dx, Conv s, Strips strips) {                                \
-    input_grad_body<T, K, S, RX>(dy, w, dx, s, strips);                                                                                        \
+  KERNEL(128, depthwise_input_grad_##K##s##S##_##NAME, const T* dy, const T* w, const T* bias, T* dx, Conv s, Strips strips, int has_bias) {   \
+    input_grad_body<T, K, S, RX>(dy, w, bias, dx, s, strips, has_bias);                                                                        \
   }                                                                                                                                            \
   KERNEL(128, depthwise_weight_grad_##K##s##S##_##NAME, const T* x, const T* dy, wide<T>* parts, T* dw, Conv s, Strips strips) {               \
     weight_grad_body<T, K, S, RW>(x, dy, parts, dw, s, strips);                                                                                \
@@ -286,12 +287,13 @@ template <class T> __device__ __forceinline__ void any_forward_body(const T* x, 
   if (has_bias) sum += widen(bias[c]);
   y[at] = narrow<T>(relu ? nan_max(sum, wide<T>(0)) : sum);
 }
-template <class T> __device__ __forceinline__ void any_input_grad_body(const T* dy, const T* w, T* dx, const Conv& s) {
+template <class T> __device__ __forceinline__ void any_input_grad_body(const T* dy, const T* w, const T* bias, T* dx, const Conv& s, int has_bias) {
   const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   const unsigned c = at % s.co, j = at / s.co % s.w, i = at / s.co / s.w % s.h, n = at / s.co / s.w / s.h;
   if (n >= s.n) return;
   const Axis rows = input_grad_axis(i % s.sh, s.h, s.kh, s.sh, s.ph, s.dh), cols = input_grad_axis(j % s.sw, s.w, s.kw, s.sw, s.pw, s.dw);
-  dx[at] = narrow<T>(window_sum(dy + c, w + (size_t)c * s.kh * s.kw, rows, cols, i / s.sh, j / s.sw, n, s.oh, s.ow, s.co, s.kw));
+  const wide<T> sum = window_sum(dy + c, w + (size_t)c * s.kh * s.kw, rows, cols, i / s.sh, j / s.sw, n, s.oh, s.ow, s.co, s.kw);
+  dx[at] = narrow<T>(has_bias ? sum + widen(bias[c]) : sum);
 }
 // dw; one block a tap of 32 channels, a warp every eighth output
 template <class T> __device__ __forceinline__ void any_weight_grad_body(const T* x, const T* dy, T* dw, const Conv& s) {
@@ -317,6 +319,8 @@ template <class T> __device__ __forceinline__ void any_weight_grad_body(const T*
   KERNEL(256, depthwise_forward_##NAME, const T* x, const T* w, const T* bias, T* y, Conv s, int has_bias, int relu) {      \
     any_forward_body<T>(x, w, bias, y, s, has_bias, relu);                                                                  \
   }                                                                                                                         \
-  KERNEL(256, depthwise_input_grad_##NAME, const T* dy, const T* w, T* dx, Conv s) { any_input_grad_body<T>(dy, w, dx, s); } \
+  KERNEL(256, depthwise_input_grad_##NAME, const T* dy, const T* w, const T* bias, T* dx, Conv s, int has_bias) {           \
+    any_input_grad_body<T>(dy, w, bias, dx, s, has_bias);                                                                   \
+  }                                                                                                                         \
   KERNEL(256, depthwise_weight_grad_##NAME, const T* x, const T* dy, T* dw, Conv s) { any_weight_grad_body<T>(x, dy, dw, s); }
 FOR_FLOAT(DEPTHWISE_ANY)

@@ -1,5 +1,5 @@
-// pool.cu - max and average pooling of images that lie in memory as N, H, W, C.
-#include "lane.cuh"
+// pool.cu - max, average and adaptive average pooling of images that lie in memory as N, H, W, C.
+#include "images.cuh"
 
 // Sizes of images (n, c, h, w), of the outputs and of the window. Made by ops::pool2d on the host.
 struct Pool {
@@ -7,19 +7,9 @@ struct Pool {
   int kh, kw, sh, sw, ph, pw, dh, dw;
 };
 
-// A thread's place: V channels from c on of pixel (i, j) of image n, the images being h by w.
-struct Place {
-  int n, i, j, c;
-  bool valid;
-};
+// The place of a thread of its own, the images being h by w.
 template <int V> __device__ __forceinline__ Place place_of(const Pool& p, int h, int w) {
-  unsigned t = blockIdx.x * blockDim.x + threadIdx.x, groups = p.c / V;
-  unsigned pixel = t / groups, row = pixel / w, image = row / h;
-  return {(int)image, (int)(row - image * h), (int)(pixel - row * w), (int)(t - pixel * groups) * V, (int)image < p.n};
-}
-// A tensor has fewer than 2^31 elements.
-__device__ __forceinline__ int pixel_at(int n, int i, int j, int c, int h, int w, int channels) {
-  return ((n * h + i) * w + j) * channels + c;
+  return place_of<V>(blockIdx.x * blockDim.x + threadIdx.x, p.n, h, w, p.c);
 }
 
 // f(k, at) for each element of window (i, j) that lies in the image, in row-major order: its number
@@ -140,6 +130,71 @@ __device__ __forceinline__ void avg_pool2d_backward_body(Pool p, const T* dy, T*
   store<T, V>(dx + pixel_at(e.n, e.i, e.j, e.c, p.h, p.w, p.c), out);
 }
 
+// Adaptive windows: window i of `cells` along an axis of `size` elements. Turned round (element i of
+// `size` among the cells), the same gives the windows that hold an element.
+struct Cell {
+  int first, end;
+  __device__ __forceinline__ int size() const { return end - first; }
+};
+__device__ __forceinline__ Cell cell(unsigned i, unsigned size, unsigned cells) {
+  return {(int)(i * size / cells), (int)(((i + 1) * size + cells - 1) / cells)};
+}
+// The windows of a block lie side by side, and `tall` threads below each other share each one.
+template <class T, int V> __device__ __forceinline__ void adaptive_avg_pool2d_body(const Pool& p, const T* x, T* y, int tall) {
+  __shared__ wide<T> found[V][256];
+  const int across = blockDim.x / tall, r = threadIdx.x / across;
+  Place o = place_of<V>(blockIdx.x * across + threadIdx.x % across, p.n, p.oh, p.ow, p.c);
+  Cell rows = cell(o.i, p.h, p.oh), columns = cell(o.j, p.w, p.ow);
+  const int area = rows.size() * columns.size();
+  wide<T> sum[V] = {};
+  if (o.valid) {
+    // rows of whole images are one long row
+    const bool joined = columns.size() == p.w;
+    const int high = joined ? 1 : rows.size(), length = joined ? area : columns.size();
+    for (int a = 0; a < high; a++) {
+      const T* row = x + pixel_at(o.n, rows.first + a, columns.first, o.c, p.h, p.w, p.c);
+#pragma unroll 4
+      for (int b = r; b < length; b += tall) {
+        Lane<T, V> t = load<T, V>(row + b * p.c);
+#pragma unroll
+        for (int v = 0; v < V; v++) sum[v] += widen(t.v[v]);
+      }
+    }
+  }
+  for (int half = tall / 2; half; half /= 2) {
+#pragma unroll
+    for (int v = 0; v < V; v++) found[v][threadIdx.x] = sum[v];
+    __syncthreads();
+    if (r < half)
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[v] += found[v][threadIdx.x + half * across];
+    __syncthreads();
+  }
+  if (r || !o.valid) return;
+  Lane<T, V> out;
+#pragma unroll
+  for (int v = 0; v < V; v++) out.v[v] = narrow<T>(sum[v] / (wide<T>)area);
+  store<T, V>(y + pixel_at(o.n, o.i, o.j, o.c, p.oh, p.ow, p.c), out);
+}
+template <class T, int V> __device__ __forceinline__ void adaptive_avg_pool2d_backward_body(const Pool& p, const T* dy, T* dx) {
+  Place e = place_of<V>(p, p.h, p.w);
+  if (!e.valid) return;
+  Cell rows = cell(e.i, p.oh, p.h), columns = cell(e.j, p.ow, p.w);
+  wide<T> sum[V] = {};
+  for (int i = rows.first; i < rows.end; i++)
+#pragma unroll 1
+    for (int j = columns.first; j < columns.end; j++) {
+      const wide<T> part = wide<T>(1) / wide<T>(cell(i, p.h, p.oh).size() * cell(j, p.w, p.ow).size());
+      Lane<T, V> g = load<T, V>(dy + pixel_at(e.n, i, j, e.c, p.oh, p.ow, p.c));
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[v] += widen(g.v[v]) * part;
+    }
+  Lane<T, V> out;
+#pragma unroll
+  for (int v = 0; v < V; v++) out.v[v] = narrow<T>(sum[v]);
+  store<T, V>(dx + pixel_at(e.n, e.i, e.j, e.c, p.h, p.w, p.c), out);
+}
+
 // y = max over the window, arg = its number in the window; the first of equals, and NaN wins.
 // One thread an output pixel and V channels. `long`: windows of more than 256 elements.
 #define MAX_POOL(NAME, T, I)                                                                                    \
@@ -172,3 +227,18 @@ FOR_FLOAT(AVG_POOL)
          : avg_pool2d_backward_body<T, 1>(p, dy, dx, count_padding);                                            \
   }
 FOR_FLOAT(AVG_POOL_BACKWARD)
+
+// y = the mean of an adaptive window; of p the images' sizes count. `tall` threads an output pixel and V channels.
+#define ADAPTIVE_AVG_POOL(NAME, T)                                                                              \
+  KERNEL(256, adaptive_avg_pool2d_##NAME, Pool p, const T* x, T* y, int tall, int grouped) {                    \
+    grouped ? adaptive_avg_pool2d_body<T, GROUP<T>>(p, x, y, tall) : adaptive_avg_pool2d_body<T, 1>(p, x, y, tall); \
+  }
+FOR_FLOAT(ADAPTIVE_AVG_POOL)
+
+// dx = sum of dy / its window's elements over the windows that hold it. One thread an input pixel and V channels.
+#define ADAPTIVE_AVG_POOL_BACKWARD(NAME, T)                                                                     \
+  KERNEL(256, adaptive_avg_pool2d_backward_##NAME, Pool p, const T* dy, T* dx, int grouped) {                   \
+    grouped ? adaptive_avg_pool2d_backward_body<T, GROUP<T>>(p, dy, dx)                                         \
+            : adaptive_avg_pool2d_backward_body<T, 1>(p, dy, dx);                                               \
+  }
+FOR_FLOAT(ADAPTIVE_AVG_POOL_BACKWARD)

@@ -36,7 +36,7 @@ FORMULA(Gelu, x* phi(x), phi(k) + k * exp(T(-0.5) * k * k) * T(0.398942280401432
 FORMULA(GeluTanh, T(0.5) * x * (T(1) + tanh(gelu_inner(x))), gelu_tanh_slope(k))
 FORMULA(Silu, x* sigmoid(x), silu_slope(k))
 FORMULA(Mish, x* tanh(softplus(x)), mish_slope(k))
-FORMULA(Softplus, softplus(x), sigmoid(k))
+FORMULA(Softplus, x > T(20) ? x : softplus(x), k > T(20) ? T(1) : sigmoid(k))
 FORMULA(Elu, x > T(0) ? x : p * expm1(x), k > T(0) ? T(1) : p * exp(k))
 FORMULA(PowScalar, pow(x, p), p == T(0) ? T(0) : p * pow(k, p - T(1)))
 

@@ -46,7 +46,7 @@ enum Command {
     Devices,
     /// CS231n's sanity checks of a network: initial loss, sparse gradient check, overfitting 50 images
     Sanity {
-        /// The network: two_layer, fully_connected, three_layer or deeper
+        /// The network: two_layer, fully_connected, three_layer, deeper or resnet18
         model: String,
         /// CIFAR-10's folder, or "embedded"; default: $CIFAR10_DIR, the usual places, else embedded
         #[arg(long)]
@@ -59,7 +59,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Network {
-    /// The network: two_layer, fully_connected, three_layer or deeper
+    /// The network: two_layer, fully_connected, three_layer, deeper or resnet18
     model: String,
     /// Channels, height and width of an image
     #[arg(long, num_args = 3, value_names = ["C", "H", "W"], default_values_t = [3, 32, 32])]

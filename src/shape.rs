@@ -512,27 +512,11 @@ impl Window {
     pub fn output(&self, op: &'static str, size: [usize; 2]) -> Result<[usize; 2]> {
         let mut out = [0; 2];
         for i in 0..2 {
-            for (name, v) in [
-                ("kernel", self.kernel[i]),
-                ("stride", self.stride[i]),
-                ("dilation", self.dilation[i]),
-            ] {
-                if v == 0 {
-                    return Err(Error::argument(
-                        op,
-                        format!("{name} is {v}, expected at least 1"),
-                    ));
-                }
-            }
-            let overflow = || Error::argument(op, format!("{self:?} is too large"));
-            let span = (self.kernel[i] - 1)
-                .checked_mul(self.dilation[i])
-                .and_then(|x| x.checked_add(1))
-                .ok_or_else(overflow)?;
+            let span = self.span(op, i)?;
             let padded = self.padding[i]
                 .checked_mul(2)
                 .and_then(|x| x.checked_add(size[i]))
-                .ok_or_else(overflow)?;
+                .ok_or_else(|| self.overflow(op))?;
             if span > padded {
                 return Err(Error::argument(
                     op,
@@ -545,6 +529,59 @@ impl Window {
             out[i] = (padded - span) / self.stride[i] + 1;
         }
         Ok(out)
+    }
+
+    /// The height and width that a transposed convolution makes of images of `size`, at least 1:
+    /// (size - 1) stride - 2 padding + dilation (kernel - 1) + 1 + extra.
+    pub fn transposed_output(
+        &self,
+        op: &'static str,
+        size: [usize; 2],
+        extra: [usize; 2],
+    ) -> Result<[usize; 2]> {
+        let mut out = [0; 2];
+        for i in 0..2 {
+            let span = self.span(op, i)?;
+            let steps = size[i].saturating_sub(1);
+            let whole = steps
+                .checked_mul(self.stride[i])
+                .and_then(|x| x.checked_add(span)?.checked_add(extra[i]))
+                .ok_or_else(|| self.overflow(op))?;
+            let cut = self.padding[i].checked_mul(2);
+            let left = cut.and_then(|cut| whole.checked_sub(cut));
+            out[i] = left.filter(|&x| x > 0 && size[i] > 0).ok_or_else(|| {
+                let why = format!(
+                    "padding {:?} leaves no output of an input {size:?} with kernel {:?} (stride {:?}, dilation {:?})",
+                    self.padding, self.kernel, self.stride, self.dilation
+                );
+                Error::argument(op, why)
+            })?;
+        }
+        Ok(out)
+    }
+
+    /// From the window's first element to its last along an axis.
+    fn span(&self, op: &'static str, i: usize) -> Result<usize> {
+        for (name, v) in [
+            ("kernel", self.kernel[i]),
+            ("stride", self.stride[i]),
+            ("dilation", self.dilation[i]),
+        ] {
+            if v == 0 {
+                return Err(Error::argument(
+                    op,
+                    format!("{name} is {v}, expected at least 1"),
+                ));
+            }
+        }
+        (self.kernel[i] - 1)
+            .checked_mul(self.dilation[i])
+            .and_then(|x| x.checked_add(1))
+            .ok_or_else(|| self.overflow(op))
+    }
+
+    fn overflow(&self, op: &'static str) -> Error {
+        Error::argument(op, format!("{self:?} is too large"))
     }
 }
 
@@ -619,5 +656,8 @@ mod tests {
             .to_string();
         assert!(e.contains("kernel [3, 3]") && e.contains("[2, 2]"), "{e}");
         assert!(Window::new([0, 3]).output("conv2d", [2, 2]).is_err());
+        let back = |size| w.transposed_output("conv_transpose2d", size, [0, 1]);
+        assert_eq!(back([3, 3]).unwrap(), [5, 6]);
+        assert!(back([0, 3]).is_err());
     }
 }

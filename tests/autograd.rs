@@ -1,6 +1,6 @@
 //! The engine: accumulation, broadcasting, freeing, hooks, deep chains, threads.
 
-use cotangent::autograd::{Op, apply, no_grad};
+use cotangent::autograd::{Op, apply, autocast, checkpoint, no_grad};
 use cotangent::ops::gradcheck;
 use cotangent::random::Generator;
 use cotangent::{DType, Error, Result, Tensor};
@@ -236,5 +236,100 @@ fn mixed_dtypes_keep_each_leaf_in_its_own() -> Result<()> {
         .sum_all()?
         .backward()?;
     assert_eq!(g.get(&x).unwrap().dtype(), DType::F32);
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_is_computed_again_once_and_freed() -> Result<()> {
+    let runs = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = || runs.load(std::sync::atomic::Ordering::Relaxed);
+    let hooked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (x, w) = (leaf(&[0.5, -1.0])?, leaf(&[2.0, 3.0])?);
+    let log = hooked.clone();
+    w.register_hook(move |g| {
+        log.lock().unwrap().push(g.to_vec::<f64>()?);
+        Ok(None)
+    });
+    let counter = runs.clone();
+    let inside = move |t: &[Tensor]| {
+        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        t[0].mul(&t[1])?.exp()?.add(&t[1])
+    };
+    let y = checkpoint(&[&x, &w], inside)?;
+    assert_eq!((count(), y.is_tracked()), (1, true));
+    let z = y.mul(&w)?.sum_all()?;
+    let grads = z.backward()?;
+    assert_eq!(count(), 2);
+    let plain = x.mul(&w)?.exp()?.add(&w)?.mul(&w)?.sum_all()?.backward()?;
+    for t in [&x, &w] {
+        let [a, b] = [&grads, &plain].map(|g| g.get(t).unwrap().to_vec::<f64>().unwrap());
+        assert_eq!(a, b);
+    }
+    // a hook sees a leaf's whole gradient, once a backward
+    assert_eq!(hooked.lock().unwrap().len(), 2);
+    let e = z.backward().unwrap_err();
+    assert!(matches!(e, Error::GraphFreed { .. }), "{e}");
+    let e = y.sum_all()?.backward().unwrap_err();
+    assert!(matches!(e, Error::GraphFreed { op: "checkpoint" }), "{e}");
+    Ok(())
+}
+
+#[test]
+fn checkpoints_pass_the_gradient_check() -> Result<()> {
+    let inputs = [leaf(&[0.7, -0.3])?, leaf(&[0.2, 1.1])?];
+    let report = gradcheck(
+        |x| {
+            let y = checkpoint(&[&x[0], &x[1]], |x| {
+                let inner = checkpoint(&[&x[0]], |x| x[0].tanh()?.square())?;
+                inner.mul(&x[1])?.add(&x[0].exp()?)
+            })?;
+            y.mul(&x[0])
+        },
+        &inputs,
+    )?;
+    assert!(report.passed(), "{report}");
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_needs_its_inputs_in_its_list() -> Result<()> {
+    let (x, hidden) = (leaf(&[0.5])?, leaf(&[2.0])?);
+    let other = hidden.clone();
+    let y = checkpoint(&[&x], move |t| t[0].mul(&other))?;
+    assert_eq!(
+        y.backward().unwrap_err().to_string(),
+        "checkpoint: a gradient reached a tensor that is not among the inputs"
+    );
+    // nothing to differentiate, and nothing that depends on the inputs
+    assert!(!checkpoint(&[&x.detach()], |t| t[0].exp())?.is_tracked());
+    let y = checkpoint(&[&x], |t| t[0].detach().exp())?;
+    assert!(y.backward()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_keeps_its_autocast_and_backward_has_none() -> Result<()> {
+    let x = Tensor::randn([5, 4], &mut Generator::new(1), DType::F32)?;
+    let w = Tensor::randn([3, 4], &mut Generator::new(2), DType::F32)?.requires_grad();
+    let run = |checkpointed: bool| -> Result<Vec<f32>> {
+        let y = {
+            let _half = autocast(DType::BF16)?;
+            let f = |t: &[Tensor]| t[0].linear(&t[1], None)?.tanh();
+            let y = if checkpointed {
+                checkpoint(&[&x, &w], f)?
+            } else {
+                f(&[x.clone(), w.clone()])?
+            };
+            let _full = autocast(None)?;
+            assert_eq!(x.linear(&w, None)?.dtype(), DType::F32);
+            y
+        };
+        assert_eq!(y.dtype(), DType::BF16);
+        let grads = y.to_dtype(DType::F32)?.sum_all()?.backward()?;
+        grads.get(&w).unwrap().to_vec()
+    };
+    assert_eq!(run(true)?, run(false)?);
+    let e = autocast(DType::F32).unwrap_err().to_string();
+    assert!(e.starts_with("autocast: expected bf16 or f16"), "{e}");
     Ok(())
 }

@@ -3,8 +3,8 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use cotangent::data::{Augment, Dataset, Loader, Normalize};
-use cotangent::{DType, Device, Error, Result, Tensor};
+use cotangent::data::{Augment, Dataset, Fill, Interpolation, Loader, Mix, Normalize, Transform};
+use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
 fn device() -> Device {
     match std::env::var_os("GPU_REQUIRED") {
@@ -24,8 +24,14 @@ fn loader(shape: [usize; 3], augment: Augment) -> Result<Loader> {
     let images = (0..23 * pixels).map(|i| (i * 31 % 251) as u8).collect();
     let labels = (0..23).map(|i| i % 3).collect();
     let data = Dataset::new("it", images, labels, shape, &["a", "b", "c"])?;
+    let grey = |t: &Transform| matches!(t, Transform::Grayscale { .. });
     let normalize = match shape[0] {
-        1 => Normalize::mean_image(&data)?,
+        // three channels in the end
+        1 if augment.transforms.iter().any(grey) => Normalize::PerChannel {
+            mean: vec![0.4, 0.5, 0.6],
+            std: vec![0.3, 0.2, 0.1],
+        },
+        1 if augment.transforms.is_empty() => Normalize::mean_image(&data)?,
         _ => Normalize::per_channel(&data)?,
     };
     Loader::new(data, &normalize, augment, 10, 7, true, false)
@@ -44,6 +50,7 @@ fn batches_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
             Augment {
                 flip: 0.5,
                 crop_padding: 3,
+                ..Augment::none()
             },
         ] {
             let loader = loader(shape, augment)?;
@@ -74,6 +81,134 @@ fn batches_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
             }
             assert_eq!(batches, 3);
         }
+    }
+    Ok(())
+}
+
+/// Transforms of images with 1 or 3 channels of at least 6x6, each kind of operation among them.
+fn transforms() -> Vec<Vec<Transform>> {
+    use Transform::*;
+    let affine = |interpolation, fill| RandomAffine {
+        degrees: [-180.0, 180.0],
+        translate: [0.3, 0.3],
+        scale: [0.3, 3.0],
+        shear: [[-30.0, 30.0], [-30.0, 30.0]],
+        interpolation,
+        fill,
+    };
+    let resize = |size, interpolation, antialias| Resize {
+        size,
+        interpolation,
+        antialias,
+    };
+    vec![
+        vec![
+            Transform::random_crop([6, 6], 3),
+            RandomVerticalFlip { p: 0.5 },
+            RandomHorizontalFlip { p: 0.5 },
+        ],
+        vec![affine(Interpolation::Nearest, Fill::Mean)],
+        vec![affine(Interpolation::Bilinear, Fill::Value(vec![0.25]))],
+        vec![Transform::random_resized_crop([6, 13])],
+        vec![resize([19, 4], Interpolation::Nearest, false)],
+        vec![resize([4, 19], Interpolation::Bilinear, false)],
+        vec![Transform::color_jitter(0.9, 0.9, 0.9, 0.5)],
+        vec![Grayscale { channels: 1 }, Grayscale { channels: 3 }],
+        vec![RandomApply {
+            transforms: vec![
+                Transform::gaussian_blur(7),
+                Transform::random_rotation(20.0),
+                RandomGrayscale { p: 0.5 },
+            ],
+            p: 0.7,
+        }],
+        vec![
+            RandomErasing {
+                p: 0.9,
+                scale: [0.1, 0.5],
+                ratio: [0.5, 2.0],
+                value: Fill::Noise,
+            },
+            Transform::cutout(2, 5),
+        ],
+        vec![
+            RandomChoice {
+                transforms: vec![Transform::gaussian_blur(3), Compose(vec![])],
+                weights: None,
+            },
+            Grayscale { channels: 3 },
+            Normalize {
+                mean: vec![0.5, 0.25, 0.3],
+                std: vec![0.3, 0.7, 1.1],
+            },
+        ],
+    ]
+}
+
+#[test]
+fn transforms_and_mixing_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
+    let _turn = turn();
+    let mixes = [
+        vec![],
+        vec![Mix::Mixup { alpha: 0.7 }],
+        vec![Mix::CutMix { alpha: 1.0 }],
+    ];
+    for (i, transforms) in transforms().into_iter().enumerate() {
+        for shape in [[1, 6, 9], [3, 17, 16]] {
+            let augment = Augment {
+                transforms: transforms.clone(),
+                flip: 0.5,
+                crop_padding: 2,
+                mix: mixes[i % 3].clone(),
+            };
+            // whatever the order of the emulated device's threads
+            for order in [0, 7] {
+                cuda::set_thread_order(order);
+                same_as_cpu(shape, augment.clone(), i as u64)?;
+            }
+            cuda::set_thread_order(0);
+        }
+    }
+    // mixed with nothing before
+    for mix in mixes {
+        let augment = Augment {
+            mix,
+            ..Augment::none()
+        };
+        same_as_cpu([3, 5, 6], augment, 0)?;
+    }
+    Ok(())
+}
+
+fn same_as_cpu(shape: [usize; 3], augment: Augment, epoch: u64) -> Result<()> {
+    let mixed = !augment.mix.is_empty();
+    let what = format!("{shape:?} {augment:?}");
+    let loader = loader(shape, augment)?;
+    let feeds = loader.epoch_on(device(), epoch, 0);
+    for (feed, batch) in feeds.zip(loader.epoch(epoch)) {
+        let (feed, batch) = (feed?, batch?);
+        assert_eq!(feed.shape(), batch.shape);
+        let expected: Vec<u32> = batch.images.iter().map(|x| x.to_bits()).collect();
+        let (mut images, mut labels) = feed.clone().tensors()?;
+        let check = |images: &Tensor, labels: &Tensor| -> Result<()> {
+            assert_eq!(bits(images)?, expected, "{what}");
+            match &batch.targets {
+                None => assert_eq!(labels.to_vec::<i64>()?, batch.labels),
+                Some(targets) => {
+                    assert_eq!(labels.shape()[..], [batch.shape[0], 3]);
+                    assert_eq!(&labels.to_vec::<f32>()?, targets);
+                }
+            }
+            Ok(())
+        };
+        assert_eq!(batch.targets.is_some(), mixed);
+        check(&images, &labels)?;
+        let mut row_major = Tensor::ones(batch.shape, (DType::F32, device()))?;
+        feed.clone().write_to(&mut row_major, &mut labels)?;
+        assert!(row_major.is_contiguous());
+        check(&row_major, &labels)?;
+        feed.write_to(&mut images, &mut labels)?;
+        check(&images, &labels)?;
     }
     Ok(())
 }

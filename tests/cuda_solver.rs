@@ -8,7 +8,7 @@ use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
 use cotangent::optim::Schedule;
 use cotangent::random::Generator;
-use cotangent::train::{OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
+use cotangent::train::{Loss, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Error, Tensor, cuda};
 
 const BATCH: usize = 8;
@@ -87,23 +87,26 @@ fn alone() -> MutexGuard<'static, ()> {
 #[test]
 fn losses_are_those_of_the_cpu() {
     let _alone = alone();
-    let run = |device| {
-        let mut model = model(device);
-        let mut solver = Solver::new(&mut model, data(7 * BATCH), config(1)).unwrap();
-        solver.train().unwrap();
-        assert_eq!(solver.is_captured(), device != Device::Cpu);
-        solver.history().clone()
-    };
-    let (cpu, gpu) = (run(Device::Cpu), run(device(1)));
-    assert_eq!(cpu.loss_history.len(), 7);
-    assert_eq!(gpu.device, device(1).to_string());
-    for (i, (a, b)) in gpu.loss_history.iter().zip(&cpu.loss_history).enumerate() {
-        assert!(
-            (a - b).abs() < 1e-4 * b.abs(),
-            "step {i}: {a} but {b} on the CPU"
-        );
+    for loss in [Loss::CrossEntropy, Loss::BceWithLogits, Loss::Svm] {
+        let run = |device| {
+            let mut model = model(device);
+            let config = SolverConfig { loss, ..config(1) };
+            let mut solver = Solver::new(&mut model, data(7 * BATCH), config).unwrap();
+            solver.train().unwrap();
+            assert_eq!(solver.is_captured(), device != Device::Cpu);
+            solver.history().clone()
+        };
+        let (cpu, gpu) = (run(Device::Cpu), run(device(1)));
+        assert_eq!(cpu.loss_history.len(), 7);
+        assert_eq!(gpu.device, device(1).to_string());
+        for (i, (a, b)) in gpu.loss_history.iter().zip(&cpu.loss_history).enumerate() {
+            assert!(
+                (a - b).abs() < 1e-4 * b.abs(),
+                "{loss:?}, step {i}: {a} but {b} on the CPU"
+            );
+        }
+        assert_eq!(gpu.val_acc_history, cpu.val_acc_history);
     }
-    assert_eq!(gpu.val_acc_history, cpu.val_acc_history);
 }
 
 #[test]

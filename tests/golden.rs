@@ -248,17 +248,19 @@ fn binary_broadcast() {
 
 #[test]
 fn pool2d() {
-    check("pool2d", &["x"], &["adaptive_avg"], |case, dtype| {
-        let window = Window {
+    check("pool2d", &["x"], &[], |case, dtype| {
+        let window = || Window {
             stride: case.pair("stride"),
             padding: case.pair("padding"),
             ..Window::new(case.pair("kernel"))
         };
         let run = |x: &[Tensor]| match case.op() {
-            "max" => x[0].max_pool2d(window),
-            _ => x[0].avg_pool2d(window, case.flag("count_include_pad")),
+            "max" => x[0].max_pool2d(window()),
+            "avg" => x[0].avg_pool2d(window(), case.flag("count_include_pad")),
+            _ => x[0].adaptive_avg_pool2d(case.pair("output")),
         };
-        matches!(case.op(), "max" | "avg").then(|| case.differentiate(dtype, &["x"], run))
+        let known = ["max", "avg", "adaptive_avg"].contains(&case.op());
+        known.then(|| case.differentiate(dtype, &["x"], run))
     });
 }
 
@@ -297,21 +299,40 @@ fn batch_norm(case: &GoldenCase, dtype: DType) -> Result<Found> {
 
 #[test]
 fn loss() {
-    let not_yet = ["smooth_l1", "mse", "l1", "huber", "bce_with_logits"];
-    check("loss", &["x", "target"], &not_yet, |case, dtype| {
-        let settings = || CrossEntropy {
-            label_smoothing: case.number("label_smoothing"),
-            reduction: match case.settings["reduction"].as_str() {
-                Some("none") => Reduction::None,
-                Some("sum") => Reduction::Sum,
-                _ => Reduction::Mean,
-            },
+    check("loss", &["x", "target"], &[], |case, dtype| {
+        let reduction = match case.settings["reduction"].as_str() {
+            Some("none") => Reduction::None,
+            Some("sum") => Reduction::Sum,
+            _ => Reduction::Mean,
         };
-        (case.op() == "cross_entropy").then(|| {
-            case.differentiate(dtype, &["x", "target"], |x| {
-                x[0].cross_entropy(&x[1], &settings())
-            })
-        })
+        // the file has no gradients of the targets
+        let target = case.tensor("target", dtype);
+        let run = |x: &[Tensor]| match case.op() {
+            "cross_entropy" => {
+                let settings = CrossEntropy {
+                    label_smoothing: case.number("label_smoothing"),
+                    reduction,
+                    ..Default::default()
+                };
+                x[0].cross_entropy(&target, &settings)
+            }
+            "mse" => x[0].mse_loss(&target, reduction),
+            "l1" => x[0].l1_loss(&target, reduction),
+            "smooth_l1" => x[0].smooth_l1_loss(&target, 1.0, reduction),
+            "huber" => x[0].huber_loss(&target, 1.0, reduction),
+            _ => x[0].bce_with_logits(&target, None, None, reduction),
+        };
+        let known = [
+            "cross_entropy",
+            "mse",
+            "l1",
+            "smooth_l1",
+            "huber",
+            "bce_with_logits",
+        ];
+        known
+            .contains(&case.op())
+            .then(|| case.differentiate(dtype, &["x"], run))
     });
 }
 
@@ -363,6 +384,21 @@ fn conv2d() {
                 dilation: case.pair("dilation"),
             };
             x[0].conv2d(&x[1], x.get(2), window, case.number("groups") as usize)
+        }))
+    });
+}
+
+#[test]
+fn conv_transpose2d() {
+    check("conv_transpose2d", &["x", "w", "b"], &[], |case, dtype| {
+        Some(case.differentiate(dtype, &["x", "w", "b"], |x| {
+            let window = Window {
+                stride: case.pair("stride"),
+                padding: case.pair("padding"),
+                ..Window::new([x[1].shape()[2], x[1].shape()[3]])
+            };
+            let (extra, groups) = (case.pair("output_padding"), case.number("groups") as usize);
+            x[0].conv_transpose2d(&x[1], x.get(2), window, extra, groups)
         }))
     });
 }

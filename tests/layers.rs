@@ -2,10 +2,11 @@
 //! and on the emulated CUDA device, and a state that another copy takes over.
 
 use cotangent::nn::{
-    self, Activation, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Conv2dConfig, ConvNormAct,
-    Dropout, Flatten, LayerNorm, Linear, LinearNormAct, MaxPool2d, Mode, Module, Norm, Sequential,
-    Slot,
+    self, Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Conv2dConfig,
+    ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig, Dropout, Flatten, GlobalAvgPool2d,
+    LayerNorm, Linear, LinearNormAct, MaxPool2d, Mode, Module, Norm, Sequential, Slot, Upsample,
 };
+use cotangent::ops::{Interpolation, Resize};
 use cotangent::random::Generator;
 use cotangent::{DType, Device, Result, Tensor};
 
@@ -30,6 +31,8 @@ const LAYERS: &[Layer] = layers! {
     "Linear(" [&[4, 5]], |rng| Linear::new(5, 3, false, rng)?;
     "LinearNormAct(" [&[4, 5]], |rng| LinearNormAct::new(5, 3, Norm::Batch, Activation::Relu, rng)?;
     "Conv2d(" [&[2, 3, 5, 4], &[1, 3, 1, 1]], |rng| Conv2d::new(3, 4, Conv2dConfig::same(3), rng)?;
+    "ConvTranspose2d(" [&[2, 3, 4, 3], &[1, 3, 1, 1]], |rng| ConvTranspose2d::new(3, 4, ConvTranspose2dConfig { stride: [2, 2], padding: [1, 1], output_padding: [1, 0], ..ConvTranspose2dConfig::new([3, 3]) }, rng)?;
+    "ConvTranspose2d(" [&[2, 4, 3, 3]], |rng| ConvTranspose2d::new(4, 6, ConvTranspose2dConfig { groups: 2, bias: false, ..ConvTranspose2dConfig::new([2, 3]) }, rng)?;
     "ConvNormAct(" [&[2, 3, 5, 4], &[1, 3, 3, 2]], |rng| ConvNormAct::new(3, 4, Conv2dConfig::same(3), Norm::Batch, Activation::Gelu, rng)?;
     "BatchNorm1d(" [&[4, 3]], |_rng| BatchNorm1d::new(3)?;
     "BatchNorm2d(" [&[2, 3, 4, 5], &[1, 3, 2, 1]], |_rng| BatchNorm2d::new(3)?;
@@ -37,6 +40,10 @@ const LAYERS: &[Layer] = layers! {
     "Dropout(" [&[3, 7], &[1, 1]], |rng| Dropout::new(0.3, rng)?;
     "MaxPool2d(" [&[2, 3, 4, 6], &[1, 1, 2, 2]], |_rng| MaxPool2d::square(2);
     "AvgPool2d(" [&[2, 3, 4, 6], &[1, 1, 2, 2]], |_rng| AvgPool2d::square(2);
+    "AdaptiveAvgPool2d(output_size=[2, 3])" [&[2, 3, 5, 7], &[1, 1, 1, 1]], |_rng| AdaptiveAvgPool2d::new([2, 3])?;
+    "GlobalAvgPool2d(" [&[2, 3, 5, 7], &[1, 1, 1, 1]], |_rng| GlobalAvgPool2d;
+    "Upsample(scale_factor=[2.0, 1.5], mode='nearest')" [&[2, 3, 4, 6], &[1, 1, 1, 1]], |_rng| Upsample::new(Resize::Scale([2.0, 1.5]), Interpolation::Nearest)?;
+    "Upsample(size=[5, 3], mode='bilinear')" [&[2, 3, 4, 6], &[1, 1, 1, 1]], |_rng| Upsample::new(Resize::Size([5, 3]), Interpolation::Bilinear { align_corners: false })?;
     "Flatten(" [&[2, 3, 4], &[1, 1, 1]], |_rng| Flatten;
     "ReLU(" [&[3, 4], &[1]], |_rng| Activation::Relu;
     "LeakyReLU(" [&[3, 4]], |_rng| Activation::LeakyRelu(0.01);

@@ -147,14 +147,13 @@ fn with_gaps(x: &Tensor) -> Result<Tensor> {
     if x.rank() == 0 {
         return Tensor::stack(&[x, x], 0)?.select(0, 1);
     }
-    let last = x.rank() - 1;
-    let n = x.shape()[last];
-    Tensor::cat(&[&x.narrow(-1, 0, 0)?.pad(&[(last, 0, 2)], 7.0)?, x], -1)?.narrow(-1, 2, n)
+    let n = x.shape()[x.rank() - 1];
+    Tensor::cat(&[&x.narrow(-1, 0, 0)?.pad(&[(-1, 0, 2)], 7.0)?, x], -1)?.narrow(-1, 2, n)
 }
 
 /// The same elements with the axes in memory in reverse order.
 fn reversed_axes(x: &Tensor) -> Result<Tensor> {
-    let axes: Vec<usize> = (0..x.rank()).rev().collect();
+    let axes: Vec<isize> = (0..x.rank() as isize).rev().collect();
     x.permute(&axes)?.contiguous()?.permute(&axes)
 }
 

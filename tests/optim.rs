@@ -138,72 +138,82 @@ fn update_rules_are_pytorchs() {
     }
 }
 
-#[test]
-fn schedules_are_pytorchs() {
-    let file = Golden::open("schedule.safetensors");
-    let one_cycle = Schedule::OneCycle {
-        pct_start: 0.3,
-        div_factor: 25.0,
-        final_div_factor: 1e4,
-    };
-    let cosine = Schedule::Cosine {
-        t_max: 40,
-        eta_min: 1e-4,
-    };
-    let step = Schedule::Step {
-        step_size: 7,
-        gamma: 0.1,
-    };
-    for (op, base, schedule) in [
-        ("step", 0.1, step),
-        ("exponential", 0.1, Schedule::Exponential { gamma: 0.9 }),
-        ("cosine", 0.1, cosine),
-        ("one_cycle", 0.4, one_cycle),
-    ] {
-        let (case, _) = file.case(op);
-        let (expected, _) = file.tensor(&case, "lr");
-        // PyTorch's cosine goes up again after t_max, as its formula does
-        let got: Vec<f64> = (0..expected.len())
-            .map(|i| {
-                let at = Position {
-                    epoch: i,
-                    step: i,
-                    total_steps: 60,
-                };
-                schedule.learning_rate(base, at, &ScheduleState::default())
-            })
-            .collect();
-        assert_close(&got, &expected, 1e-9, op);
+/// A case's schedule, read from PyTorch's own names, and the optimizer's learning rate.
+fn schedule(attributes: &Value, unit: &str) -> (String, f64, Schedule) {
+    let mut settings = attributes.as_object().unwrap().clone();
+    let op: String = serde_json::from_value(settings.remove("op").unwrap()).unwrap();
+    let lr = settings.remove("lr").unwrap().as_f64().unwrap();
+    settings.remove("total_steps");
+    if let Some(anneal) = settings.remove("anneal") {
+        settings.insert("anneal_strategy".into(), anneal);
     }
+    let name = match op.as_str() {
+        "multistep" => "multi_step",
+        "linear_warmup" => "linear",
+        "reduce_on_plateau" => "plateau",
+        cyclic if cyclic.starts_with("cyclic") => "cyclic",
+        cycle if cycle.starts_with("one_cycle") => "one_cycle",
+        same => same,
+    };
+    match name {
+        "cyclic" | "one_cycle" => {
+            let moves = name == "one_cycle";
+            settings.insert("cycle_momentum".into(), moves.into());
+        }
+        _ => {}
+    }
+    if name != "plateau" {
+        settings.insert("unit".into(), unit.into());
+    }
+    let json = serde_json::json!({ name: settings });
+    let schedule: Schedule = serde_json::from_value(json).unwrap();
+    schedule.validate().unwrap();
+    (op, lr, schedule)
 }
 
 #[test]
-fn the_plateau_is_pytorchs() {
+fn schedules_are_pytorchs() {
     let file = Golden::open("schedule.safetensors");
-    let (case, _) = file.case("reduce_on_plateau");
-    let (metric, _) = file.tensor(&case, "metric");
-    let (expected, _) = file.tensor(&case, "lr");
-    let schedule = Schedule::Plateau {
-        factor: 0.5,
-        patience: 3,
-        threshold: 1e-3,
-        cooldown: 2,
-        min_lr: 0.0,
-    };
-    let mut state = ScheduleState::default();
-    let at = Position {
-        epoch: 0,
-        step: 0,
-        total_steps: 0,
-    };
-    let got: Vec<f64> = metric
-        .iter()
-        .map(|&m| {
-            schedule.end_epoch(&mut state, m);
-            schedule.learning_rate(0.1, at, &state)
-        })
-        .collect();
-    assert_close(&got, &expected, 1e-12, "plateau");
+    let (_, meta) = SafeTensors::read_metadata(&file.bytes).unwrap();
+    let cases = meta.metadata().clone().unwrap();
+    assert_eq!(cases.len(), 13);
+    for (case, text) in &cases {
+        let attributes: Value = serde_json::from_str(text).unwrap();
+        let (expected, _) = file.tensor(case, "lr");
+        for unit in ["epoch", "step"] {
+            let (op, base, schedule) = schedule(&attributes, unit);
+            let mut state = ScheduleState::default();
+            let (mut rates, mut momenta) = (Vec::new(), Vec::new());
+            for i in 0..expected.len() {
+                let at = match unit {
+                    "epoch" => Position {
+                        epoch: i,
+                        step: 7 * i + 3,
+                        total_epochs: 60,
+                        total_steps: 420,
+                    },
+                    _ => Position {
+                        epoch: i / 10,
+                        step: i,
+                        total_epochs: 6,
+                        total_steps: 60,
+                    },
+                };
+                // PyTorch notes the learning rate after it has taken in the epoch's number
+                if op == "reduce_on_plateau" {
+                    let (metric, _) = file.tensor(case, "metric");
+                    schedule.end_epoch(at, &mut state, metric[i]);
+                }
+                rates.push(schedule.learning_rate(base, at, &state));
+                // the optimizer's own is 0.9
+                momenta.push(schedule.momentum(at).unwrap_or(0.9));
+            }
+            assert_close(&rates, &expected, 1e-12, &op);
+            if op != "reduce_on_plateau" {
+                assert_close(&momenta, &file.tensor(case, "momentum").0, 1e-12, &op);
+            }
+        }
+    }
 }
 
 /// The numbers of CS231n's notebook for one rule, as `linspace` or nested lists.

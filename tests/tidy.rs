@@ -177,10 +177,15 @@ fn every_op_is_in_the_case_table() {
     let mut ops = 0;
     let mut found = Vec::new();
     for path in files("src/ops", "rs") {
-        // a room that is a folder has its name from it
+        // a room that is a folder has its name from it, unless its files have cases of their own
         let inside = path.strip_prefix(root().join("src/ops")).unwrap();
         let stem = inside.iter().next().unwrap().to_str().unwrap();
         let stem = stem.trim_end_matches(".rs");
+        let own = inside
+            .with_extension("")
+            .to_str()
+            .unwrap()
+            .replace('/', "::");
         let implements = code(&path)
             .iter()
             .any(|(_, l)| l.contains("Op<") && l.contains("impl"));
@@ -188,7 +193,10 @@ fn every_op_is_in_the_case_table() {
             continue;
         }
         ops += 1;
-        if !table.contains(&format!("{stem}::CASES")) {
+        if ![stem, &own]
+            .iter()
+            .any(|room| table.contains(&format!("{room}::CASES")))
+        {
             found.push(path.display().to_string());
         }
     }

@@ -49,7 +49,7 @@ pub struct ConvShape {
     pub ci: usize,
     /// Output channels.
     pub co: usize,
-    /// Output height, as [`Window::output`] gives it.
+    /// Output height, at most what [`Window::output`] gives.
     pub oh: usize,
     /// Output width.
     pub ow: usize,
@@ -598,23 +598,36 @@ pub fn forward_packed<T: Kernel>(
     run(weight, n, x, bias, y);
 }
 
-/// dx \[n, h, w, ci\] of dy \[n, oh, ow, co\]: all of it written, zeros where no window reaches.
+/// dx \[n, h, w, ci\] of dy \[n, oh, ow, co\]: all of it written, zeros where no window reaches. With
+/// `bias` \[ci\], which is then added everywhere, it is a transposed convolution.
 ///
 /// # Panics
 /// If a slice's length is not its shape's.
-pub fn input_grad<T: Kernel>(shape: &ConvShape, dy: &[T], weight: &[T], dx: &mut [T]) {
+pub fn input_grad<T: Kernel>(
+    shape: &ConvShape,
+    dy: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    dx: &mut [T],
+) {
     if shape.is_depthwise() {
-        depthwise::input_grad(level(), shape, dy, weight, dx);
+        depthwise::input_grad(level(), shape, dy, weight, bias, dx);
     } else {
-        input_grad_packed(&pack_input_grad(shape, weight), shape.n, dy, dx);
+        input_grad_packed(&pack_input_grad(shape, weight), shape.n, dy, bias, dx);
     }
 }
 
 /// [`input_grad`] of `n` images with a packed weight, which does not depend on `n`.
-pub fn input_grad_packed<T: Kernel>(weight: &Packed<T>, n: usize, dy: &[T], dx: &mut [T]) {
+pub fn input_grad_packed<T: Kernel>(
+    weight: &Packed<T>,
+    n: usize,
+    dy: &[T],
+    bias: Option<&[T]>,
+    dx: &mut [T],
+) {
     let shape = ConvShape { n, ..weight.shape };
     assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
-    run(weight, n, dy, None, dx);
+    run(weight, n, dy, bias, dx);
 }
 
 /// All passes of a convolution.
@@ -1031,7 +1044,7 @@ mod tests {
                     forward_packed(&packed, s.n, &x, bias, &mut y);
                     let mut dx = vec![nan; s.input()];
                     let packed = Packed::new(level, s, input_grad_passes(s), &weight);
-                    input_grad_packed(&packed, s.n, &dy, &mut dx);
+                    input_grad_packed(&packed, s.n, &dy, None, &mut dx);
                     let mut dw = vec![nan; s.weight()];
                     weight_grad_at(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]
@@ -1041,7 +1054,7 @@ mod tests {
                     let mut y = vec![nan; s.output()];
                     depthwise::forward(level, s, &x, &weight, bias, &mut y);
                     let mut dx = vec![nan; s.input()];
-                    depthwise::input_grad(level, s, &dy, &weight, &mut dx);
+                    depthwise::input_grad(level, s, &dy, &weight, None, &mut dx);
                     let mut dw = vec![nan; s.weight()];
                     depthwise::weight_grad(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]

@@ -43,11 +43,12 @@ pub(super) fn input_grad<T: Kernel>(
     shape: &ConvShape,
     dy: &[T],
     weight: &[T],
+    bias: Option<&[T]>,
     dx: &mut [T],
 ) {
     assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
     for pass in &input_grad_passes(&merged(shape)) {
-        run(T::micro(level), shape, pass, dy, weight, None, dx);
+        run(T::micro(level), shape, pass, dy, weight, bias, dx);
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod conv;
 mod depthwise;
+pub mod gather;
 pub mod gemm;
 mod micro;
 pub mod rows;

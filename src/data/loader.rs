@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use rayon::Yield;
 
-use super::transform::Transform;
+use super::augment::{Pipeline, Raw};
 use super::{Augment, Dataset, Normalize, Purpose, stream};
 use crate::cuda::Gpu;
 use crate::device::Device;
@@ -26,8 +26,10 @@ const PREFETCH: usize = 2;
 pub struct Batch {
     /// (N, C, H, W), row-major.
     pub images: Vec<f32>,
-    /// (N).
+    /// (N); those of the images themselves where they are mixed.
     pub labels: Vec<i64>,
+    /// The shares of classes (N, classes) of images that are mixed.
+    pub targets: Option<Vec<f32>>,
     /// [N, C, H, W].
     pub shape: [usize; 4],
 }
@@ -35,60 +37,52 @@ pub struct Batch {
 /// A batch on its way to the device that its model is on, by [`Loader::epoch_on`].
 ///
 /// For the CPU it is ready. For a CUDA device it holds the images' bytes, a quarter of their size,
-/// and what is to happen to them: the device flips, crops and normalizes, with the same results to
-/// the bit.
+/// and what is to happen to them: the device augments and normalizes, with the same results to the
+/// bit.
 #[derive(Clone, Debug)]
-pub struct Feed(Content);
+pub struct Feed {
+    content: Content,
+    pipeline: Arc<Pipeline>,
+}
 
 #[derive(Clone, Debug)]
 enum Content {
     Ready(Batch),
-    Raw(Raw),
-}
-
-#[derive(Clone, Debug)]
-struct Raw {
-    gpu: Gpu,
-    /// As [`Transform::raw`] has it.
-    words: Vec<i64>,
-    shape: [usize; 4],
-    transform: Arc<Transform>,
-}
-
-impl Raw {
-    /// Copy it to the device and let that write the images and labels.
-    fn finish(self, images: &Tensor, labels: &Tensor) -> Result<()> {
-        let n = self.words.len();
-        let words = Tensor::from_vec(self.words, n)?.moved(Device::Cuda(self.gpu))?;
-        self.transform.finish(self.gpu, &words, images, labels)
-    }
+    Raw(Gpu, Raw),
 }
 
 impl Feed {
     /// [N, C, H, W] of the images.
     pub fn shape(&self) -> [usize; 4] {
-        match &self.0 {
-            Content::Ready(batch) => batch.shape,
-            Content::Raw(raw) => raw.shape,
-        }
+        let n = match &self.content {
+            Content::Ready(batch) => batch.shape[0],
+            Content::Raw(_, raw) => raw.n,
+        };
+        let [c, h, w] = self.pipeline.shape();
+        [n, c, h, w]
     }
 
-    /// The images (N, C, H, W) of F32 and the labels (N) of I64, on the device. On a CUDA device
-    /// the images lie channels-last, as convolutions take them.
+    /// The images (N, C, H, W) of F32 and the labels (N) of I64, or where images are mixed the
+    /// shares of classes (N, classes) of F32, on the device. On a CUDA device the images lie
+    /// channels-last, as convolutions take them.
     pub fn tensors(self) -> Result<(Tensor, Tensor)> {
-        let (shape, n) = (self.shape(), self.shape()[0]);
-        match self.0 {
+        let shape = self.shape();
+        let (size, dtype) = self.pipeline.labels(shape[0]);
+        match self.content {
             Content::Ready(batch) => Ok((
                 Tensor::from_vec(batch.images, shape)?,
-                Tensor::from_vec(batch.labels, n)?,
+                match batch.targets {
+                    Some(targets) => Tensor::from_vec(targets, size)?,
+                    None => Tensor::from_vec(batch.labels, size)?,
+                },
             )),
-            Content::Raw(raw) => {
-                let device = Device::Cuda(raw.gpu);
+            Content::Raw(gpu, raw) => {
+                let device = Device::Cuda(gpu);
                 let layout = Layout::channels_last(Shape::new(&shape)?);
                 let images = Tensor::empty(layout, DType::F32, device)?;
-                let layout = Layout::contiguous(Shape::new(&[n])?);
-                let labels = Tensor::empty(layout, DType::I64, device)?;
-                raw.finish(&images, &labels)?;
+                let layout = Layout::contiguous(Shape::new(&size)?);
+                let labels = Tensor::empty(layout, dtype, device)?;
+                self.pipeline.finish(gpu, raw, &images, &labels)?;
                 Ok((images, labels))
             }
         }
@@ -97,27 +91,31 @@ impl Feed {
     /// The same written over such tensors, row-major or channels-last. Their memory stays where it
     /// is unless others share it: they can be the inputs of a captured step.
     pub fn write_to(self, images: &mut Tensor, labels: &mut Tensor) -> Result<()> {
-        let (shape, size) = (Shape::new(&self.shape())?, Shape::new(&self.shape()[..1])?);
+        let shape = Shape::new(&self.shape())?;
+        let (size, dtype) = self.pipeline.labels(shape[0]);
+        let size = Shape::new(&size)?;
         let fit = |t: &Tensor, s: &Shape, dtype| t.shape() == s && t.dtype() == dtype;
         let ordered = images.is_contiguous() || images.layout().is_channels_last();
-        if !ordered || !fit(images, &shape, DType::F32) || !fit(labels, &size, DType::I64) {
+        let in_order = labels.is_contiguous();
+        let fitting = fit(images, &shape, DType::F32) && fit(labels, &size, dtype);
+        if !ordered || !in_order || !fitting {
             let (a, b) = (*images.shape(), *labels.shape());
             let (s, t) = (images.dtype(), labels.dtype());
             let why = format!(
-                "{a:?} of {s} and {b:?} of {t} do not take images {shape:?} of f32 and labels {size:?} of i64"
+                "{a:?} of {s} and {b:?} of {t} do not take images {shape:?} of f32 and labels {size:?} of {dtype}"
             );
             return Err(Error::shape("write_to", &[a, b], why));
         }
-        match self.0 {
+        match self.content {
             Content::Ready(_) => {
                 let (x, y) = self.tensors()?;
                 images.copy_(&x)?;
                 labels.copy_(&y)
             }
-            Content::Raw(raw) => {
+            Content::Raw(gpu, raw) => {
                 images.make_unique()?;
                 labels.make_unique()?;
-                raw.finish(images, labels)
+                self.pipeline.finish(gpu, raw, images, labels)
             }
         }
     }
@@ -127,7 +125,7 @@ impl Feed {
 #[derive(Clone, Debug)]
 pub struct Loader {
     data: Dataset,
-    transform: Arc<Transform>,
+    pipeline: Arc<Pipeline>,
     batch_size: usize,
     seed: u64,
     shuffle: bool,
@@ -153,10 +151,10 @@ impl Loader {
             let why = format!("{batch_size} for {n} images; expected 1 to {n}");
             return Err(Error::config("batch_size", why));
         }
-        let transform = Arc::new(Transform::new(data.shape(), normalize, augment)?);
+        let pipeline = Arc::new(Pipeline::new(&data, normalize, augment)?);
         Ok(Loader {
             data,
-            transform,
+            pipeline,
             batch_size,
             seed,
             shuffle,
@@ -167,6 +165,11 @@ impl Loader {
     /// The images.
     pub fn dataset(&self) -> &Dataset {
         &self.data
+    }
+
+    /// [C, H, W] of an image of a batch.
+    pub fn shape(&self) -> [usize; 3] {
+        self.pipeline.shape()
     }
 
     /// The number of batches in an epoch, at least 1.
@@ -192,18 +195,16 @@ impl Loader {
     /// The same batches for a model on `device`.
     pub fn epoch_on(&self, device: Device, epoch: u64, first: usize) -> Epoch<Feed> {
         self.start(epoch, first, move |loader, order, augment_seed, batch| {
-            let Device::Cuda(gpu) = device else {
-                let ready = loader.batch(order, augment_seed, batch);
-                return Feed(Content::Ready(ready));
+            let pipeline = loader.pipeline.clone();
+            let content = match device {
+                Device::Cpu => Content::Ready(loader.batch(order, augment_seed, batch)),
+                Device::Cuda(gpu) => {
+                    let indices = loader.indices(order, batch);
+                    let raw = pipeline.raw(&loader.data, indices, augment_seed, batch);
+                    Content::Raw(gpu, raw)
+                }
             };
-            let indices = loader.indices(order, batch);
-            let transform = &loader.transform;
-            Feed(Content::Raw(Raw {
-                gpu,
-                words: transform.raw(&loader.data, indices, augment_seed),
-                shape: loader.shape(indices.len()),
-                transform: transform.clone(),
-            }))
+            Feed { content, pipeline }
         })
     }
 
@@ -232,23 +233,14 @@ impl Loader {
 
     fn batch(&self, order: &[usize], augment_seed: u64, batch: usize) -> Batch {
         let indices = self.indices(order, batch);
-        Batch {
-            images: self.transform.gather(&self.data, indices, augment_seed),
-            labels: indices.iter().map(|&i| self.data.label(i) as i64).collect(),
-            shape: self.shape(indices.len()),
-        }
+        self.pipeline
+            .batch(&self.data, indices, augment_seed, batch)
     }
 
     /// The images of a batch.
     fn indices<'o>(&self, order: &'o [usize], batch: usize) -> &'o [usize] {
         let start = batch * self.batch_size;
         &order[start..order.len().min(start + self.batch_size)]
-    }
-
-    /// The shape of `n` images.
-    fn shape(&self, n: usize) -> [usize; 4] {
-        let [c, h, w] = self.data.shape();
-        [n, c, h, w]
     }
 }
 
@@ -376,6 +368,7 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Mix, Transform};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     /// n images of 1x4x4; image i has all pixels i and label i % 3.
@@ -441,6 +434,7 @@ mod tests {
             Augment {
                 flip: 0.5,
                 crop_padding: 2,
+                ..Augment::none()
             },
         );
         let all: Vec<Batch> = l.epoch(3).map(Result::unwrap).collect();
@@ -451,33 +445,51 @@ mod tests {
 
     #[test]
     fn augmentation_depends_on_seed_epoch_and_image_not_on_threads_or_order() {
-        let augment = Augment {
+        let moved = Augment {
             flip: 0.5,
             crop_padding: 3,
+            ..Augment::none()
+        };
+        let transformed = Augment {
+            transforms: vec![
+                Transform::random_resized_crop([4, 4]),
+                Transform::random_rotation(45.0),
+                Transform::color_jitter(0.5, 0.5, 0.0, 0.0),
+                Transform::gaussian_blur(3),
+                Transform::random_erasing(0.5),
+            ],
+            ..moved.clone()
+        };
+        let mixed = Augment {
+            mix: vec![Mix::Mixup { alpha: 1.0 }, Mix::CutMix { alpha: 1.0 }],
+            ..transformed.clone()
         };
         let images = (0..64 * 16).map(|i| (i * 31 % 251) as u8).collect();
         let data = Dataset::new("it", images, vec![0; 64], [1, 4, 4], &["a"]).unwrap();
         let before = data.clone().image(5).to_vec();
-        let shuffled = Loader::new(data.clone(), &zero_mean(), augment, 64, 7, true, false);
-        let shuffled = shuffled.unwrap();
-        let run = |threads, order: &[usize], epoch| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            let seed = stream(7, Purpose::Augment, epoch).seed;
-            pool.build()
-                .unwrap()
-                .install(|| shuffled.batch(order, seed, 0))
-        };
-        let plain: Vec<usize> = (0..64).collect();
-        let (one, three) = (run(1, &plain, 2), run(3, &plain, 2));
-        assert_eq!(one, three);
-        assert_ne!(one, run(3, &plain, 3));
-        // the shuffled epoch holds the same augmented images, each in its place
-        let order = shuffled.order(2);
-        let epoch = shuffled.epoch(2).next().unwrap().unwrap();
-        for (place, &i) in order.iter().enumerate() {
-            assert_eq!(epoch.images[place * 16..][..16], one.images[i * 16..][..16]);
+        for augment in [moved, transformed, mixed] {
+            let in_place = augment.mix.is_empty();
+            let shuffled = Loader::new(data.clone(), &zero_mean(), augment, 64, 7, true, false);
+            let shuffled = shuffled.unwrap();
+            let run = |threads, order: &[usize], epoch| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                let seed = stream(7, Purpose::Augment, epoch).seed;
+                pool.build()
+                    .unwrap()
+                    .install(|| shuffled.batch(order, seed, 0))
+            };
+            let plain: Vec<usize> = (0..64).collect();
+            let (one, three) = (run(1, &plain, 2), run(3, &plain, 2));
+            assert_eq!(one, three);
+            assert_ne!(one, run(3, &plain, 3));
+            // the shuffled epoch holds the same augmented images, each in its place
+            let order = shuffled.order(2);
+            let epoch = shuffled.epoch(2).next().unwrap().unwrap();
+            for (place, &i) in order.iter().enumerate().filter(|_| in_place) {
+                assert_eq!(epoch.images[place * 16..][..16], one.images[i * 16..][..16]);
+            }
+            assert_eq!(data.image(5), before);
         }
-        assert_eq!(data.image(5), before);
     }
 
     #[test]
@@ -502,6 +514,7 @@ mod tests {
         Batch {
             images: vec![],
             labels: vec![],
+            targets: None,
             shape: [0; 4],
         }
     }

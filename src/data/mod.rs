@@ -3,12 +3,13 @@
 //! The way of an image: file (or [`synthetic()`] generator) -> [`Dataset`], bytes in memory ->
 //! [`Loader`], which shuffles, normalizes, augments and gathers -> [`Batch`] of floats.
 
+mod augment;
 mod cifar;
 mod idx;
 mod loader;
 mod locate;
+mod normalize;
 mod synthetic;
-mod transform;
 
 use std::fmt;
 use std::ops::Range;
@@ -17,12 +18,13 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
 
+pub use augment::{Augment, Fill, Interpolation, Mix, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
 pub use loader::{Batch, Epoch, Feed, Loader};
 pub use locate::{find_cifar10, load_cifar10_or_synthetic};
+pub use normalize::{Normalize, PIXEL_SCALE};
 pub use synthetic::{SYNTHETIC_SIZES, synthetic, synthetic_splits};
-pub use transform::{Augment, Normalize, PIXEL_SCALE};
 
 /// Labelled images of one size, kept as bytes. A clone or a subset shares them.
 #[derive(Clone, Debug)]

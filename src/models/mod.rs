@@ -34,6 +34,7 @@ macro_rules! model {
 mod deeper;
 mod fully_connected;
 pub mod registry;
+mod resnet;
 mod three_layer;
 
 use crate::error::{Error, Result};
@@ -42,6 +43,7 @@ use crate::nn::{Activation, Fan, Init};
 pub use deeper::{DeeperConfig, DeeperConvNet};
 pub use fully_connected::{FullyConnectedConfig, FullyConnectedNet, TwoLayerConfig, TwoLayerNet};
 pub use registry::build;
+pub use resnet::{ResNet, ResNetConfig, Stem};
 pub use three_layer::{ThreeLayerConfig, ThreeLayerConvNet};
 
 /// The assignment's initial weights, or Kaiming's for ReLU where no scale is given. Biases are 0
@@ -104,6 +106,8 @@ mod tests {
         self, Mode, Module, Norm, Slot, Summary, gradcheck, load_state_dict, parameter_count,
         state_dict, to_dtype,
     };
+    use crate::ops::CrossEntropy;
+    use crate::optim::{Optimizer, Sgd, SgdConfig};
     use crate::random::Generator;
     use crate::tensor::Tensor;
 
@@ -168,6 +172,21 @@ mod tests {
             };
             all.push(Box::new(DeeperConvNet::new(config, rng)?));
         }
+        for (stem, activation) in [
+            (Stem::Cifar, Activation::Relu),
+            (Stem::ImageNet, Activation::Silu),
+        ] {
+            let config = ResNetConfig {
+                in_channels: 1,
+                depths: vec![1, 2],
+                width: 3,
+                stem,
+                num_classes: 3,
+                activation,
+                ..Default::default()
+            };
+            all.push(Box::new(ResNet::new(config, rng)?));
+        }
         for m in &mut all {
             to_dtype(&mut **m, DType::F64)?;
             // with biases of 0, an example that dropout empties lies on ReLU's kink
@@ -221,6 +240,7 @@ mod tests {
                 "deeper",
                 32 * 27 + 32 + 64 * 288 + 64 + 100 * 64 * 256 + 100 + 1010,
             ),
+            ("resnet18", 11_173_962),
         ] {
             let mut m = build(name, [3, 32, 32], 10, 0)?;
             assert_eq!(parameter_count(&mut *m), count, "{name}");
@@ -347,6 +367,153 @@ mod tests {
     }
 
     #[test]
+    fn residual_networks_are_torchvisions() -> Result<()> {
+        // torchvision's resnet18 and resnet34 for ImageNet, of a quarter of their width
+        for (config, count) in [
+            (ResNetConfig::resnet18(), 831_096),
+            (ResNetConfig::resnet34(), 1_464_248),
+        ] {
+            let config = ResNetConfig {
+                width: 16,
+                stem: Stem::ImageNet,
+                num_classes: 1000,
+                ..config
+            };
+            let mut m = ResNet::new(config, &mut rng())?;
+            assert_eq!(parameter_count(&mut m), count);
+        }
+        let config = ResNetConfig {
+            depths: vec![1, 1],
+            width: 4,
+            stem: Stem::ImageNet,
+            zero_init_residual: true,
+            ..Default::default()
+        };
+        let mut m = ResNet::new(config, &mut rng())?;
+        let want = [
+            "ResNet(",
+            "  (conv1): Conv2d(3, 4, kernel_size=[7, 7], stride=[2, 2], padding=[3, 3], bias=False)",
+            "  (bn1): BatchNorm2d(4, eps=1e-5, momentum=0.1)",
+            "  (relu): ReLU()",
+            "  (maxpool): MaxPool2d(kernel_size=[3, 3], stride=[2, 2], padding=[1, 1])",
+            "  (layer1): Sequential(",
+            "    (0): BasicBlock(",
+            "      (conv1): Conv2d(4, 4, kernel_size=[3, 3], padding=[1, 1], bias=False)",
+            "      (bn1): BatchNorm2d(4, eps=1e-5, momentum=0.1)",
+            "      (relu): ReLU()",
+            "      (conv2): Conv2d(4, 4, kernel_size=[3, 3], padding=[1, 1], bias=False)",
+            "      (bn2): BatchNorm2d(4, eps=1e-5, momentum=0.1)",
+            "    )",
+            "  )",
+            "  (layer2): Sequential(",
+            "    (0): BasicBlock(",
+            "      (conv1): Conv2d(4, 8, kernel_size=[3, 3], stride=[2, 2], padding=[1, 1], bias=False)",
+            "      (bn1): BatchNorm2d(8, eps=1e-5, momentum=0.1)",
+            "      (relu): ReLU()",
+            "      (conv2): Conv2d(8, 8, kernel_size=[3, 3], padding=[1, 1], bias=False)",
+            "      (bn2): BatchNorm2d(8, eps=1e-5, momentum=0.1)",
+            "      (downsample): Sequential(",
+            "        (0): Conv2d(4, 8, kernel_size=[1, 1], stride=[2, 2], bias=False)",
+            "        (1): BatchNorm2d(8, eps=1e-5, momentum=0.1)",
+            "      )",
+            "    )",
+            "  )",
+            "  (fc): Linear(8, 10)",
+            ")",
+        ];
+        assert_eq!(m.describe(), want.join("\n"));
+        // stem 32 -> 16 -> 8, and half of that in the second stage
+        let x = Tensor::randn([2, 3, 32, 32], &mut rng(), DType::F32)?;
+        let mut s = Summary::default();
+        let y = m.summarize(&x, &mut s)?;
+        let shape = |name: &str| s.rows.iter().find(|r| r.name == name).map(|r| r.output);
+        for (name, want) in [
+            ("conv1", [2, 4, 16, 16]),
+            ("layer1.0.conv2", [2, 4, 8, 8]),
+            ("layer2.0.downsample.1", [2, 8, 4, 4]),
+        ] {
+            assert_eq!(shape(name).as_deref(), Some(&want[..]), "{name}");
+        }
+        assert_eq!(s.parameters(), parameter_count(&mut m));
+        let forward = m.forward(&x, Mode::Eval)?;
+        assert_eq!(y.to_vec::<f32>()?, forward.to_vec::<f32>()?);
+        // where each block begins as its shortcut, what its convolutions are does not matter
+        let block = |name: &str| name == "layer1.0.conv1.weight" || name == "layer2.0.conv2.weight";
+        nn::try_visit(&mut m, |name, slot| match slot {
+            Slot::Parameter(t) if block(name) => t.copy_(&t.mul_scalar(-3.0)?),
+            _ => Ok(()),
+        })?;
+        assert_eq!(
+            m.forward(&x, Mode::Eval)?.to_vec::<f32>()?,
+            y.to_vec::<f32>()?
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn initial_values_of_a_residual_network() -> Result<()> {
+        let config = ResNetConfig {
+            depths: vec![1, 1],
+            width: 32,
+            ..Default::default()
+        };
+        let mut m = ResNet::new(config, &mut rng())?;
+        for (name, t) in nn::named_parameters(&mut m) {
+            let v = t.to_vec::<f32>()?;
+            let all = |x: f32| v.iter().all(|y| *y == x);
+            if name.contains("bn") || name.contains("downsample.1") {
+                assert!(
+                    all(if name.ends_with("weight") { 1.0 } else { 0.0 }),
+                    "{name}"
+                );
+                continue;
+            }
+            let std = (v.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
+            let want = match t.shape()[..] {
+                // kaiming_normal_ with mode="fan_out", nonlinearity="relu"
+                [out, _, h, w] => (2.0 / (out * h * w) as f64).sqrt(),
+                // uniform within 1 / sqrt(64)
+                _ => (1.0 / 64.0 / 3.0f64).sqrt(),
+            };
+            let tolerance = 4.0 / (2.0 * v.len() as f64).sqrt();
+            assert!(
+                (std / want - 1.0).abs() < tolerance,
+                "{name}: {std}, {want}"
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_residual_network_learns_a_batch() -> Result<()> {
+        let config = ResNetConfig {
+            depths: vec![1, 1],
+            width: 8,
+            num_classes: 4,
+            ..Default::default()
+        };
+        let mut m = ResNet::new(config, &mut rng())?;
+        let x = Tensor::randn([8, 3, 8, 8], &mut rng(), DType::F32)?;
+        let labels = Tensor::from_vec((0..8).map(|i| i % 4).collect::<Vec<i64>>(), [8])?;
+        let mut sgd = Sgd::new(SgdConfig {
+            lr: 0.1,
+            momentum: 0.9,
+            ..SgdConfig::default()
+        })?;
+        let mut losses = Vec::new();
+        for _ in 0..25 {
+            let scores = m.forward(&x, Mode::Train)?;
+            let loss = scores.cross_entropy(&labels, &CrossEntropy::default())?;
+            losses.push(loss.item()?);
+            let grads = loss.backward()?;
+            drop((scores, loss));
+            sgd.step(&mut m, &grads)?;
+        }
+        assert!(losses[0] > 1.0 && losses[24] < 0.1, "{losses:?}");
+        Ok(())
+    }
+
+    #[test]
     fn summary_of_the_three_layer_network() -> Result<()> {
         let mut m = build("three_layer", [3, 32, 32], 10, 0)?;
         let s = Summary::of(&mut *m, &Tensor::zeros([1, 3, 32, 32], DType::F32)?)?;
@@ -415,6 +582,26 @@ mod tests {
             ..Default::default()
         };
         assert!(ThreeLayerConvNet::new(config, &mut rng()).is_err());
+        let resnet = |change: fn(&mut ResNetConfig)| {
+            let mut config = ResNetConfig::default();
+            change(&mut config);
+            ResNet::new(config, &mut rng()).err().unwrap().to_string()
+        };
+        assert_eq!(
+            resnet(|c| c.depths = vec![2, 0]),
+            "configuration: depths: [2, 0], expected at least 1"
+        );
+        assert_eq!(
+            resnet(|c| c.depths = vec![]),
+            "configuration: depths: [], expected at least one"
+        );
+        assert_eq!(
+            resnet(|c| c.depths = vec![1; 17]),
+            "configuration: depths: 17 stages, expected at most 16"
+        );
+        assert!(resnet(|c| c.width = 0).contains("width: [0], expected at least 1"));
+        assert!(resnet(|c| c.in_channels = 0).contains("in_channels: [0]"));
+        assert!(resnet(|c| c.reg = -1.0).contains("reg: -1, expected at least 0"));
         let config = FullyConnectedConfig {
             hidden_dims: vec![3, 0],
             ..Default::default()

@@ -1,15 +1,21 @@
 //! The networks by name, for the command line.
 
 use super::{
-    DeeperConfig, DeeperConvNet, FullyConnectedConfig, FullyConnectedNet, ThreeLayerConfig,
-    ThreeLayerConvNet, TwoLayerConfig, TwoLayerNet,
+    DeeperConfig, DeeperConvNet, FullyConnectedConfig, FullyConnectedNet, ResNet, ResNetConfig,
+    Stem, ThreeLayerConfig, ThreeLayerConvNet, TwoLayerConfig, TwoLayerNet,
 };
 use crate::error::{Error, Result};
 use crate::nn::Module;
 use crate::random::Generator;
 
 /// The names that [`build`] knows.
-pub const NAMES: [&str; 4] = ["two_layer", "fully_connected", "three_layer", "deeper"];
+pub const NAMES: [&str; 5] = [
+    "two_layer",
+    "fully_connected",
+    "three_layer",
+    "deeper",
+    "resnet18",
+];
 
 /// A network by name with its default settings, for images of `input_dim` = (channels, height,
 /// width).
@@ -59,6 +65,16 @@ pub fn build(
                 ..Default::default()
             };
             Box::new(DeeperConvNet::new(config, rng)?)
+        }
+        "resnet18" => {
+            let [in_channels, height, width] = input_dim;
+            let config = ResNetConfig {
+                in_channels,
+                stem: Stem::of(height, width),
+                num_classes,
+                ..ResNetConfig::resnet18()
+            };
+            Box::new(ResNet::new(config, rng)?)
         }
         _ => return Err(unknown(name)),
     })
@@ -113,7 +129,7 @@ mod tests {
         let e = build("tree_layer", [3, 32, 32], 10, 0).err().unwrap();
         assert_eq!(
             e.to_string(),
-            "configuration: model: \"tree_layer\" is unknown; there are three_layer, two_layer, deeper, fully_connected"
+            "configuration: model: \"tree_layer\" is unknown; there are three_layer, two_layer, deeper, resnet18, fully_connected"
         );
     }
 }

@@ -80,43 +80,12 @@ impl Conv2d {
         config: Conv2dConfig,
         rng: &mut Generator,
     ) -> Result<Self> {
-        let fail = |why| Err(Error::argument("Conv2d", why));
-        let groups = config.groups;
-        if in_channels == 0 || out_channels == 0 {
-            return fail(format!(
-                "{in_channels} to {out_channels} channels, expected at least 1 of each"
-            ));
-        }
-        if groups == 0
-            || ![in_channels, out_channels]
-                .iter()
-                .all(|c| c.is_multiple_of(groups))
-        {
-            return fail(format!(
-                "groups {groups} does not divide {in_channels} to {out_channels} channels"
-            ));
-        }
-        for (name, pair) in [
-            ("kernel_size", config.kernel_size),
-            ("stride", config.stride),
-            ("dilation", config.dilation),
-        ] {
-            if pair.contains(&0) {
-                return fail(format!("{name} is {pair:?}, expected at least 1"));
-            }
-        }
-        let shape = [
-            out_channels,
-            in_channels / groups,
-            config.kernel_size[0],
-            config.kernel_size[1],
-        ];
-        let weight = Init::pytorch().make(shape, rng)?;
-        let bound = 1.0 / (Fan::In.of(weight.shape())? as f64).sqrt();
-        let bias = match config.bias {
-            true => Some(Init::Uniform(bound).make([out_channels], rng)?),
-            false => None,
-        };
+        let channels = [in_channels, out_channels];
+        check("Conv2d", channels, config.window(), config.groups)?;
+        let [kh, kw] = config.kernel_size;
+        let shape = [out_channels, in_channels / config.groups, kh, kw];
+        let bias = config.bias.then_some(out_channels);
+        let (weight, bias) = drawn(shape, bias, rng)?;
         Ok(Conv2d {
             weight,
             bias,
@@ -144,23 +113,182 @@ impl Conv2d {
             shape[0],
             c.kernel_size
         );
-        let default = Conv2dConfig::new(c.kernel_size);
-        for (name, pair, usual) in [
-            ("stride", c.stride, default.stride),
-            ("padding", c.padding, default.padding),
-            ("dilation", c.dilation, default.dilation),
-        ] {
-            if pair != usual {
-                s += &format!(", {name}={pair:?}");
-            }
-        }
-        if c.groups != 1 {
-            s += &format!(", groups={}", c.groups);
-        }
-        if self.bias.is_none() {
-            s += ", bias=False";
-        }
+        s += &unusual(c.window(), [0, 0], c.groups, self.bias.is_some());
         s
+    }
+}
+
+/// Refuse channels, windows and groups that no convolution has.
+fn check(op: &'static str, [ci, co]: [usize; 2], window: Window, groups: usize) -> Result<()> {
+    let fail = |why| Err(Error::argument(op, why));
+    if ci == 0 || co == 0 {
+        return fail(format!(
+            "{ci} to {co} channels, expected at least 1 of each"
+        ));
+    }
+    if groups == 0 || ![ci, co].iter().all(|c| c.is_multiple_of(groups)) {
+        return fail(format!(
+            "groups {groups} does not divide {ci} to {co} channels"
+        ));
+    }
+    for (name, pair) in [
+        ("kernel_size", window.kernel),
+        ("stride", window.stride),
+        ("dilation", window.dilation),
+    ] {
+        if pair.contains(&0) {
+            return fail(format!("{name} is {pair:?}, expected at least 1"));
+        }
+    }
+    Ok(())
+}
+
+/// A weight, and a bias of so many channels, as PyTorch draws them: both uniform within 1 / sqrt(fan
+/// in), where the weight's second axis counts as its inputs.
+fn drawn(
+    shape: [usize; 4],
+    bias: Option<usize>,
+    rng: &mut Generator,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let weight = Init::pytorch().make(shape, rng)?;
+    let bound = 1.0 / (Fan::In.of(weight.shape())? as f64).sqrt();
+    let bias = bias.map(|co| Init::Uniform(bound).make([co], rng));
+    Ok((weight, bias.transpose()?))
+}
+
+/// What a description adds of the settings that differ from the defaults.
+fn unusual(window: Window, output_padding: [usize; 2], groups: usize, bias: bool) -> String {
+    let mut s = String::new();
+    for (name, pair, usual) in [
+        ("stride", window.stride, [1, 1]),
+        ("padding", window.padding, [0, 0]),
+        ("dilation", window.dilation, [1, 1]),
+        ("output_padding", output_padding, [0, 0]),
+    ] {
+        if pair != usual {
+            s += &format!(", {name}={pair:?}");
+        }
+    }
+    if groups != 1 {
+        s += &format!(", groups={groups}");
+    }
+    if !bias {
+        s += ", bias=False";
+    }
+    s
+}
+
+/// A transposed convolution's settings but for its channels; pairs are (height, width).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConvTranspose2dConfig {
+    /// The filters' size.
+    pub kernel_size: [usize; 2],
+    /// How far apart the filters of neighbouring pixels lie in the output.
+    pub stride: [usize; 2],
+    /// Rows and columns cut off at each side of the output.
+    pub padding: [usize; 2],
+    /// Rows and columns added at the end of the output: fewer than the stride or the dilation.
+    pub output_padding: [usize; 2],
+    /// Steps within a filter.
+    pub dilation: [usize; 2],
+    /// Into how many groups the channels fall; each sees only its own.
+    pub groups: usize,
+    /// Whether a number is added to each output channel.
+    pub bias: bool,
+}
+
+impl ConvTranspose2dConfig {
+    /// PyTorch's defaults: stride 1, no padding, with bias.
+    pub fn new(kernel_size: [usize; 2]) -> Self {
+        ConvTranspose2dConfig {
+            kernel_size,
+            stride: [1, 1],
+            padding: [0, 0],
+            output_padding: [0, 0],
+            dilation: [1, 1],
+            groups: 1,
+            bias: true,
+        }
+    }
+
+    fn window(&self) -> Window {
+        Window {
+            kernel: self.kernel_size,
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+        }
+    }
+}
+
+/// A convolution run backwards, which makes images larger: (n, ci, h, w) to (n, co, h', w').
+pub struct ConvTranspose2d {
+    /// (ci, co / groups, kh, kw).
+    pub weight: Tensor,
+    /// (co).
+    pub bias: Option<Tensor>,
+    config: ConvTranspose2dConfig,
+}
+
+impl ConvTranspose2d {
+    /// Weight and bias uniform within 1 / sqrt(co / groups kh kw), as PyTorch draws them.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor, random::Generator};
+    /// # use cotangent::nn::{ConvTranspose2d, ConvTranspose2dConfig, Mode, Module};
+    /// let twice = ConvTranspose2dConfig { stride: [2, 2], ..ConvTranspose2dConfig::new([2, 2]) };
+    /// let mut up = ConvTranspose2d::new(8, 3, twice, &mut Generator::new(0))?;
+    /// let y = up.forward(&Tensor::ones([1, 8, 5, 4], DType::F32)?, Mode::Eval)?;
+    /// assert_eq!(y.shape()[..], [1, 3, 10, 8]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn new(
+        in_channels: usize,
+        out_channels: usize,
+        config: ConvTranspose2dConfig,
+        rng: &mut Generator,
+    ) -> Result<Self> {
+        let (op, groups) = ("ConvTranspose2d", config.groups);
+        check(op, [in_channels, out_channels], config.window(), groups)?;
+        let (extra, stride, dilation) = (config.output_padding, config.stride, config.dilation);
+        if (0..2).any(|i| extra[i] >= stride[i].max(dilation[i])) {
+            let why = format!(
+                "output_padding {extra:?} is not smaller than stride {stride:?} or dilation {dilation:?}"
+            );
+            return Err(Error::argument(op, why));
+        }
+        let [kh, kw] = config.kernel_size;
+        let shape = [in_channels, out_channels / groups, kh, kw];
+        let (weight, bias) = drawn(shape, config.bias.then_some(out_channels), rng)?;
+        Ok(ConvTranspose2d {
+            weight,
+            bias,
+            config,
+        })
+    }
+}
+
+impl Module for ConvTranspose2d {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        let c = &self.config;
+        let bias = self.bias.as_ref();
+        x.conv_transpose2d(&self.weight, bias, c.window(), c.output_padding, c.groups)
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("weight", &mut self.weight);
+        v.optional("bias", &mut self.bias);
+    }
+
+    fn describe(&self) -> String {
+        let (c, shape) = (self.config, self.weight.shape());
+        format!(
+            "ConvTranspose2d({}, {}, kernel_size={:?}{})",
+            shape[0],
+            shape[1] * c.groups,
+            c.kernel_size,
+            unusual(c.window(), c.output_padding, c.groups, self.bias.is_some())
+        )
     }
 }
 
@@ -271,6 +399,33 @@ mod tests {
     }
 
     #[test]
+    fn the_transposed_layer_undoes_a_convolutions_shapes() -> Result<()> {
+        let mut rng = Generator::new(0);
+        let config = ConvTranspose2dConfig {
+            groups: 2,
+            bias: false,
+            stride: [2, 2],
+            padding: [1, 1],
+            output_padding: [0, 1],
+            ..ConvTranspose2dConfig::new([3, 3])
+        };
+        let mut layer = ConvTranspose2d::new(6, 4, config, &mut rng)?;
+        assert_eq!(layer.weight.shape()[..], [6, 2, 3, 3]);
+        let y = layer.forward(&Tensor::ones([2, 6, 4, 4], DType::F32)?, Mode::Eval)?;
+        assert_eq!(y.shape()[..], [2, 4, 7, 8]);
+        assert_eq!(
+            layer.describe(),
+            "ConvTranspose2d(6, 4, kernel_size=[3, 3], stride=[2, 2], padding=[1, 1], output_padding=[0, 1], groups=2, bias=False)"
+        );
+        // PyTorch's bound, from the weight's second axis
+        let bound = 1.0 / 18f64.sqrt();
+        let weight = layer.weight.to_dtype(DType::F64)?.to_vec::<f64>()?;
+        let greatest = weight.iter().fold(0f64, |m, w| m.max(w.abs()));
+        assert!(greatest <= bound && greatest > 0.9 * bound, "{greatest}");
+        Ok(())
+    }
+
+    #[test]
     fn refused_settings() {
         let refuse = |ci, co, config| {
             Conv2d::new(ci, co, config, &mut Generator::new(0))
@@ -297,6 +452,21 @@ mod tests {
         assert_eq!(
             refuse(3, 0, groups(1)),
             "Conv2d: 3 to 0 channels, expected at least 1 of each"
+        );
+        let config = ConvTranspose2dConfig {
+            output_padding: [0, 2],
+            stride: [2, 2],
+            ..ConvTranspose2dConfig::new([3, 3])
+        };
+        let layer = ConvTranspose2d::new(3, 4, config, &mut Generator::new(0));
+        assert_eq!(
+            layer.err().unwrap().to_string(),
+            "ConvTranspose2d: output_padding [0, 2] is not smaller than stride [2, 2] or dilation [1, 1]"
+        );
+        let layer = ConvTranspose2d::new(0, 4, config, &mut Generator::new(0));
+        assert_eq!(
+            layer.err().unwrap().to_string(),
+            "ConvTranspose2d: 0 to 4 channels, expected at least 1 of each"
         );
         let (config, relu) = (Conv2dConfig::same(3), Activation::Relu);
         let layer = ConvNormAct::new(3, 4, config, Norm::Layer, relu, &mut Generator::new(0));

@@ -2,6 +2,7 @@
 
 mod activation;
 mod check;
+mod checkpointed;
 mod conv;
 mod dropout;
 pub mod init;
@@ -10,6 +11,9 @@ mod norm;
 mod pool;
 mod sequential;
 pub mod summary;
+mod upsample;
+
+use std::collections::{HashMap, HashSet};
 
 use crate::device::Device;
 use crate::dtype::DType;
@@ -19,14 +23,17 @@ use crate::tensor::Tensor;
 
 pub use activation::Activation;
 pub use check::{gradcheck, gradcheck_of};
-pub use conv::{Conv2d, Conv2dConfig, ConvNormAct};
+pub use checkpointed::Checkpointed;
+pub use conv::{Conv2d, Conv2dConfig, ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig};
 pub use dropout::Dropout;
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearNormAct};
 pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, Norm};
-pub use pool::{AvgPool2d, Flatten, MaxPool2d};
+pub use pool::{AdaptiveAvgPool2d, AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d};
 pub use sequential::Sequential;
+pub(crate) use sequential::nested;
 pub use summary::{Row, Summary};
+pub use upsample::Upsample;
 
 /// Whether a forward pass trains (batch statistics, dropout) or evaluates. Always an argument,
 /// never a global: nothing can be left in the wrong mode.
@@ -221,44 +228,95 @@ pub fn state_dict(m: &mut (impl Module + ?Sized)) -> Vec<(String, Tensor)> {
     all
 }
 
-/// Copy parameters and buffers in by name. Names that are missing, unknown or of another shape
-/// are an error, and nothing is changed.
+/// What [`load_state_dict_partly`] left alone, by PyTorch's names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IncompatibleKeys {
+    /// Parameters and buffers of the model that the state lacks: they stay as they are.
+    pub missing_keys: Vec<String>,
+    /// Tensors of the state that the model has no place for.
+    pub unexpected_keys: Vec<String>,
+}
+
+/// Copy parameters and buffers in by name; numbers of another dtype are rounded to the model's.
+/// Names that are missing, unknown or of another shape are an [`Error::Checkpoint`] that names
+/// them, and nothing is changed.
 pub fn load_state_dict(m: &mut (impl Module + ?Sized), state: &[(String, Tensor)]) -> Result<()> {
-    let find = |name: &str| state.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-    let fail = |name: &str, why: String| Error::Checkpoint {
-        path: "state_dict".into(),
-        name: name.into(),
-        why,
-    };
-    let own = state_dict(m);
-    for (name, t) in &own {
-        match find(name) {
+    load(m, state, true).map(|_| ())
+}
+
+/// [`load_state_dict`] of what both have, as PyTorch's with `strict=False`: what is missing or
+/// unknown is returned. A shape that differs is an error all the same, and nothing is changed.
+///
+/// ```
+/// # use cotangent::{nn::{self, Linear}, random::Generator};
+/// let rng = &mut Generator::new(0);
+/// let mut from = Linear::new(3, 2, false, rng)?;
+/// let mut to = Linear::new(3, 2, true, rng)?;
+/// let keys = nn::load_state_dict_partly(&mut to, &nn::state_dict(&mut from))?;
+/// assert_eq!(keys.missing_keys, ["bias"]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn load_state_dict_partly(
+    m: &mut (impl Module + ?Sized),
+    state: &[(String, Tensor)],
+) -> Result<IncompatibleKeys> {
+    load(m, state, false)
+}
+
+/// Names that an error lists; a state of another network has hundreds.
+const MOST_NAMES: usize = 16;
+
+fn load(
+    m: &mut (impl Module + ?Sized),
+    state: &[(String, Tensor)],
+    strict: bool,
+) -> Result<IncompatibleKeys> {
+    let by_name: HashMap<&str, &Tensor> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let (mut keys, mut wrong) = (IncompatibleKeys::default(), Vec::new());
+    let mut own = HashSet::new();
+    visit(m, |name, slot| {
+        let (Slot::Parameter(t) | Slot::Buffer(t)) = slot else {
+            return;
+        };
+        own.insert(name.to_string());
+        let wanted = format!("the model wants {:?}", t.shape());
+        match by_name.get(name) {
             None => {
-                return Err(fail(
-                    name,
-                    format!("missing; the model wants {:?}", t.shape()),
-                ));
+                keys.missing_keys.push(name.into());
+                if strict {
+                    wrong.push((name.to_string(), format!("missing; {wanted}")));
+                }
             }
             Some(s) if s.shape() != t.shape() => {
-                return Err(fail(
-                    name,
-                    format!("has shape {:?}, the model wants {:?}", s.shape(), t.shape()),
-                ));
+                let why = format!("has shape {:?}, {wanted}", s.shape());
+                wrong.push((name.into(), why));
             }
             Some(_) => {}
         }
+    });
+    for (name, _) in state.iter().filter(|(name, _)| !own.contains(name)) {
+        keys.unexpected_keys.push(name.clone());
+        if strict {
+            let why = "the model has no such parameter or buffer";
+            wrong.push((name.clone(), why.into()));
+        }
     }
-    if let Some((name, _)) = state.iter().find(|(n, _)| !own.iter().any(|(o, _)| o == n)) {
-        return Err(fail(
-            name,
-            "the model has no such parameter or buffer".into(),
-        ));
+    if !wrong.is_empty() {
+        let (name, mut why) = wrong.remove(0);
+        for (name, more) in wrong.iter().take(MOST_NAMES - 1) {
+            why += &format!("; {name}: {more}");
+        }
+        if wrong.len() >= MOST_NAMES {
+            why += &format!("; and {} more", wrong.len() + 1 - MOST_NAMES);
+        }
+        let path = "state_dict".into();
+        return Err(Error::Checkpoint { path, name, why });
     }
-    drop(own);
-    try_visit(m, |name, slot| match (slot, find(name)) {
+    try_visit(m, |name, slot| match (slot, by_name.get(name)) {
         (Slot::Parameter(t) | Slot::Buffer(t), Some(s)) => t.copy_(s),
         _ => Ok(()),
-    })
+    })?;
+    Ok(keys)
 }
 
 /// The number of trained elements.

@@ -1,6 +1,6 @@
-//! Pooling over windows of images, and flattening them.
+//! Pooling over windows of images or over whole ones, and flattening them.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Mode, Module, Visitor};
 use crate::shape::Window;
 use crate::tensor::Tensor;
@@ -93,6 +93,51 @@ impl Module for AvgPool2d {
     }
 }
 
+/// The means of so many windows, which cover images of any size evenly: (n, c, h, w) to
+/// (n, c, height, width).
+pub struct AdaptiveAvgPool2d {
+    output_size: [usize; 2],
+}
+
+impl AdaptiveAvgPool2d {
+    /// To images of this height and width.
+    pub fn new(output_size: [usize; 2]) -> Result<Self> {
+        if output_size.contains(&0) {
+            let why = format!("output_size is {output_size:?}, expected at least 1");
+            return Err(Error::argument("AdaptiveAvgPool2d", why));
+        }
+        Ok(AdaptiveAvgPool2d { output_size })
+    }
+}
+
+impl Module for AdaptiveAvgPool2d {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        x.adaptive_avg_pool2d(self.output_size)
+    }
+
+    fn visit(&mut self, _: &mut Visitor<'_>) {}
+
+    fn describe(&self) -> String {
+        format!("AdaptiveAvgPool2d(output_size={:?})", self.output_size)
+    }
+}
+
+/// The mean of each whole image: (n, c, h, w) to (n, c), as a linear layer takes it. ResNet ends so;
+/// [`AdaptiveAvgPool2d`] to `[1, 1]` keeps the axes of size 1.
+pub struct GlobalAvgPool2d;
+
+impl Module for GlobalAvgPool2d {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        x.adaptive_avg_pool2d([1, 1])?.flatten(1)
+    }
+
+    fn visit(&mut self, _: &mut Visitor<'_>) {}
+
+    fn describe(&self) -> String {
+        "GlobalAvgPool2d()".into()
+    }
+}
+
 /// (n, c, h, w) to (n, c h w).
 pub struct Flatten;
 
@@ -112,6 +157,22 @@ impl Module for Flatten {
 mod tests {
     use super::*;
     use crate::dtype::DType;
+
+    #[test]
+    fn means_of_whole_images_are_rows() -> Result<()> {
+        let x = Tensor::arange(0.0, 12.0, 1.0, DType::F32)?.reshape([1, 3, 2, 2])?;
+        let y = GlobalAvgPool2d.forward(&x, Mode::Train)?;
+        assert_eq!(y.shape()[..], [1, 3]);
+        assert_eq!(y.to_vec::<f32>()?, [1.5, 5.5, 9.5]);
+        let mut pool = AdaptiveAvgPool2d::new([1, 2])?;
+        assert_eq!(pool.forward(&x, Mode::Train)?.shape()[..], [1, 3, 1, 2]);
+        assert_eq!(pool.describe(), "AdaptiveAvgPool2d(output_size=[1, 2])");
+        assert_eq!(
+            AdaptiveAvgPool2d::new([0, 2]).err().unwrap().to_string(),
+            "AdaptiveAvgPool2d: output_size is [0, 2], expected at least 1"
+        );
+        Ok(())
+    }
 
     #[test]
     fn pools_of_a_ramp() -> Result<()> {

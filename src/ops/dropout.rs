@@ -1,4 +1,5 @@
-//! Dropout with a mask that backward makes again from the generator's state.
+//! Dropout of elements, channels and samples, with a mask that backward makes again from the
+//! generator's state.
 
 use crate::autograd::{Op, apply};
 use crate::cuda::{Arg, Gpu, Walk, kernels};
@@ -6,16 +7,20 @@ use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::ops::unary;
+use crate::ops::{Formula, unary};
 use crate::random::Generator;
-use crate::shape::Layout;
+use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
 
 /// y = x mask / (1 - p), the mask 0 with probability p and else 1 (Srivastava et al. 2014,
-/// inverted). Element i in row-major order takes number i of the stream, whatever the memory order.
+/// inverted). The mask has x's shape, or size 1 where one number serves a whole axis (Tompson et
+/// al. 2015: whole channels; Huang et al. 2016: whole samples). Its element i in row-major order
+/// takes number i of the stream, whatever x's memory order.
 struct Dropout {
+    name: &'static str,
     p: f64,
+    mask: Shape,
     /// Where the stream stood.
     rng: Generator,
 }
@@ -28,14 +33,14 @@ impl Dropout {
         } else {
             0.0
         });
-        let layout = Layout::contiguous(*x.shape());
-        let mask = Tensor::build::<T>(layout, x.device(), |mask| {
+        let mask = Tensor::build::<T>(Layout::contiguous(self.mask), x.device(), |mask| {
             // a copy of the stream: forward and backward read the same numbers
             self.rng
                 .clone()
                 .fill_uniform(mask, |u| if (u as f64) < self.p { T::ZERO } else { keep });
         })?;
-        unary::zip::<T>(x, &mask, Self::NAME, |x, m| x * m)
+        let mask = mask.view_as(mask.layout().expand(*x.shape()));
+        unary::zip::<T>(x, &mask, self.name, |x, m| x * m)
     }
 
     /// The same on a GPU, where `place` holds the stream's seed and offset.
@@ -43,8 +48,9 @@ impl Dropout {
         let x = x.laid_out(x.layout().dense_like())?;
         let y = Tensor::empty(*x.layout(), x.dtype(), x.device())?;
         let n = x.numel();
-        // the elements' row-major numbers, as an operand
-        let walk = Walk::new(y.layout(), [&Layout::contiguous(*x.shape())])?;
+        // the row-major numbers of the mask's elements, as an operand
+        let numbers = Layout::contiguous(self.mask).expand(*x.shape());
+        let walk = Walk::new(y.layout(), [&numbers])?;
         let in_order = walk.is_dense(0) && x.layout().offset().is_multiple_of(4);
         let (kernel, each, size) = match in_order {
             true => (&DROPOUT, 4 * 256, Arg::U32(n as u32)),
@@ -63,12 +69,16 @@ impl Op<1> for Dropout {
     /// at each replay.
     type Saved = Option<Tensor>;
 
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
         if let Device::Cuda(gpu) = x.device() {
             let place = Tensor::scalars(gpu, &[self.rng.seed, self.rng.offset])?;
             return Ok((self.apply_on(gpu, x, &place)?, Some(place)));
         }
-        let y = with_real!(Self::NAME, x.dtype(), T => self.apply::<T>(x))?;
+        let y = with_real!(self.name, x.dtype(), T => self.apply::<T>(x))?;
         Ok((y, None))
     }
 
@@ -80,7 +90,7 @@ impl Op<1> for Dropout {
     ) -> Result<[Option<Tensor>; 1]> {
         let dx = match (dy.device(), place) {
             (Device::Cuda(gpu), Some(place)) => self.apply_on(gpu, &dy, &place)?,
-            _ => with_real!(Self::NAME, dy.dtype(), T => self.apply::<T>(&dy))?,
+            _ => with_real!(self.name, dy.dtype(), T => self.apply::<T>(&dy))?,
         };
         Ok([Some(dx)])
     }
@@ -108,27 +118,122 @@ impl Tensor {
         if !(0.0..=1.0).contains(&p) {
             return Err(Error::argument(op, format!("p is {p}, expected 0 to 1")));
         }
-        let start = *rng;
-        rng.take(self.numel().div_ceil(4) as u64);
-        apply(Dropout { p, rng: start }, [self])
+        drop_by(self, op, p, *self.shape(), rng)
+    }
+
+    /// Each channel of each sample of (n, c, ..) 0 with probability `p`, else divided by 1 - p
+    /// (Tompson et al. 2015). Takes a block of `rng` for every four channels. An error for `p`
+    /// outside of [0, 1).
+    ///
+    /// ```
+    /// # use cotangent::{random::Generator, DType, Tensor};
+    /// let x = Tensor::ones([5, 4, 2, 3], DType::F32)?;
+    /// let y = x.dropout2d(0.5, &mut Generator::new(1))?.to_vec::<f32>()?;
+    /// assert!(y.chunks(6).all(|channel| channel == [0.0; 6] || channel == [2.0; 6]));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn dropout2d(&self, p: f64, rng: &mut Generator) -> Result<Tensor> {
+        drop_axes(self, "dropout2d", "(n, c, ..)", 2, p, rng)
+    }
+
+    /// Each sample of (n, ..) 0 with probability `p`, else divided by 1 - p: stochastic depth,
+    /// where it ends a residual branch (Huang et al. 2016). Takes a block of `rng` for every four
+    /// samples. An error for `p` outside of [0, 1).
+    ///
+    /// ```
+    /// # use cotangent::{random::Generator, DType, Tensor};
+    /// let x = Tensor::ones([5, 4, 3], DType::F32)?;
+    /// let y = x.drop_path(0.5, &mut Generator::new(1))?.to_vec::<f32>()?;
+    /// assert!(y.chunks(12).all(|sample| sample == [0.0; 12] || sample == [2.0; 12]));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn drop_path(&self, p: f64, rng: &mut Generator) -> Result<Tensor> {
+        drop_axes(self, "drop_path", "(n, ..)", 1, p, rng)
     }
 }
 
+/// Drop whatever shares its place on the first `kept` axes.
+fn drop_axes(
+    x: &Tensor,
+    op: &'static str,
+    want: &str,
+    kept: usize,
+    p: f64,
+    rng: &mut Generator,
+) -> Result<Tensor> {
+    if !(0.0..1.0).contains(&p) {
+        return Err(Error::argument(
+            op,
+            format!("p is {p}, expected 0 <= p < 1"),
+        ));
+    }
+    let mut mask = *x.shape();
+    if mask.len() < kept {
+        return Err(Error::shape(
+            op,
+            &[mask],
+            format!("expected {want} but got {mask:?}"),
+        ));
+    }
+    mask[kept..].fill(1);
+    drop_by(x, op, p, mask, rng)
+}
+
+/// Dropout with a mask of this shape, which takes its numbers from the stream.
+fn drop_by(
+    x: &Tensor,
+    name: &'static str,
+    p: f64,
+    mask: Shape,
+    rng: &mut Generator,
+) -> Result<Tensor> {
+    let start = *rng;
+    rng.take(mask.numel().div_ceil(4) as u64);
+    let op = Dropout {
+        name,
+        p,
+        mask,
+        rng: start,
+    };
+    apply(op, [x])
+}
+
 macro_rules! cases {
-    ($($name:literal $shape:expr, $p:literal;)*) => {
-        &[$(Case { op: "dropout", name: $name, inputs: &[Input::Normal(&$shape)],
-            run: |x| x[0].dropout($p, &mut Generator::new(7)) }),*]
+    ($($op:ident $name:literal $shape:expr, $p:literal;)*) => {
+        &[$(Case { op: stringify!($op), name: $name, inputs: &[Input::Normal(&$shape)],
+            run: |x| x[0].$op($p, &mut Generator::new(7)) }),*]
     };
 }
 
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    (
+        "dropout",
+        "x mask / (1 - p), an element's mask 0 with probability p, else 1",
+    ),
+    ("dropout2d", "dropout with one mask a channel of a sample"),
+    ("drop_path", "dropout with one mask a sample"),
+];
+
 /// Probabilities and shapes.
 pub const CASES: &[Case] = cases! {
-    "p 0.5" [5, 7], 0.5;
-    "p 0.1, images" [2, 3, 2, 5], 0.1;
-    "p 0" [3, 5], 0.0;
-    "p 1" [3, 5], 1.0;
-    "empty" [0, 5], 0.5;
-    "scalar" [], 0.3;
+    dropout "p 0.5" [5, 7], 0.5;
+    dropout "p 0.1, images" [2, 3, 2, 5], 0.1;
+    dropout "p 0" [3, 5], 0.0;
+    dropout "p 1" [3, 5], 1.0;
+    dropout "empty" [0, 5], 0.5;
+    dropout "scalar" [], 0.3;
+    dropout2d "images" [2, 7, 2, 3], 0.4;
+    dropout2d "one pixel" [5, 3, 1, 1], 0.5;
+    dropout2d "one channel" [6, 1, 2, 2], 0.5;
+    dropout2d "(n, c)" [3, 5], 0.5;
+    dropout2d "p 0" [2, 3, 2, 2], 0.0;
+    dropout2d "empty" [0, 3, 2, 2], 0.5;
+    drop_path "images" [7, 2, 2, 3], 0.4;
+    drop_path "one sample" [1, 2, 3, 2], 0.4;
+    drop_path "tokens" [5, 3, 4], 0.5;
+    drop_path "vector" [9], 0.5;
+    drop_path "empty" [0, 3, 2, 2], 0.5;
 };
 
 /// Several blocks of the stream's order and of another, with a ragged end.
@@ -161,6 +266,21 @@ pub const LARGE: &[Case] = &[
         name: "a part, not aligned",
         inputs: &[Input::Normal(&[301])],
         run: |x| x[0].narrow(0, 1, 299)?.dropout(0.5, &mut Generator::new(9)),
+    },
+    Case {
+        op: "dropout2d",
+        name: "channels-last images",
+        inputs: &[Input::Normal(&[3, 7, 11, 13])],
+        run: |x| {
+            x[0].permute(&[0, 3, 1, 2])?
+                .dropout2d(0.4, &mut Generator::new(9))
+        },
+    },
+    Case {
+        op: "drop_path",
+        name: "17 samples of 203",
+        inputs: &[Input::Normal(&[17, 203])],
+        run: |x| x[0].drop_path(0.4, &mut Generator::new(9)),
     },
 ];
 
@@ -218,6 +338,35 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn whole_channels_and_samples_have_the_same_bits_on_both_devices() -> Result<()> {
+        let x = Tensor::randn([5, 3, 4, 2], &mut Generator::new(2), DType::F32)?;
+        type Drop = fn(&Tensor, f64, &mut Generator) -> Result<Tensor>;
+        for (op, parts, numbers) in [
+            (Tensor::dropout2d as Drop, 15, 4),
+            (Tensor::drop_path as Drop, 5, 2),
+        ] {
+            // a number a part, as dropout of one element a part takes them
+            let mut rng = Generator::new(6);
+            let mask = Tensor::ones([parts], DType::F32)?.dropout(0.4, &mut rng)?;
+            assert_eq!(rng.offset, numbers);
+            let wanted = x.reshape([parts, 120 / parts])?.mul(&mask.unsqueeze(1)?)?;
+            let wanted = wanted.to_vec::<f32>()?;
+            for device in devices()? {
+                let x = x.to(device)?;
+                for x in [x.clone(), x.channels_last()?] {
+                    let mut rng = Generator::new(6);
+                    let leaf = x.requires_grad();
+                    let y = op(&leaf, 0.4, &mut rng)?;
+                    assert_eq!((y.to_vec::<f32>()?, rng.offset), (wanted.clone(), numbers));
+                    let grads = y.backward_from(&x)?;
+                    assert_eq!(grads.get(&leaf).unwrap().to_vec::<f32>()?, wanted);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A captured step reads its place in the stream from memory that a replay rewrites.
     #[test]
     #[cfg(feature = "emulator")]
@@ -259,6 +408,21 @@ mod tests {
                 .to_string();
             assert_eq!(e, format!("dropout: p is {p}, expected 0 to 1"));
         }
+        for p in [-0.1, 1.0, f64::NAN] {
+            let e = x.drop_path(p, &mut Generator::new(1)).unwrap_err();
+            let want = format!("drop_path: p is {p}, expected 0 <= p < 1");
+            assert_eq!(e.to_string(), want);
+            assert!(
+                x.unsqueeze(0)?
+                    .dropout2d(p, &mut Generator::new(1))
+                    .is_err()
+            );
+        }
+        let e = x.dropout2d(0.5, &mut Generator::new(1)).unwrap_err();
+        assert_eq!(e.to_string(), "dropout2d: expected (n, c, ..) but got [3]");
+        let e = x.select(0, 0)?.drop_path(0.5, &mut Generator::new(1));
+        let want = "drop_path: expected (n, ..) but got []";
+        assert_eq!(e.unwrap_err().to_string(), want);
         Ok(())
     }
 }

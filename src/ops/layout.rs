@@ -5,6 +5,7 @@ use crate::cuda::{Arg, Gpu, Walk, kernels};
 use crate::device::Device;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::shape::{IntoShape, Layout, Shape};
 use crate::tensor::Tensor;
@@ -118,29 +119,31 @@ impl Tensor {
         self.reshape(dims)
     }
 
-    /// Axes `start` and after made one: (N, C, H, W) from 1 on becomes (N, C H W).
-    pub fn flatten(&self, start: usize) -> Result<Tensor> {
-        if start > self.rank() {
-            return Err(Error::Axis {
-                op: "flatten",
-                axis: start as isize,
-                rank: self.rank(),
-            });
-        }
+    /// Axes `start` and after made one: (N, C, H, W) from 1 on becomes (N, C H W). Negative axes
+    /// count from the end; behind the last axis, an axis of size 1 is added.
+    pub fn flatten(&self, start: isize) -> Result<Tensor> {
+        let start = match start {
+            s if s == self.rank() as isize => self.rank(),
+            s => self.shape().axis("flatten", s)?,
+        };
         let mut dims = self.shape()[..start].to_vec();
         dims.push(self.shape()[start..].iter().product());
         self.reshape(dims)
     }
 
-    /// The axes in another order: axis i of the result is axis `axes[i]`.
-    pub fn permute(&self, axes: &[usize]) -> Result<Tensor> {
-        let mut back = vec![usize::MAX; self.rank()];
-        for (i, &a) in axes.iter().enumerate() {
+    /// The axes in another order: axis i of the result is axis `axes[i]`; negative axes count from
+    /// the end.
+    pub fn permute(&self, axes: &[isize]) -> Result<Tensor> {
+        let rank = self.rank() as isize;
+        let from_start = |&a: &isize| if a < 0 { a + rank } else { a } as usize;
+        let order: Vec<usize> = axes.iter().map(from_start).collect();
+        let mut back = vec![isize::MAX; self.rank()];
+        for (i, &a) in order.iter().enumerate() {
             if a < back.len() {
-                back[a] = i;
+                back[a] = i as isize;
             }
         }
-        if axes.len() != self.rank() || back.contains(&usize::MAX) {
+        if axes.len() != self.rank() || back.contains(&isize::MAX) {
             return Err(Error::argument(
                 "permute",
                 format!(
@@ -152,7 +155,7 @@ impl Tensor {
         }
         View {
             name: "permute",
-            layout: self.layout().permute(axes),
+            layout: self.layout().permute(&order),
             back: move |dy: &Tensor| dy.permute(&back),
         }
         .run(self)
@@ -164,7 +167,7 @@ impl Tensor {
             self.shape().axis("transpose", a)?,
             self.shape().axis("transpose", b)?,
         );
-        let mut axes: Vec<usize> = (0..self.rank()).collect();
+        let mut axes: Vec<isize> = (0..self.rank() as isize).collect();
         if a != b {
             axes.swap(a, b);
         }
@@ -260,13 +263,82 @@ impl Tensor {
                 size,
             });
         }
-        let back = move |dy: &Tensor| dy.pad(&[(i, start, size - start - len)], 0.0);
+        let back = move |dy: &Tensor| dy.pad(&[(i as isize, start, size - start - len)], 0.0);
         View {
             name: "narrow",
             layout: self.layout().narrow(i, start, len),
             back,
         }
         .run(self)
+    }
+
+    /// Views of an axis cut into parts of these sizes, which must add up to the axis.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let x = Tensor::arange(0.0, 5.0, 1.0, DType::F32)?;
+    /// let parts = x.split(&[2, 3], 0)?;
+    /// assert_eq!(parts[1].to_vec::<f32>()?, [2.0, 3.0, 4.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn split(&self, sizes: &[usize], axis: isize) -> Result<Vec<Tensor>> {
+        let i = self.shape().axis("split", axis)?;
+        let Some(&size) = self.shape().get(i) else {
+            return Err(Error::Axis {
+                op: "split",
+                axis,
+                rank: 0,
+            });
+        };
+        let sum = sizes.iter().try_fold(0usize, |sum, &s| sum.checked_add(s));
+        if sum != Some(size) {
+            return Err(Error::argument(
+                "split",
+                format!(
+                    "sizes {sizes:?} do not add up to the {size} of axis {axis} of {:?}",
+                    self.shape()
+                ),
+            ));
+        }
+        let mut start = 0;
+        let part = |&len: &usize| {
+            start += len;
+            self.narrow(axis, start - len, len)
+        };
+        sizes.iter().map(part).collect()
+    }
+
+    /// Views of an axis cut into `n` parts of equal size, the last smaller where `n` does not
+    /// divide it; fewer than `n` where that size fills the axis sooner, as PyTorch has it.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let x = Tensor::arange(0.0, 5.0, 1.0, DType::F32)?;
+    /// let parts = x.chunk(2, 0)?;
+    /// assert_eq!(parts[1].to_vec::<f32>()?, [3.0, 4.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn chunk(&self, n: usize, axis: isize) -> Result<Vec<Tensor>> {
+        let i = self.shape().axis("chunk", axis)?;
+        let Some(&size) = self.shape().get(i) else {
+            return Err(Error::Axis {
+                op: "chunk",
+                axis,
+                rank: 0,
+            });
+        };
+        if n == 0 {
+            return Err(Error::argument("chunk", "0 parts, expected at least 1"));
+        }
+        let each = size.div_ceil(n);
+        let sizes: Vec<usize> = match each {
+            0 => vec![0; n],
+            _ => (0..size)
+                .step_by(each)
+                .map(|at| each.min(size - at))
+                .collect(),
+        };
+        self.split(&sizes, axis)
     }
 
     /// One element of an axis, which goes away; negative indices count from the end.
@@ -297,14 +369,16 @@ impl Tensor {
         }
     }
 
-    /// `before` and `after` elements of `value` added to each named axis: `(axis, before, after)`.
-    pub fn pad(&self, widths: &[(usize, usize, usize)], value: f64) -> Result<Tensor> {
+    /// `before` and `after` elements of `value` added to each named axis: `(axis, before, after)`;
+    /// negative axes count from the end.
+    pub fn pad(&self, widths: &[(isize, usize, usize)], value: f64) -> Result<Tensor> {
         let mut pads = vec![(0, 0); self.rank()];
         for &(axis, before, after) in widths {
-            *pads.get_mut(axis).ok_or(Error::Axis {
+            let i = self.shape().axis("pad", axis)?;
+            *pads.get_mut(i).ok_or(Error::Axis {
                 op: "pad",
-                axis: axis as isize,
-                rank: self.rank(),
+                axis,
+                rank: 0,
             })? = (before, after);
         }
         apply(Pad { pads, value }, [self])
@@ -587,6 +661,29 @@ pub(super) fn around(shape: &Shape, axis: usize) -> [usize; 2] {
     [&shape[..axis], &shape[axis + 1..]].map(|s| s.iter().product())
 }
 
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    (
+        "reshape",
+        "the elements in row-major order, under another shape",
+    ),
+    ("flatten", "the last axes made one"),
+    ("permute", "the axes in another order"),
+    ("transpose", "two axes exchanged"),
+    ("unsqueeze", "an axis of size 1 added"),
+    ("squeeze", "an axis of size 1 taken away"),
+    ("expand", "axes of size 1 repeated"),
+    ("narrow", "some neighbours of an axis"),
+    ("split", "an axis cut into parts of given sizes"),
+    ("chunk", "an axis cut into n parts of size ceil(size / n)"),
+    ("select", "one element of an axis"),
+    ("contiguous", "the same elements, row-major in memory"),
+    ("pad", "a number added before and after axes"),
+    ("flip", "an axis in reverse order"),
+    ("cat", "tensors joined along an axis"),
+    ("stack", "tensors joined along a new axis"),
+];
+
 /// Views and copies.
 pub const CASES: &[Case] = &[
     Case {
@@ -612,6 +709,12 @@ pub const CASES: &[Case] = &[
         name: "(2, 0, 1)",
         inputs: &[Input::Normal(&[2, 3, 4])],
         run: |x| x[0].permute(&[2, 0, 1]),
+    },
+    Case {
+        op: "permute",
+        name: "(-1, 0, -2)",
+        inputs: &[Input::Normal(&[2, 3, 4])],
+        run: |x| x[0].permute(&[-1, 0, -2]),
     },
     Case {
         op: "transpose",
@@ -650,6 +753,51 @@ pub const CASES: &[Case] = &[
         run: |x| x[0].narrow(1, 5, 0),
     },
     Case {
+        op: "split",
+        name: "three parts, two of them used",
+        inputs: &[Input::Normal(&[3, 5])],
+        run: |x| {
+            let parts = x[0].split(&[2, 1, 2], 1)?;
+            parts[0].mul(&parts[2])
+        },
+    },
+    Case {
+        op: "split",
+        name: "one part empty",
+        inputs: &[Input::Normal(&[4, 2])],
+        run: |x| {
+            let parts = x[0].split(&[1, 0, 3], -2)?;
+            parts[2].add(&parts[0])?.add(&parts[1].sum(&[0], true)?)
+        },
+    },
+    Case {
+        op: "chunk",
+        name: "channels of images, a gate",
+        inputs: &[Input::Normal(&[2, 4, 2, 3])],
+        run: |x| {
+            let parts = x[0].chunk(2, 1)?;
+            parts[0].mul(&parts[1].sigmoid()?)
+        },
+    },
+    Case {
+        op: "chunk",
+        name: "ragged",
+        inputs: &[Input::Normal(&[2, 5])],
+        run: |x| {
+            let parts = x[0].chunk(3, 1)?;
+            parts[1].mul(&parts[0])?.mul(&parts[2])
+        },
+    },
+    Case {
+        op: "chunk",
+        name: "of nothing",
+        inputs: &[Input::Normal(&[0, 3])],
+        run: |x| {
+            let parts = x[0].chunk(2, 0)?;
+            parts[0].add(&parts[1])
+        },
+    },
+    Case {
         op: "select",
         name: "last row",
         inputs: &[Input::Normal(&[3, 4])],
@@ -666,6 +814,12 @@ pub const CASES: &[Case] = &[
         name: "both axes",
         inputs: &[Input::Normal(&[2, 3])],
         run: |x| x[0].pad(&[(0, 1, 0), (1, 2, 3)], 1.5),
+    },
+    Case {
+        op: "pad",
+        name: "last axis",
+        inputs: &[Input::Normal(&[2, 3])],
+        run: |x| x[0].pad(&[(-1, 2, 0)], -0.5),
     },
     Case {
         op: "flip",
@@ -769,6 +923,33 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_views_of_pytorchs_sizes() -> Result<()> {
+        let x = Tensor::arange(0.0, 14.0, 1.0, DType::F32)?.reshape([2, 7])?;
+        let parts = x.split(&[3, 0, 4], -1)?;
+        assert!(parts.iter().all(|p| p.shares_storage(&x)));
+        assert_eq!(parts[0].to_vec::<f32>()?, [0., 1., 2., 7., 8., 9.]);
+        let sizes = |n, size: usize| -> Result<Vec<usize>> {
+            let parts = Tensor::zeros([size], DType::F32)?.chunk(n, 0)?;
+            Ok(parts.iter().map(Tensor::numel).collect())
+        };
+        assert_eq!(sizes(3, 7)?, [3, 3, 1]);
+        assert_eq!(sizes(5, 6)?, [2, 2, 2]);
+        assert_eq!(sizes(3, 2)?, [1, 1]);
+        assert_eq!(sizes(2, 0)?, [0, 0]);
+        Ok(())
+    }
+
+    #[test]
+    fn negative_axes_count_from_the_end() -> Result<()> {
+        let x = Tensor::arange(0.0, 24.0, 1.0, DType::F32)?.reshape([2, 3, 4])?;
+        assert_eq!(x.flatten(-2)?.shape()[..], [2, 12]);
+        assert_eq!(x.flatten(3)?.shape()[..], [2, 3, 4, 1]);
+        assert_eq!(x.permute(&[-1, 0, 1])?.shape()[..], [4, 2, 3]);
+        assert_eq!(x.pad(&[(-3, 1, 0)], 0.0)?.shape()[..], [3, 3, 4]);
+        Ok(())
+    }
+
+    #[test]
     fn errors() -> Result<()> {
         let x = Tensor::zeros([2, 3], DType::F32)?;
         assert_eq!(
@@ -781,12 +962,35 @@ mod tests {
             Err(Error::Index { .. })
         ));
         assert!(matches!(x.narrow(2, 0, 1), Err(Error::Axis { .. })));
-        assert!(x.permute(&[0, 0]).is_err() && x.permute(&[0]).is_err() && x.squeeze(0).is_err());
+        for axes in [&[0, 0][..], &[0], &[1, -1], &[0, -3], &[0, 2]] {
+            assert!(x.permute(axes).is_err(), "{axes:?}");
+        }
+        assert!(x.squeeze(0).is_err());
+        for axis in [-3, 2] {
+            assert!(matches!(
+                x.pad(&[(axis, 1, 1)], 0.0),
+                Err(Error::Axis { .. })
+            ));
+        }
+        for start in [-3, 3] {
+            assert!(matches!(x.flatten(start), Err(Error::Axis { .. })));
+        }
         assert!(
             x.expand([2, 4]).is_err()
                 && x.reshape_infer(&[-1, -1]).is_err()
                 && x.reshape_infer(&[-1, 0]).is_err()
         );
+        let scalar = Tensor::scalar(1f32)?;
+        assert!(scalar.pad(&[(0, 1, 1)], 0.0).is_err());
+        assert!(scalar.split(&[1], 0).is_err() && scalar.chunk(1, 0).is_err());
+        assert!(x.split(&[2], 2).is_err() && x.chunk(2, -3).is_err());
+        let text = |r: Result<Vec<Tensor>>| r.unwrap_err().to_string();
+        assert_eq!(
+            text(x.split(&[1, 1], -1)),
+            "split: sizes [1, 1] do not add up to the 3 of axis -1 of [2, 3]"
+        );
+        assert!(x.split(&[usize::MAX, 4], 1).is_err());
+        assert_eq!(text(x.chunk(0, 1)), "chunk: 0 parts, expected at least 1");
         assert!(Tensor::cat(&[], 0).is_err());
         let e = Tensor::cat(&[&x, &Tensor::zeros([2, 2], DType::F32)?], 0).unwrap_err();
         assert_eq!(e.to_string(), "cat: [2, 3] and [2, 2] differ beside axis 0");

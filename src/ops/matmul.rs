@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
+use crate::ops::precision::lowered;
 use crate::ops::unary::{relu_grad, relu_in_place};
 use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
@@ -287,8 +288,8 @@ impl Linear {
             x.reshape([rows, weight.shape()[1]])?
         };
         let y = match bias {
-            Some(bias) => apply(self, [&flat, weight, bias])?,
-            None => apply(self, [&flat, weight])?,
+            Some(bias) => apply(self, lowered([&flat, weight, bias])?.each_ref())?,
+            None => apply(self, lowered([&flat, weight])?.each_ref())?,
         };
         if x.rank() == 2 {
             Ok(y)
@@ -399,9 +400,10 @@ impl Tensor {
             {
                 let dims = self.shape().with(self.rank() - 1, other.shape()[1]);
                 let rows = self.numel() / other.shape()[0];
-                apply(MatMul, [&self.reshape([rows, other.shape()[0]])?, other])?.reshape(dims)
+                let flat = self.reshape([rows, other.shape()[0]])?;
+                apply(MatMul, lowered([&flat, other])?.each_ref())?.reshape(dims)
             }
-            _ => apply(MatMul, [self, other]),
+            _ => apply(MatMul, lowered([self, other])?.each_ref()),
         }
     }
 

@@ -7,20 +7,25 @@ pub mod batch_norm;
 pub mod binary;
 pub mod check;
 pub mod conv2d;
+pub mod conv_transpose2d;
 pub mod dropout;
 pub mod index;
+pub mod interpolate;
 pub mod layer_norm;
 pub mod layout;
 pub mod loss;
 pub mod matmul;
 pub mod pool2d;
+pub(crate) mod precision;
 pub mod reduce;
+pub mod rrelu;
 pub mod softmax;
 pub mod unary;
 
 pub use batch_norm::BatchNorm;
 pub use check::{Case, gradcheck, gradcheck_at};
-pub use loss::{CrossEntropy, Reduction, accuracy, correct};
+pub use interpolate::{Interpolation, Resize};
+pub use loss::{CrossEntropy, Reduction, accuracy, correct, topk_accuracy, topk_correct};
 
 /// Every op's cases, from each op's file.
 pub fn all_cases() -> impl Iterator<Item = &'static Case> {
@@ -30,17 +35,26 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         binary::MORE_CASES,
         conv2d::CASES,
         conv2d::MORE_CASES,
+        conv_transpose2d::CASES,
         dropout::CASES,
         index::CASES,
+        interpolate::CASES,
         layer_norm::CASES,
         layout::CASES,
-        loss::CASES,
-        loss::MORE_CASES,
+        loss::cross_entropy::CASES,
+        loss::cross_entropy::WEIGHTED,
+        loss::cross_entropy::PROBABILITIES,
+        loss::one_hot::CASES,
+        loss::pairwise::CASES,
+        loss::pairwise::WEIGHTED,
+        loss::svm::CASES,
         matmul::CASES,
         pool2d::CASES,
         pool2d::MORE_CASES,
+        pool2d::ADAPTIVE_CASES,
         reduce::CASES,
         reduce::MORE_CASES,
+        rrelu::CASES,
         softmax::CASES,
         unary::CASES,
         unary::MORE_CASES,
@@ -57,15 +71,24 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         binary::LARGE,
         conv2d::LARGE,
         conv2d::MORE_LARGE,
+        conv_transpose2d::LARGE,
         dropout::LARGE,
         index::LARGE,
+        interpolate::LARGE,
         layer_norm::LARGE,
         layout::LARGE,
-        loss::LARGE,
+        loss::cross_entropy::LARGE,
+        loss::cross_entropy::WEIGHTED_LARGE,
+        loss::cross_entropy::PROBABILITIES_LARGE,
+        loss::one_hot::LARGE,
+        loss::pairwise::LARGE,
+        loss::svm::LARGE,
         matmul::LARGE,
         pool2d::LARGE,
         pool2d::MORE_LARGE,
+        pool2d::ADAPTIVE_LARGE,
         reduce::LARGE,
+        rrelu::LARGE,
         softmax::LARGE,
         unary::LARGE,
     ]
@@ -78,7 +101,21 @@ pub type Formula = (&'static str, &'static str);
 
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
-    [layer_norm::FORMULAS].into_iter().flatten()
+    [
+        conv_transpose2d::FORMULAS,
+        dropout::FORMULAS,
+        interpolate::FORMULAS,
+        layer_norm::FORMULAS,
+        layout::FORMULAS,
+        loss::cross_entropy::FORMULAS,
+        loss::one_hot::FORMULAS,
+        loss::pairwise::FORMULAS,
+        loss::svm::FORMULAS,
+        pool2d::FORMULAS,
+        rrelu::FORMULAS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Kernels read every input as the first one's dtype.

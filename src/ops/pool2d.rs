@@ -1,11 +1,15 @@
-//! Max and average pooling over a window that slides over images.
+//! Max and average pooling over a window that slides over images, and averages over adaptive windows.
+
+use std::ops::Range;
 
 use crate::autograd::{Op, apply};
+use crate::cpu::gather::{Axis, gather};
 use crate::cpu::{rows, strided};
 use crate::cuda::{self, Arg, Gpu, Kernels, columns, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -23,11 +27,7 @@ struct Walk {
 
 impl Walk {
     fn new(op: &'static str, x: &Tensor, window: Window) -> Result<Self> {
-        let [n, c, h, w] = x.dims(op, "(N, C, H, W)")?;
-        if h == 0 || w == 0 {
-            let why = format!("expected images but got {:?}", x.shape());
-            return Err(Error::shape(op, &[*x.shape()], why));
-        }
+        let [n, c, h, w] = images(op, x)?;
         let [oh, ow] = window.output(op, [h, w])?;
         if (0..2).any(|i| window.padding[i] > window.kernel[i] / 2) {
             let Window {
@@ -38,6 +38,30 @@ impl Walk {
         }
         Ok(Walk {
             window,
+            input: *x.shape(),
+            output: Shape::new(&[n, c, oh, ow])?,
+        })
+    }
+
+    /// To outputs of this size by windows that have no one size.
+    fn adaptive(op: &'static str, x: &Tensor, output: [usize; 2]) -> Result<Self> {
+        let [n, c, h, w] = images(op, x)?;
+        if output.contains(&0) {
+            let why = format!("output is {output:?}, expected at least 1");
+            return Err(Error::argument(op, why));
+        }
+        // what kernels compute in 32 bits
+        let fits = |(size, cells): (usize, usize)| {
+            let product = size.checked_mul(cells);
+            product.is_some_and(|p| p < 1 << 30)
+        };
+        let [oh, ow] = output;
+        if ![(h, oh), (w, ow)].into_iter().all(fits) {
+            let why = format!("output {output:?} of {:?} is too large", x.shape());
+            return Err(Error::argument(op, why));
+        }
+        Ok(Walk {
+            window: Window::new([1, 1]),
             input: *x.shape(),
             output: Shape::new(&[n, c, oh, ow])?,
         })
@@ -115,6 +139,16 @@ impl Walk {
 
 fn dims(s: &Shape) -> [usize; 4] {
     [s[0], s[1], s[2], s[3]]
+}
+
+/// The sizes of images that have pixels.
+fn images(op: &'static str, x: &Tensor) -> Result<[usize; 4]> {
+    let sizes @ [_, _, h, w] = x.dims(op, "(N, C, H, W)")?;
+    if h == 0 || w == 0 {
+        let why = format!("expected images but got {:?}", x.shape());
+        return Err(Error::shape(op, &[*x.shape()], why));
+    }
+    Ok(sizes)
 }
 
 /// y = max over the window; the first of equals in row-major order takes the gradient, and NaN
@@ -301,6 +335,65 @@ impl Op<1> for AvgPool {
     }
 }
 
+/// y = the mean over a window, window i of H' along the H rows being those from floor(i H / H') to
+/// ceil((i + 1) H / H'), and columns alike (PyTorch's `adaptive_avg_pool2d`): each pixel lies in a
+/// window, and neighbouring ones share at most a row. dx = the sum of dy / elements over the windows
+/// that hold a pixel.
+struct AdaptiveAvgPool(Walk);
+
+/// Window `i` of so many over an axis.
+fn cell(i: usize, size: usize, cells: usize) -> Range<usize> {
+    i * size / cells..((i + 1) * size).div_ceil(cells)
+}
+
+impl AdaptiveAvgPool {
+    /// Which rows and which columns each output sums, and their shares.
+    fn axes<T: Real>(&self) -> [Axis<T>; 2] {
+        [2, 3].map(|axis| {
+            let (size, cells) = (self.0.input[axis], self.0.output[axis]);
+            Axis::new(cells, |i| {
+                let cell = cell(i, size, cells);
+                let share = T::ONE / T::of(cell.len() as f64);
+                cell.map(move |at| (at, share))
+            })
+        })
+    }
+}
+
+impl Op<1> for AdaptiveAvgPool {
+    const NAME: &'static str = "adaptive_avg_pool2d";
+    const HALF_ON_CUDA: bool = true;
+    type Saved = ();
+
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
+        let (walk, x) = (&self.0, x.channels_last()?);
+        if let Device::Cuda(gpu) = x.device() {
+            return Ok((self.forward_on(gpu, &x)?, ()));
+        }
+        let ([_, c, h, w], layout) = (dims(&walk.input), Layout::channels_last(walk.output));
+        let y = with_real!(Self::NAME, x.dtype(), T => {
+            let (v, [rows, columns]) = (x.dense_slice::<T>(Self::NAME)?, self.axes());
+            Tensor::build::<T>(layout, x.device(), |y| gather(v, [h, w, c], [&rows, &columns], y))
+        })?;
+        Ok((y, ()))
+    }
+
+    fn backward(&self, _: (), dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        let (walk, dy) = (&self.0, dy.channels_last()?);
+        if let Device::Cuda(gpu) = dy.device() {
+            return Ok([Some(self.backward_on(gpu, &dy)?)]);
+        }
+        let ([_, c, oh, ow], [_, _, h, w]) = (dims(&walk.output), dims(&walk.input));
+        let layout = Layout::channels_last(walk.input);
+        let dx = with_real!(Self::NAME, dy.dtype(), T => {
+            let (g, [rows, columns]) = (dy.dense_slice::<T>(Self::NAME)?, self.axes());
+            let [rows, columns] = [rows.transposed(h), columns.transposed(w)];
+            Tensor::build::<T>(layout, dy.device(), |dx| gather(g, [oh, ow, c], [&rows, &columns], dx))
+        })?;
+        Ok([Some(dx)])
+    }
+}
+
 kernels! {
     MAX = "max_pool2d" [F32, F64, BF16, F16];
     MAX_BACKWARD = "max_pool2d_backward" [F32, F64, BF16, F16];
@@ -309,6 +402,8 @@ kernels! {
     MAX_LONG_BACKWARD = "max_pool2d_backward_long" [F32, F64, BF16, F16];
     AVG = "avg_pool2d" [F32, F64, BF16, F16];
     AVG_BACKWARD = "avg_pool2d_backward" [F32, F64, BF16, F16];
+    ADAPTIVE = "adaptive_avg_pool2d" [F32, F64, BF16, F16];
+    ADAPTIVE_BACKWARD = "adaptive_avg_pool2d_backward" [F32, F64, BF16, F16];
 }
 
 /// On a GPU.
@@ -406,6 +501,44 @@ impl AvgPool {
     }
 }
 
+impl AdaptiveAvgPool {
+    fn forward_on(&self, gpu: Gpu, x: &Tensor) -> Result<Tensor> {
+        let (walk, words) = (&self.0, self.0.words()?);
+        let ([_, c, h, w], [_, _, oh, ow]) = (dims(&walk.input), dims(&walk.output));
+        let y = walk.empty(walk.output, x)?;
+        let group = columns::group(x.dtype(), c, &[x.layout()]);
+        // threads that share a window: each has some pixels of a row of it, neighbours make a good read
+        let row = if ow == 1 {
+            h.div_ceil(oh) * w
+        } else {
+            w.div_ceil(ow)
+        };
+        let across = (c / group).next_power_of_two().min(8);
+        let tall = (row / 4 + 1).next_power_of_two() / 2;
+        let tall = tall.clamp(1, 256 / across);
+        let args = [
+            Arg::Struct(&words),
+            x.input(),
+            y.output(),
+            Arg::I32(tall as i32),
+            Arg::I32((group > 1) as i32),
+        ];
+        let grid = [cuda::blocks(y.numel() / group, 256 / tall), 1, 1];
+        gpu.launch(ADAPTIVE.of(x.dtype())?, grid, [256, 1, 1], 0, &args)?;
+        Ok(y)
+    }
+
+    fn backward_on(&self, gpu: Gpu, dy: &Tensor) -> Result<Tensor> {
+        let (walk, words) = (&self.0, self.0.words()?);
+        let dx = walk.empty(walk.input, dy)?;
+        let (grid, grouped) = walk.threads(dy, &dx);
+        let args = [Arg::Struct(&words), dy.input(), dx.output(), grouped];
+        let kernel = ADAPTIVE_BACKWARD.of(dy.dtype())?;
+        gpu.launch(kernel, grid, [256, 1, 1], 0, &args)?;
+        Ok(dx)
+    }
+}
+
 impl Tensor {
     /// The greatest of each window: (N, C, H, W) to (N, C, H', W'), sizes by [`Window::output`].
     /// Padding counts as minus infinity and is at most half of the kernel.
@@ -447,7 +580,38 @@ impl Tensor {
             [self],
         )
     }
+
+    /// The mean of each of `output` (height, width) windows that cover the images evenly: (N, C, H,
+    /// W) to (N, C, height, width). Window i of H' holds the rows from floor(i H / H') to
+    /// ceil((i + 1) H / H'). With `[1, 1]` the mean of whole images.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let x = Tensor::arange(0.0, 6.0, 1.0, DType::F32)?.reshape([1, 1, 2, 3])?;
+    /// assert_eq!(x.adaptive_avg_pool2d([1, 2])?.to_vec::<f32>()?, [2.0, 3.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn adaptive_avg_pool2d(&self, output: [usize; 2]) -> Result<Tensor> {
+        let op = <AdaptiveAvgPool as Op<1>>::NAME;
+        apply(AdaptiveAvgPool(Walk::adaptive(op, self, output)?), [self])
+    }
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    (
+        "max_pool2d",
+        "the greatest of a window, the first of equals taking the gradient",
+    ),
+    (
+        "avg_pool2d",
+        "sum over a window / its elements, those in the padding counted or not",
+    ),
+    (
+        "adaptive_avg_pool2d",
+        "mean over rows floor(i H / H') to ceil((i + 1) H / H') and columns alike",
+    ),
+];
 
 const fn window(kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Window {
     Window {
@@ -468,6 +632,44 @@ macro_rules! cases {
         )*]
     };
 }
+
+macro_rules! adaptive {
+    ($($name:literal $shape:expr, $output:expr;)*) => {
+        &[$(Case {
+            op: "adaptive_avg_pool2d",
+            name: $name,
+            inputs: &[Input::Normal(&$shape)],
+            run: |x| x[0].adaptive_avg_pool2d($output),
+        }),*]
+    };
+}
+
+/// Even and overlapping windows, whole images, more windows than pixels, and degenerate sizes.
+pub const ADAPTIVE_CASES: &[Case] = adaptive! {
+    "halves" [2, 3, 4, 6], [2, 3];
+    "overlapping" [2, 3, 5, 7], [3, 4];
+    "whole images" [3, 4, 5, 3], [1, 1];
+    "rows of whole images" [2, 5, 6, 3], [4, 1];
+    "columns of whole images" [2, 8, 3, 7], [1, 3];
+    "its own size" [1, 2, 3, 4], [3, 4];
+    "more windows than pixels" [2, 3, 2, 3], [5, 4];
+    "1x1 image" [2, 3, 1, 1], [1, 1];
+    "1x1 image to 2x3" [1, 3, 1, 1], [2, 3];
+    "one channel" [1, 1, 5, 4], [2, 2];
+    "no image" [0, 3, 4, 4], [2, 2];
+    "no channel" [2, 0, 4, 4], [1, 1];
+};
+
+/// Several blocks, whole images by many threads each, channels in groups and not.
+pub const ADAPTIVE_LARGE: &[Case] = adaptive! {
+    "whole images, 7x7" [3, 136, 7, 7], [1, 1];
+    "whole images, 33x29, ragged channels" [2, 9, 33, 29], [1, 1];
+    "whole images, one channel" [2, 1, 41, 37], [1, 1];
+    "pyramid" [1, 20, 29, 31], [6, 6];
+    "long rows of windows" [1, 12, 23, 70], [3, 2];
+    "rows of whole images, many" [1, 70, 19, 12], [7, 1];
+    "more windows than pixels, many" [2, 12, 5, 7], [17, 13];
+};
 
 /// Tiles, gaps, overlap, padding and degenerate sizes.
 pub const CASES: &[Case] = cases! {
@@ -581,6 +783,18 @@ mod tests {
     }
 
     #[test]
+    fn adaptive_windows_of_whole_images_are_the_mean() -> Result<()> {
+        let x = Tensor::arange(0.0, 240.0, 1.0, DType::F64)?.reshape([2, 6, 4, 5])?;
+        let means = |t: Tensor| t.reshape([12])?.to_vec::<f64>();
+        let (found, expected) = (x.adaptive_avg_pool2d([1, 1])?, x.mean(&[2, 3], true)?);
+        assert!(found.layout().is_channels_last());
+        for (a, b) in means(found)?.iter().zip(means(expected)?) {
+            assert!((a - b).abs() < 1e-10, "{a} {b}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn outputs_lie_channels_last() -> Result<()> {
         let x = Tensor::ones([2, 3, 4, 4], DType::F32)?;
         assert!(
@@ -608,7 +822,26 @@ mod tests {
             e(x.avg_pool2d(dilated, true)),
             "avg_pool2d: dilation is [2, 1], expected [1, 1]"
         );
+        assert_eq!(
+            e(x.adaptive_avg_pool2d([0, 1])),
+            "adaptive_avg_pool2d: output is [0, 1], expected at least 1"
+        );
+        assert_eq!(
+            e(x.adaptive_avg_pool2d([1, usize::MAX])),
+            format!(
+                "adaptive_avg_pool2d: output [1, {}] of [1, 2, 4, 4] is too large",
+                usize::MAX
+            )
+        );
+        assert_eq!(
+            e(Tensor::ones([1, 2, 0, 4], DType::F32)?.adaptive_avg_pool2d([1, 1])),
+            "adaptive_avg_pool2d: expected images but got [1, 2, 0, 4]"
+        );
         let flat = Tensor::ones([4, 4], DType::F32)?;
+        assert_eq!(
+            e(flat.adaptive_avg_pool2d([1, 1])),
+            "adaptive_avg_pool2d: expected (N, C, H, W) but got [4, 4]"
+        );
         assert_eq!(
             e(flat.max_pool2d(Window::new([2, 2]))),
             "max_pool2d: expected (N, C, H, W) but got [4, 4]"

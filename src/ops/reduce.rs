@@ -361,8 +361,9 @@ impl Tensor {
             ));
         }
         // the axis last, then row by row
-        let mut order: Vec<usize> = (0..self.rank()).filter(|&i| i != a).collect();
-        order.push(a);
+        let mut order: Vec<isize> = (0..self.rank() as isize).collect();
+        order.remove(a);
+        order.push(a as isize);
         let rows = self.detach().permute(&order)?.packed()?;
         let layout = Layout::contiguous(self.shape().without(a));
         let index = if let Device::Cuda(gpu) = self.device() {

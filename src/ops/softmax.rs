@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::ops::check::{Case, Input};
+use crate::ops::precision::widened;
 use crate::tensor::Tensor;
 use crate::tensor::fold::Team;
 use crate::with_real;
@@ -200,7 +201,7 @@ impl Tensor {
 
 fn softmax(x: &Tensor, axis: isize, log: bool) -> Result<Tensor> {
     let axis = x.shape().axis(Softmax::name_of(log), axis)?;
-    apply(Softmax { axis, log }, [x])
+    apply(Softmax { axis, log }, [&widened(x)?])
 }
 
 macro_rules! cases {

@@ -226,15 +226,16 @@ pointwise! {
         let t = softplus(x).tanh();
         t + x * (T::ONE - t * t) * sigmoid(x)
     };
-    /// ln(1 + e^x).
-    Softplus softplus X, softplus, sigmoid;
+    /// ln(1 + e^x); x itself above 20, as PyTorch has it.
+    Softplus softplus X, |x| if x > T::of(20.0) { x } else { softplus(x) },
+        |x| if x > T::of(20.0) { T::ONE } else { sigmoid(x) };
 }
 
 const GELU_SCALE: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
 const GELU_CUBE: f64 = 0.044_715;
 
 #[inline(always)]
-fn sign<T: Real>(x: T) -> T {
+pub(crate) fn sign<T: Real>(x: T) -> T {
     if x > T::ZERO {
         T::ONE
     } else if x < T::ZERO {
@@ -245,14 +246,14 @@ fn sign<T: Real>(x: T) -> T {
 }
 
 #[inline(always)]
-fn sigmoid<T: Real>(x: T) -> T {
+pub(crate) fn sigmoid<T: Real>(x: T) -> T {
     // e^-|x| cannot overflow
     let e = (-x.abs()).exp();
     (if x < T::ZERO { e } else { T::ONE }) / (T::ONE + e)
 }
 
 #[inline(always)]
-fn softplus<T: Real>(x: T) -> T {
+pub(crate) fn softplus<T: Real>(x: T) -> T {
     x.nan_max(T::ZERO) + (-x.abs()).exp().ln_1p()
 }
 
@@ -541,6 +542,12 @@ pub const MORE_CASES: &[Case] = &[
         name: "alpha 0.5",
         inputs: &[Input::NonZero(&[3, 5])],
         run: |x| x[0].elu(0.5),
+    },
+    Case {
+        op: "softplus",
+        name: "on both sides of 20",
+        inputs: &[Input::Normal(&[3, 5])],
+        run: |x| x[0].add_scalar(20.0)?.softplus(),
     },
     Case {
         op: "pow_scalar",

@@ -36,7 +36,10 @@ pub use muon::{Muon, MuonConfig, MuonOther, newton_schulz};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rows::global_norm;
 pub(crate) use rows::{Rows, axpy, beside, sum_squares};
-pub use schedule::{Position, Schedule, ScheduleState};
+pub use schedule::{
+    Anneal, Cyclic, CyclicMode, OneCycle, Plateau, PlateauMode, Position, Schedule, ScheduleState,
+    ThresholdMode, Unit,
+};
 pub use sgd::{Sgd, SgdConfig};
 
 /// An update rule with its state, one set of tensors a parameter, by the parameter's name.

@@ -79,6 +79,18 @@ impl Tensor {
         })
     }
 
+    /// A number that the host computes anew each step, as (1) of F64; see [`Gpu::scalars`].
+    pub(crate) fn factor(gpu: Gpu, value: f64) -> Result<Self> {
+        Ok(Tensor {
+            storage: Arc::new(Storage::from_cuda(
+                DType::F64,
+                gpu.scalars(&[value.to_bits()])?,
+            )),
+            layout: Layout::contiguous(1.into_shape()?),
+            node: None,
+        })
+    }
+
     /// Ready to be written in place: storage that another tensor or a graph still holds, or that
     /// has gaps, is copied first. Otherwise it keeps its address.
     pub(crate) fn make_unique(&mut self) -> Result<()> {
@@ -140,10 +152,15 @@ impl Tensor {
     /// Every element `value`, of this layout.
     pub(super) fn filled(layout: Layout, value: f64, dtype: DType, gpu: Gpu) -> Result<Self> {
         let y = Self::empty(layout, dtype, Device::Cuda(gpu))?;
-        let n = y.numel();
-        let args = [y.output(), Arg::U32(n as u32), Arg::F64(value)];
-        gpu.launch_over(FILL.of(dtype)?, n, 1024, &args)?;
+        y.fill_in_place(value, gpu)?;
         Ok(y)
+    }
+
+    /// Every element `value`; it is dense and nobody else's.
+    pub(super) fn fill_in_place(&self, value: f64, gpu: Gpu) -> Result<()> {
+        let n = self.numel();
+        let args = [self.output(), Arg::U32(n as u32), Arg::F64(value)];
+        gpu.launch_over(FILL.of(self.dtype())?, n, 1024, &args)
     }
 
     /// The elements in the order of `layout` (dense, of the same shape), converted.

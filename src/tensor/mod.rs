@@ -352,7 +352,7 @@ impl Tensor {
     }
 
     /// A copy in the order of `layout` (dense, of the same shape).
-    fn copied(&self, layout: Layout) -> Result<Self> {
+    pub(crate) fn copied(&self, layout: Layout) -> Result<Self> {
         if let Device::Cuda(gpu) = self.device() {
             return self.copied_as(layout, self.dtype(), gpu);
         }
@@ -410,6 +410,26 @@ impl Tensor {
         let storage = Arc::get_mut(&mut self.storage)
             .ok_or_else(|| Error::argument("make_mut", "the storage is shared"))?;
         Ok(&mut storage.slice_mut("make_mut")?[..n])
+    }
+
+    /// Every element `value`, in place where nobody else holds the storage.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor};
+    /// let mut x = Tensor::ones([2], DType::F32)?;
+    /// x.fill_(3.0)?;
+    /// assert_eq!(x.to_vec::<f32>()?, [3.0; 2]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn fill_(&mut self, value: f64) -> Result<()> {
+        if let Device::Cuda(gpu) = self.device() {
+            self.make_unique()?;
+            return self.fill_in_place(value, gpu);
+        }
+        with_element!(self.dtype(), T => {
+            self.make_mut::<T>()?.fill(T::from_f64(value));
+            Ok(())
+        })
     }
 
     /// `self += other` element by element, in place where nobody else holds the storage.

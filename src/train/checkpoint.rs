@@ -6,17 +6,18 @@ use std::path::Path;
 
 use bytemuck::Pod;
 use flate2::Crc;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
-use crate::nn::{self, Module, Slot};
+use crate::nn::{self, IncompatibleKeys, Module, Slot};
 use crate::optim::ScheduleState;
 use crate::random::Generator;
 use crate::tensor::Tensor;
+use crate::train::amp::GradScaler;
 use crate::train::files::write_atomic;
 use crate::train::history::History;
 use crate::with_element;
@@ -34,8 +35,9 @@ pub fn save_state_dict(path: impl AsRef<Path>, model: &mut (impl Module + ?Sized
     )
 }
 
-/// Read parameters and buffers, from here or from PyTorch, into a model. A file that is damaged
-/// or of another model is an [`Error::Checkpoint`] that names the entry, and nothing is changed.
+/// Read parameters and buffers, from here or from PyTorch, into a model. Numbers of another dtype
+/// (F64, BF16 or F16 for a model of F32) are rounded to the model's. A file that is damaged or of
+/// another model is an [`Error::Checkpoint`] that names the entries, and nothing is changed.
 pub fn load_state_dict_file(
     path: impl AsRef<Path>,
     model: &mut (impl Module + ?Sized),
@@ -43,6 +45,17 @@ pub fn load_state_dict_file(
     let path = path.as_ref();
     let (tensors, _) = read(path)?;
     nn::load_state_dict(model, &tensors).map_err(in_file(path))
+}
+
+/// [`load_state_dict_file`] of what both have, as PyTorch's with `strict=False`: what is missing
+/// or unknown is returned. A shape that differs is an error all the same.
+pub fn load_state_dict_file_partly(
+    path: impl AsRef<Path>,
+    model: &mut (impl Module + ?Sized),
+) -> Result<IncompatibleKeys> {
+    let path = path.as_ref();
+    let (tensors, _) = read(path)?;
+    nn::load_state_dict_partly(model, &tensors).map_err(in_file(path))
 }
 
 /// All that a run needs to go on.
@@ -77,6 +90,9 @@ pub struct Run {
     pub schedule: ScheduleState,
     /// The model's random streams by name.
     pub generators: BTreeMap<String, Generator>,
+    /// The loss scale of a run in F16.
+    #[serde(default)]
+    pub scaler: Option<GradScaler>,
     /// The record so far; it counts the epochs and the steps.
     pub history: History,
 }
@@ -256,7 +272,7 @@ fn write(path: &Path, tensors: &Named, (key, value): (&str, String)) -> Result<(
 /// The tensors of a safetensors file, and its metadata.
 pub fn read(path: &Path) -> Result<(Named, HashMap<String, String>)> {
     let file = std::fs::read(path).map_err(Error::io(path))?;
-    let header = |e: safetensors::SafeTensorError| refuse(path, "header", e.to_string());
+    let header = |e| damage(path, &file, e);
     let parsed = SafeTensors::deserialize(&file).map_err(header)?;
     let (_, metadata): (usize, Metadata) = SafeTensors::read_metadata(&file).map_err(header)?;
     let mut tensors = Named::new();
@@ -279,6 +295,58 @@ pub fn read(path: &Path) -> Result<(Named, HashMap<String, String>)> {
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok((tensors, metadata.metadata().clone().unwrap_or_default()))
+}
+
+/// What is wrong with a file that safetensors refused, with the numbers that it leaves out.
+fn damage(path: &Path, file: &[u8], e: SafeTensorError) -> Error {
+    let whole = file.len();
+    let length = file.first_chunk().map_or(0, |n| u64::from_le_bytes(*n));
+    let header = usize::try_from(length).ok();
+    let header = header.and_then(|n| file.get(8..)?.get(..n)).unwrap_or(&[]);
+    let entries: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(header).unwrap_or_default();
+    let infos: BTreeMap<String, TensorInfo> = entries
+        .into_iter()
+        .filter_map(|(name, entry)| Some((name, serde_json::from_value(entry).ok()?)))
+        .collect();
+    let size = |i: &TensorInfo| {
+        let shape = i.shape.iter().map(|&n| n as u128);
+        shape
+            .fold(1, u128::saturating_mul)
+            .saturating_mul(i.dtype.bitsize() as u128)
+            / 8
+    };
+    match &e {
+        SafeTensorError::HeaderTooSmall
+        | SafeTensorError::HeaderTooLarge
+        | SafeTensorError::InvalidHeaderLength => {
+            let why = format!("{e}: {length} bytes, in a file of {whole}");
+            refuse(path, "header", why)
+        }
+        SafeTensorError::MetadataIncompleteBuffer => {
+            let end = infos.values().map(|i| i.data_offsets.1).max().unwrap_or(0);
+            let expected = end as u128 + length as u128 + 8;
+            let why = format!("the tensors end at byte {expected}, the file at {whole}");
+            refuse(path, "header", why)
+        }
+        SafeTensorError::InvalidOffset(name) => {
+            let at = infos.get(name).map_or((0, 0), |i| i.data_offsets);
+            let why = format!("lies at {at:?}; expected it to begin where the one before ends");
+            refuse(path, name, why)
+        }
+        SafeTensorError::TensorInvalidInfo | SafeTensorError::ValidationOverflow => {
+            let stored = |i: &TensorInfo| i.data_offsets.1.saturating_sub(i.data_offsets.0) as u128;
+            match infos.iter().find(|(_, i)| stored(i) != size(i)) {
+                Some((name, i)) => {
+                    let (bytes, (shape, dtype)) = (stored(i), (&i.shape, i.dtype));
+                    let why = format!("{bytes} bytes are not {shape:?} of {dtype:?}");
+                    refuse(path, name, why)
+                }
+                None => refuse(path, "header", e.to_string()),
+            }
+        }
+        _ => refuse(path, "header", e.to_string()),
+    }
 }
 
 fn elements<T: Element + Pod>(view: &TensorView<'_>) -> Result<Tensor> {
@@ -348,6 +416,7 @@ mod tests {
                 seconds: 0.5,
                 schedule: ScheduleState::default(),
                 generators: generators(&mut m),
+                scaler: None,
                 history,
             },
         }

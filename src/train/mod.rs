@@ -1,9 +1,11 @@
 //! Training: what a run leaves behind (history, curves, pictures) and what it shows on the way.
 
+pub mod amp;
 pub mod checkpoint;
 pub mod files;
 pub mod history;
 pub mod l2;
+pub mod loss;
 pub mod picture;
 pub mod plot;
 pub mod progress;
@@ -12,11 +14,15 @@ pub mod solver;
 mod step;
 mod update_rule;
 
-pub use checkpoint::{Checkpoint, load_state_dict_file, save_state_dict};
+pub use amp::{GradScaler, LossScale, Precision};
+pub use checkpoint::{
+    Checkpoint, load_state_dict_file, load_state_dict_file_partly, save_state_dict,
+};
 pub use history::History;
+pub use loss::{Loss, LossFn, softmax_loss};
 pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
 pub use progress::Progress;
 pub use sanity::{SanityConfig, SanityReport, sanity_checks};
-pub use solver::{LossFn, Outcome, Solver, SolverConfig, SolverData};
+pub use solver::{Outcome, Solver, SolverConfig, SolverData};
 pub use update_rule::{OptimConfig, UpdateRule};

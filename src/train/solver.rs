@@ -8,32 +8,22 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::autograd::no_grad;
-use crate::data::{Augment, Dataset, Feed, Loader, Normalize};
+use crate::autograd::{autocast, no_grad};
+use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
-use crate::ops::loss::{CrossEntropy, Reduction};
-use crate::optim::{Optimizer, Position, Schedule, ScheduleState};
+use crate::optim::{Optimizer, PlateauMode, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
+use crate::train::amp::{GradScaler, LossScale, Precision};
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
 use crate::train::{History, OptimConfig, Progress, UpdateRule, files, save_state_dict};
 
-/// The loss of scores (N, C) and labels (N) of I64: a scalar.
-pub type LossFn = Arc<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync>;
-
-/// The mean softmax loss of a batch; `label_smoothing` is the share of the target that is spread
-/// over all classes.
-pub fn softmax_loss(label_smoothing: f64) -> LossFn {
-    let config = CrossEntropy {
-        label_smoothing,
-        reduction: Reduction::Mean,
-    };
-    Arc::new(move |scores, labels| scores.cross_entropy(labels, &config))
-}
+pub use crate::train::loss::{LossFn, softmax_loss};
 
 /// Settings of a [`Solver`], by CS231n's names and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,10 +40,20 @@ pub struct SolverConfig {
     /// L2: 0.5 reg sum(W^2) over the weights (parameters of two axes or more) joins the loss, on
     /// top of the model's own [`Module::reg`].
     pub reg: f64,
-    /// The share of each target that is spread over all classes.
+    /// What the steps make smaller.
+    pub loss: Loss,
+    /// The share of each target that is spread over all classes, of the cross entropy only.
     pub label_smoothing: f64,
-    /// Images a step.
+    /// Images a batch.
     pub batch_size: usize,
+    /// Batches a step: their losses and gradients are averaged, so that a step is that of one large
+    /// batch, but for what looks at the batch as a whole (batch norm). An epoch's last step has the
+    /// batches that are left over, and averages over those.
+    pub accumulate: usize,
+    /// The type of products, in training and evaluation; see [`train::amp`](crate::train::amp).
+    pub autocast: Precision,
+    /// How F16's gradients are kept in its range.
+    pub loss_scale: LossScale,
     /// Times through the training images.
     pub num_epochs: usize,
     /// Training images for the accuracy after an epoch; `None` for all.
@@ -81,8 +81,12 @@ impl Default for SolverConfig {
             schedule: Schedule::Constant,
             lr_decay: 1.0,
             reg: 0.0,
+            loss: Loss::CrossEntropy,
             label_smoothing: 0.0,
             batch_size: 100,
+            accumulate: 1,
+            autocast: Precision::None,
+            loss_scale: LossScale::default(),
             num_epochs: 10,
             num_train_samples: Some(1000),
             num_val_samples: None,
@@ -100,6 +104,7 @@ impl SolverConfig {
     pub fn validate(&self) -> Result<()> {
         self.optim_config.build(self.update_rule)?;
         self.schedule.validate()?;
+        self.loss_scale.validate()?;
         if !(self.lr_decay > 0.0 && self.lr_decay.is_finite()) {
             let why = format!("{}; expected a number above 0", self.lr_decay);
             return Err(Error::config("lr_decay", why));
@@ -108,12 +113,10 @@ impl SolverConfig {
             let why = format!("{}; expected a number of at least 0", self.reg);
             return Err(Error::config("reg", why));
         }
-        if !(0.0..=1.0).contains(&self.label_smoothing) {
-            let why = format!("{}; expected 0 to 1", self.label_smoothing);
-            return Err(Error::config("label_smoothing", why));
-        }
+        self.loss.build(self.label_smoothing)?;
         for (key, n) in [
             ("batch_size", Some(self.batch_size)),
+            ("accumulate", Some(self.accumulate)),
             ("num_epochs", Some(self.num_epochs)),
             ("num_train_samples", self.num_train_samples),
             ("num_val_samples", self.num_val_samples),
@@ -129,13 +132,9 @@ impl SolverConfig {
     /// The settings that a resumed run must share with the run it goes on from.
     fn fixed(&self) -> serde_json::Value {
         let free = Self::default();
-        let planned = matches!(
-            self.schedule,
-            Schedule::OneCycle { .. } | Schedule::WarmupCosine { .. }
-        );
         let fixed = SolverConfig {
             // a schedule over the whole run would take other values for another length
-            num_epochs: if planned {
+            num_epochs: if self.schedule.spans_run() {
                 self.num_epochs
             } else {
                 free.num_epochs
@@ -197,6 +196,8 @@ pub struct Solver<'m> {
     history: History,
     stop: Arc<AtomicBool>,
     stepper: Stepper,
+    evaluation: Vec<Transform>,
+    scaler: Option<GradScaler>,
 }
 
 impl<'m> Solver<'m> {
@@ -210,19 +211,33 @@ impl<'m> Solver<'m> {
         let loader = Loader::new(
             data.train.clone(),
             &data.normalize,
-            data.augment,
+            data.augment.clone(),
             config.batch_size,
             config.seed,
             true,
             true,
         )?;
         let optimizer = config.optim_config.build(config.update_rule)?;
+        config.schedule.check_run(Position {
+            total_epochs: config.num_epochs,
+            total_steps: config.num_epochs * loader.batches().div_ceil(config.accumulate),
+            ..Position::default()
+        })?;
+        if config.schedule.cycles_momentum() && optimizer.momentum().is_none() {
+            let rule = serde_json::json!(config.update_rule);
+            let why = format!("true; expected false, since {rule} has no momentum");
+            return Err(Error::config("cycle_momentum", why));
+        }
+        let scaler = match config.autocast {
+            Precision::F16 => Some(GradScaler::new(config.loss_scale)?),
+            Precision::None | Precision::Bf16 => None,
+        };
         let device = nn::device(model).to_string();
         let history = History::new(serde_json::json!(config), device);
         Ok(Solver {
             model,
             data,
-            loss: softmax_loss(config.label_smoothing),
+            loss: config.loss.build(config.label_smoothing)?,
             base_lr: optimizer.learning_rate(),
             loader,
             optimizer,
@@ -234,11 +249,29 @@ impl<'m> Solver<'m> {
             history,
             stop: Arc::default(),
             stepper: Stepper::default(),
+            evaluation: Vec::new(),
+            scaler,
             config,
         })
     }
 
-    /// Another loss than the softmax; `label_smoothing` is then without effect.
+    /// Judge the model by images after `transforms`, such as the middle part where training takes
+    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
+    /// [`Error::Config`].
+    pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
+        let augment = Augment::evaluation(&transforms)?;
+        let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
+        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
+        let (ours, theirs) = (loader.shape(), self.loader.shape());
+        if ours != theirs {
+            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
+            return Err(Error::config("evaluation", why));
+        }
+        self.evaluation = transforms;
+        Ok(self)
+    }
+
+    /// Another loss than the configuration's, which is then without effect.
     pub fn with_loss(mut self, loss: LossFn) -> Self {
         self.loss = loss;
         self
@@ -262,6 +295,11 @@ impl<'m> Solver<'m> {
     /// Whether steps are replayed from a captured one.
     pub fn is_captured(&self) -> bool {
         self.stepper.is_captured()
+    }
+
+    /// The loss scale of a run in F16.
+    pub fn scaler(&self) -> Option<&GradScaler> {
+        self.scaler.as_ref()
     }
 
     /// Keep `config` in the history in place of the Solver's own settings: a program that also
@@ -299,10 +337,18 @@ impl<'m> Solver<'m> {
         }
         let mut progress = Progress::new(
             self.config.num_epochs,
-            self.loader.batches(),
+            self.steps_per_epoch(),
             self.config.print_every,
             self.config.verbose,
         );
+        if let Some(dtype) = self.config.autocast.dtype() {
+            let device = nn::device(self.model);
+            let note = match device {
+                Device::Cpu => "; the CPU rounds as a GPU would, and is no faster",
+                Device::Cuda(_) => "",
+            };
+            progress.line(&format!("autocast: products in {dtype} on {device}{note}"));
+        }
         let outcome = self.epochs(&mut progress);
         progress.finish();
         if let (Err(Error::NonFinite { .. }), Some(dir)) = (&outcome, &self.config.checkpoint_dir) {
@@ -334,24 +380,34 @@ impl<'m> Solver<'m> {
         let start = Instant::now();
         progress.epoch(epoch + 1);
         let device = nn::device(self.model);
-        for batch in self.loader.epoch_on(device, epoch as u64, self.batch) {
+        let mut feeds = self.loader.epoch_on(device, epoch as u64, self.batch);
+        while self.batch < self.loader.batches() {
             if self.stop.load(Ordering::Relaxed) {
                 self.save_checkpoint()?;
                 return Ok(false);
             }
-            let loss = self.step(batch?)?;
+            let first = self.batch;
+            let loss = self.step(&mut feeds)?;
             self.seconds = before + start.elapsed().as_secs_f64();
             let size = self.config.batch_size;
             let accuracy = self.correct as f64 / (self.batch * size) as f64;
-            progress.step(self.history.loss_history.len(), loss, accuracy, size);
+            let images = (self.batch - first) * size;
+            progress.step(self.history.loss_history.len(), loss, accuracy, images);
         }
+        drop(feeds);
         let (train, val) = (self.data.train.clone(), self.data.val.clone());
         let train_acc = self.check_accuracy(&train, self.config.num_train_samples)?;
         let val_acc = self.check_accuracy(&val, self.config.num_val_samples)?;
         let seconds = before + start.elapsed().as_secs_f64();
         let lr = self.optimizer.learning_rate();
         let best = self.history.end_epoch(train_acc, val_acc, lr, seconds);
-        self.config.schedule.end_epoch(&mut self.schedule, val_acc);
+        let watched = match self.config.schedule.watches() {
+            Some(PlateauMode::Min) => self.val_loss()?,
+            _ => val_acc,
+        };
+        let at = self.position();
+        let schedule = &self.config.schedule;
+        schedule.end_epoch(at, &mut self.schedule, watched);
         (self.batch, self.correct, self.seconds) = (0, 0, 0.0);
         if best {
             self.best = kept(self.model)?;
@@ -368,17 +424,29 @@ impl<'m> Solver<'m> {
         Ok(true)
     }
 
-    /// One step; its loss.
-    fn step(&mut self, feed: Feed) -> Result<f64> {
-        let position = Position {
+    fn steps_per_epoch(&self) -> usize {
+        self.loader.batches().div_ceil(self.config.accumulate)
+    }
+
+    fn position(&self) -> Position {
+        Position {
             epoch: self.history.epochs,
             step: self.history.loss_history.len(),
-            total_steps: self.config.num_epochs * self.loader.batches(),
-        };
+            total_epochs: self.config.num_epochs,
+            total_steps: self.config.num_epochs * self.steps_per_epoch(),
+        }
+    }
+
+    /// One step; its loss.
+    fn step(&mut self, feeds: &mut Epoch<Feed>) -> Result<f64> {
+        let position = self.position();
         let schedule = &self.config.schedule;
         let decay = self.config.lr_decay.powi(position.epoch as i32);
         let lr = decay * schedule.learning_rate(self.base_lr, position, &self.schedule);
         self.optimizer.set_learning_rate(lr);
+        if let Some(momentum) = schedule.momentum(position) {
+            self.optimizer.set_momentum(momentum);
+        }
 
         let reg = self.config.reg + self.model.reg();
         let mut parts = Parts {
@@ -386,8 +454,12 @@ impl<'m> Solver<'m> {
             optimizer: &mut *self.optimizer,
             loss: &self.loss,
             reg,
+            scaler: self.scaler.as_mut(),
+            config: &self.config,
         };
-        let found = self.stepper.step(&mut parts, feed, position.step as u64);
+        let count = (self.loader.batches() - self.batch).min(self.config.accumulate);
+        let number = position.step as u64;
+        let found = self.stepper.step(&mut parts, feeds, count, number);
         let loss = match &found {
             Ok(found) => found.loss,
             Err(Error::NonFinite { loss, .. }) => *loss,
@@ -395,22 +467,41 @@ impl<'m> Solver<'m> {
         };
         self.history.loss_history.push(loss);
         self.correct += found?.correct;
-        self.batch += 1;
+        self.batch += count;
         Ok(loss)
     }
 
     /// The fraction of `num_samples` images (drawn by the seed; `None` for all) that the model
     /// classifies right, in evaluation mode.
     pub fn check_accuracy(&mut self, data: &Dataset, num_samples: Option<usize>) -> Result<f64> {
-        let sampled = match num_samples {
+        let _products = autocast(self.config.autocast.dtype())?;
+        let sampled = self.sampled(data, num_samples)?;
+        let batch_size = self.config.batch_size;
+        let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
+        check_accuracy(self.model, &sampled, normalize, evaluation, batch_size)
+    }
+
+    fn sampled(&self, data: &Dataset, num_samples: Option<usize>) -> Result<Dataset> {
+        match num_samples {
             Some(n) if n < data.len() => {
                 let order = Generator::new(self.config.seed).permutation(data.len());
-                data.subset(&order[..n])?
+                data.subset(&order[..n])
             }
-            _ => data.clone(),
-        };
-        let batch_size = self.config.batch_size;
-        check_accuracy(self.model, &sampled, &self.data.normalize, batch_size)
+            _ => Ok(data.clone()),
+        }
+    }
+
+    /// The mean loss of the validation images, without penalties, in evaluation mode.
+    fn val_loss(&mut self) -> Result<f64> {
+        let _products = autocast(self.config.autocast.dtype())?;
+        let val = self.sampled(&self.data.val, self.config.num_val_samples)?;
+        let preparation = (&self.data.normalize, &self.evaluation[..]);
+        let (size, mut sum) = (self.config.batch_size, 0.0);
+        evaluate(self.model, &val, preparation, size, |scores, labels| {
+            sum += (self.loss)(scores, labels)?.item()? * labels.numel() as f64;
+            Ok(())
+        })?;
+        Ok(sum / val.len() as f64)
     }
 
     /// The accuracies of the model as it is over all training, validation and test images, into
@@ -443,6 +534,7 @@ impl<'m> Solver<'m> {
                 seconds: self.seconds,
                 schedule: self.schedule.clone(),
                 generators: checkpoint::generators(self.model),
+                scaler: self.scaler,
                 history: self.history.clone(),
             },
         };
@@ -464,8 +556,12 @@ impl<'m> Solver<'m> {
         // thousands of numbers: a checksum tells whether they are the same
         let mut numbers = flate2::Crc::new();
         numbers.update(format!("{normalize:?}").as_bytes());
+        let judged = match &self.evaluation[..] {
+            [] => String::new(),
+            transforms => format!(", judged after {transforms:?}"),
+        };
         format!(
-            "{} and {} images of {}, {augment:?}, normalized by {:08x}",
+            "{} and {} images of {}, {augment:?}, normalized by {:08x}{judged}",
             train.len(),
             val.len(),
             train.name(),
@@ -490,10 +586,13 @@ impl<'m> Solver<'m> {
         if run.data != self.describe_data() {
             return differs("data", &run.data, &self.describe_data());
         }
-        let settings = self.config.fixed();
+        // what the file does not know yet has its default there
+        let theirs: SolverConfig = serde_json::from_value(run.settings)
+            .map_err(|e| refuse(path, "settings", e.to_string()))?;
+        let (settings, saved_settings) = (self.config.fixed(), theirs.fixed());
         if let Some(keys) = settings.as_object() {
             for (key, ours) in keys {
-                let theirs = &run.settings[key];
+                let theirs = &saved_settings[key];
                 if theirs != ours {
                     return differs(key, &theirs.to_string(), &ours.to_string());
                 }
@@ -511,6 +610,10 @@ impl<'m> Solver<'m> {
             let theirs = names(run.generators.keys().collect());
             return differs("generators", &theirs, &names(streams.keys().collect()));
         }
+        if run.scaler.is_some() != self.scaler.is_some() {
+            let what = |s: Option<GradScaler>| if s.is_some() { "a loss scale" } else { "none" };
+            return differs("scaler", what(run.scaler), what(self.scaler));
+        }
         if run.batch > self.loader.batches() {
             let why = format!("{} of {}", run.batch, self.loader.batches());
             return Err(refuse(path, "batch", why));
@@ -523,7 +626,7 @@ impl<'m> Solver<'m> {
         nn::load_state_dict(self.model, &saved.model)?;
         checkpoint::set_generators(self.model, &run.generators);
         self.best = saved.best;
-        self.schedule = run.schedule;
+        (self.schedule, self.scaler) = (run.schedule, run.scaler);
         (self.batch, self.correct, self.seconds) = (run.batch, run.correct, run.seconds);
         self.history = History {
             config: std::mem::take(&mut self.history.config),
@@ -534,23 +637,41 @@ impl<'m> Solver<'m> {
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
-/// outside of any graph, `batch_size` images at a time.
+/// outside of any graph, `batch_size` images at a time. `evaluation` are transforms that draw
+/// nothing, one after another before normalization; none for the images as they are.
 pub fn check_accuracy(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
     normalize: &Normalize,
+    evaluation: &[Transform],
     batch_size: usize,
 ) -> Result<f64> {
+    let mut right = 0;
+    let preparation = (normalize, evaluation);
+    evaluate(model, data, preparation, batch_size, |scores, labels| {
+        right += correct(scores, labels)?;
+        Ok(())
+    })?;
+    Ok(right as f64 / data.len() as f64)
+}
+
+/// Show `see` the scores and the labels of each batch, in evaluation mode and outside of any graph.
+fn evaluate(
+    model: &mut (impl Module + ?Sized),
+    data: &Dataset,
+    (normalize, evaluation): (&Normalize, &[Transform]),
+    batch_size: usize,
+    mut see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<()> {
     let _quiet = no_grad();
     let size = batch_size.min(data.len());
-    let none = Augment::none();
-    let loader = Loader::new(data.clone(), normalize, none, size, 0, false, false)?;
-    let mut right = 0;
+    let augment = Augment::evaluation(evaluation)?;
+    let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
-        right += correct(&model.forward(&images, Mode::Eval)?, &labels)?;
+        see(&model.forward(&images, Mode::Eval)?, &labels)?;
     }
-    Ok(right as f64 / data.len() as f64)
+    Ok(())
 }
 
 /// A copy of a model's state that later steps leave alone: on the CPU it shares storage with the
@@ -569,6 +690,7 @@ mod tests {
     use crate::data::synthetic;
     use crate::dtype::DType;
     use crate::nn::Visitor;
+    use crate::optim::{OneCycle, Plateau, Unit};
 
     /// A linear classifier with noise on its input, a running mean, and a name.
     struct Net {
@@ -636,6 +758,7 @@ mod tests {
             schedule: Schedule::Step {
                 step_size: 2,
                 gamma: 0.3,
+                unit: Unit::Epoch,
             },
             lr_decay: 0.95,
             reg: 0.1,
@@ -736,6 +859,87 @@ mod tests {
         solver.resume(two.join("checkpoint.safetensors"))?;
         assert_eq!(solver.train()?, Outcome::Finished);
         assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_plateau_after_a_warm_up_is_resumed_bit_for_bit() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let config = |dir: &Path, epochs| SolverConfig {
+            schedule: Schedule::Warmup {
+                start_factor: 0.5,
+                end_factor: 1.0,
+                total_iters: 1,
+                unit: Unit::Epoch,
+                then: Box::new(Schedule::Plateau(Plateau {
+                    // nothing is that much better
+                    threshold: 0.9,
+                    patience: 0,
+                    ..Plateau::default()
+                })),
+            },
+            lr_decay: 1.0,
+            ..config(dir, epochs)
+        };
+        let mut straight = Net::new("net");
+        let mut solver = Solver::new(&mut straight, data(), config(one, 5))?;
+        solver.train()?;
+        let rates = solver.history().learning_rate_history.clone();
+        for (rate, expected) in rates.iter().zip([5e-4, 1e-3, 1e-3, 1e-4, 1e-5]) {
+            assert!((rate - expected).abs() < 1e-15, "{rates:?}");
+        }
+        Solver::new(&mut Net::new("net"), data(), config(two, 3))?.train()?;
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 5))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        solver.train()?;
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_plateau_of_mode_min_watches_the_validation_loss() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SolverConfig {
+            schedule: Schedule::Plateau(Plateau::default()),
+            batch_size: 30,
+            ..config(dir.path(), 1)
+        };
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config)?;
+        solver.train()?;
+        let watched = solver.schedule.best.unwrap();
+        // all images at once, where the Solver has 30 and 10
+        let SolverData { val, normalize, .. } = data();
+        let all = Loader::new(val, &normalize, Augment::none(), 40, 0, false, false)?;
+        let (images, labels) = all.epoch_on(Device::Cpu, 0, 0).next().unwrap()?.tensors()?;
+        let loss = softmax_loss(0.1)(&net.forward(&images, Mode::Eval)?, &labels)?.item()?;
+        assert!((watched - loss).abs() < 1e-6, "{watched} {loss}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_checkpoint_without_the_newer_settings_has_their_defaults() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint.safetensors");
+        Solver::new(&mut Net::new("net"), data(), config(dir.path(), 1))?.train()?;
+        let mut saved = Checkpoint::load(&path)?;
+        saved.run.settings["schedule"] =
+            serde_json::json!({"step": {"step_size": 2, "gamma": 0.3}});
+        saved.save(&path)?;
+        let mut net = Net::new("net");
+        let mut solver = Solver::new(&mut net, data(), config(dir.path(), 2))?;
+        solver.resume(&path)?;
+        assert_eq!(solver.history().epochs, 1);
+        // what is no setting at all is named
+        saved.run.settings["batch_size"] = "many".into();
+        saved.save(&path)?;
+        let e = solver.resume(&path).unwrap_err();
+        assert!(
+            matches!(&e, Error::Checkpoint { name, .. } if name == "settings"),
+            "{e}"
+        );
         Ok(())
     }
 
@@ -868,11 +1072,10 @@ mod tests {
         assert_eq!(refused(&mut net(), data(), |c| c.reg = 0.2), "reg");
         // one cycle of one epoch cannot become one of two
         let cycle: fn(&mut SolverConfig) = |c| {
-            c.schedule = Schedule::OneCycle {
-                pct_start: 0.3,
-                div_factor: 10.0,
-                final_div_factor: 10.0,
-            }
+            c.schedule = Schedule::OneCycle(OneCycle {
+                cycle_momentum: false,
+                ..OneCycle::default()
+            })
         };
         let mut c = config(dir.path(), 1);
         cycle(&mut c);
@@ -905,8 +1108,22 @@ mod tests {
         assert_eq!(refused(|c| c.reg = -1.0), "reg");
         assert_eq!(refused(|c| c.lr_decay = f64::NAN), "lr_decay");
         assert_eq!(refused(|c| c.label_smoothing = 1.5), "label_smoothing");
+        assert_eq!(refused(|c| c.loss = Loss::Mse), "label_smoothing");
         assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
         assert_eq!(refused(|c| c.patience = Some(0)), "patience");
+        // four steps an epoch
+        let long: fn(&mut SolverConfig) = |c| {
+            c.schedule = Schedule::WarmupCosine {
+                warmup_steps: 5,
+                eta_min: 0.0,
+            }
+        };
+        assert_eq!(refused(long), "warmup_steps");
+        let cycle: fn(&mut SolverConfig) = |c| {
+            c.update_rule = UpdateRule::Sgd;
+            c.schedule = Schedule::OneCycle(OneCycle::default());
+        };
+        assert_eq!(refused(cycle), "cycle_momentum");
         assert!(!dir.path().join("checkpoint.safetensors").exists());
         assert!("momentum".parse::<UpdateRule>().is_err());
     }

@@ -4,7 +4,7 @@ use super::depthwise;
 use crate::cpu::conv::ConvShape;
 use crate::cuda::{Arg, Gpu, Kernels, float_kernels, kernels};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 
@@ -23,9 +23,10 @@ pub(super) const BLOCKS: usize = 264;
 /// `Conv` of `kernels/conv.cuh`.
 type Sizes = [i32; 16];
 
-pub(super) fn sizes(s: &ConvShape) -> Sizes {
+pub(super) fn sizes(s: &ConvShape) -> Result<Sizes> {
     let w = &s.window;
-    [
+    let mut sizes = [0; 16];
+    let all = [
         s.n,
         s.h,
         s.w,
@@ -42,8 +43,12 @@ pub(super) fn sizes(s: &ConvShape) -> Sizes {
         w.dilation[0],
         w.dilation[1],
         s.groups,
-    ]
-    .map(|x| x as i32)
+    ];
+    for (to, size) in sizes.iter_mut().zip(all) {
+        *to = i32::try_from(size)
+            .map_err(|_| Error::argument("conv2d", format!("{w:?} is too large")))?;
+    }
+    Ok(sizes)
 }
 
 /// The type that `dtype` is summed in.
@@ -159,7 +164,7 @@ fn folded(
 }
 
 /// y, in memory N, H, W, C as all images here; with `relu` through ReLU.
-pub(super) fn forward(
+pub(in crate::ops) fn forward(
     s: &ConvShape,
     [x, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
@@ -182,7 +187,7 @@ pub(super) fn forward(
         right.input(),
         bias.unwrap_or(w).input(),
         y.output(),
-        Arg::Struct(&sizes(s)),
+        Arg::Struct(&sizes(s)?),
         Arg::I32(bias.is_some() as i32),
         Arg::I32(relu as i32),
     ];
@@ -190,16 +195,18 @@ pub(super) fn forward(
     Ok(y)
 }
 
-/// dx of this layout. With stride s it is s x s interleaved products, each with its own taps.
-pub(super) fn input_grad(
+/// dx of this layout, with the bias of a transposed convolution. With stride s it is s x s
+/// interleaved products, each with its own taps.
+pub(in crate::ops) fn input_grad(
     s: &ConvShape,
     [dy, w]: [&Tensor; 2],
+    bias: Option<&Tensor>,
     layout: Layout,
     gpu: Gpu,
 ) -> Result<Tensor> {
     let dx = Tensor::empty(layout, dy.dtype(), dy.device())?;
     if s.is_depthwise() {
-        depthwise::input_grad(s, [dy, w], &dx, gpu)?;
+        depthwise::input_grad(s, [dy, w], bias, &dx, gpu)?;
         return Ok(dx);
     }
     let right = packed(s, w, gpu, true)?;
@@ -211,8 +218,10 @@ pub(super) fn input_grad(
     let args = [
         dy.input(),
         right.input(),
+        bias.unwrap_or(w).input(),
         dx.output(),
-        Arg::Struct(&sizes(s)),
+        Arg::Struct(&sizes(s)?),
+        Arg::I32(bias.is_some() as i32),
     ];
     let kernel = tile.input_grad.of(dy.dtype())?;
     gpu.launch(kernel, [blocks as u32, 1, 1], block, shared, &args)?;
@@ -220,7 +229,7 @@ pub(super) fn input_grad(
 }
 
 /// dw of this layout.
-pub(super) fn weight_grad(
+pub(in crate::ops) fn weight_grad(
     s: &ConvShape,
     [x, dy]: [&Tensor; 2],
     layout: Layout,
@@ -242,7 +251,7 @@ pub(super) fn weight_grad(
         x.input(),
         dy.input(),
         parts.output(),
-        Arg::Struct(&sizes(s)),
+        Arg::Struct(&sizes(s)?),
         Arg::I32(length as i32),
     ];
     let grid = [(tiles * slices) as u32, 1, 1];
@@ -250,16 +259,17 @@ pub(super) fn weight_grad(
     folded(&parts, [slices, co, ci, taps], layout, dtype, gpu)
 }
 
-/// db: dy's sum over all but the channels.
-pub(super) fn bias_grad(s: &ConvShape, dy: &Tensor, gpu: Gpu) -> Result<Tensor> {
-    let pixels = s.n * s.oh * s.ow;
-    let groups = s.co.div_ceil(32);
+/// db: the sum of channels-last images over all but the channels.
+pub(in crate::ops) fn bias_grad(dy: &Tensor, gpu: Gpu) -> Result<Tensor> {
+    let co = dy.shape()[1];
+    let pixels = dy.numel() / co.max(1);
+    let groups = co.div_ceil(32);
     let [slices, length] = slices(pixels, groups);
-    let parts = scratch(slices * s.co, wide(dy.dtype()), dy)?;
-    let counts = [pixels, s.co, length].map(|x| Arg::I32(x as i32));
+    let parts = scratch(slices * co, wide(dy.dtype()), dy)?;
+    let counts = [pixels, co, length].map(|x| Arg::I32(x as i32));
     let args = [&[dy.input(), parts.output()][..], &counts].concat();
     let grid = [groups as u32, slices as u32, 1];
     gpu.launch(BIAS_GRAD.of(dy.dtype())?, grid, [256, 1, 1], 0, &args)?;
-    let layout = Layout::contiguous(Shape::new(&[s.co])?);
-    folded(&parts, [slices, s.co, 1, 1], layout, dy.dtype(), gpu)
+    let layout = Layout::contiguous(Shape::new(&[co])?);
+    folded(&parts, [slices, co, 1, 1], layout, dy.dtype(), gpu)
 }

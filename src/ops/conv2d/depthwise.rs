@@ -110,7 +110,7 @@ pub(super) fn forward(
 ) -> Result<()> {
     // without a bias the weight takes its place
     let b = bias.unwrap_or(w);
-    let sizes = sizes(s);
+    let sizes = sizes(s)?;
     let last = [bias.is_some(), relu].map(|x| Arg::I32(x as i32));
     let mut args = vec![
         x.input(),
@@ -129,16 +129,28 @@ pub(super) fn forward(
     strips.launch(special.forward.0.of(x.dtype())?, gpu, &args)
 }
 
-/// Writes dx.
+/// Writes dx, with the bias of a transposed convolution.
 pub(super) fn input_grad(
     s: &ConvShape,
     [dy, w]: [&Tensor; 2],
+    bias: Option<&Tensor>,
     dx: &Tensor,
     gpu: Gpu,
 ) -> Result<()> {
     let dtype = dy.dtype();
+    // without a bias the weight takes its place
+    let b = bias.unwrap_or(w);
+    let sizes = sizes(s)?;
+    let last = Arg::I32(bias.is_some() as i32);
+    let mut args = vec![
+        dy.input(),
+        w.input(),
+        b.input(),
+        dx.output(),
+        Arg::Struct(&sizes),
+    ];
     let Some(special) = special(s, dtype) else {
-        let args = [dy.input(), w.input(), dx.output(), Arg::Struct(&sizes(s))];
+        args.push(last);
         return each(INPUT_GRAD.of(dtype)?, dx, &args, gpu);
     };
     // dx falls into groups of a stride's places, of which the first may begin in the padding
@@ -147,13 +159,8 @@ pub(super) fn input_grad(
         (size - 1 + padding) / stride + 1 - padding / stride
     };
     let strips = Strips::new(s, [groups(0, s.h), groups(1, s.w)], special.input_grad.1);
-    let args = [
-        dy.input(),
-        w.input(),
-        dx.output(),
-        Arg::Struct(&sizes(s)),
-        Arg::Struct(&strips.words),
-    ];
+    args.push(Arg::Struct(&strips.words));
+    args.push(last);
     strips.launch(special.input_grad.0.of(dtype)?, gpu, &args)
 }
 
@@ -165,7 +172,7 @@ pub(super) fn weight_grad(
     gpu: Gpu,
 ) -> Result<()> {
     let dtype = dy.dtype();
-    let sizes = sizes(s);
+    let sizes = sizes(s)?;
     let Some(special) = special(s, dtype) else {
         let args = [x.input(), dy.input(), dw.output(), Arg::Struct(&sizes)];
         let grid = [s.taps() as u32, s.co.div_ceil(32) as u32, 1];

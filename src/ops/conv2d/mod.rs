@@ -1,6 +1,6 @@
 //! Two-dimensional convolution, with bias, stride, padding, dilation and groups.
 
-mod cuda;
+pub(super) mod cuda;
 mod depthwise;
 
 use crate::autograd::{Op, apply};
@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::one_dtype;
+use crate::ops::precision::lowered;
 use crate::ops::unary::{relu_grad, relu_in_place};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -94,8 +95,8 @@ impl Conv2d {
                     b.shape()
                 ),
             )),
-            Some(b) => apply(self, [x, weight, b]),
-            None => apply(self, [x, weight]),
+            Some(b) => apply(self, lowered([x, weight, b])?.each_ref()),
+            None => apply(self, lowered([x, weight])?.each_ref()),
         }
     }
 }
@@ -147,13 +148,13 @@ impl<const N: usize> Op<N> for Conv2d {
         let mut grads = [const { None }; N];
         if let Device::Cuda(gpu) = dy.device() {
             if needs[0] {
-                grads[0] = Some(cuda::input_grad(&s, [&dy, &w], *x.layout(), gpu)?);
+                grads[0] = Some(cuda::input_grad(&s, [&dy, &w], None, *x.layout(), gpu)?);
             }
             if needs[1] {
                 grads[1] = Some(cuda::weight_grad(&s, [&x, &dy], *w.layout(), gpu)?);
             }
             if N > 2 && needs[2] {
-                grads[2] = Some(cuda::bias_grad(&s, &dy, gpu)?);
+                grads[2] = Some(cuda::bias_grad(&dy, gpu)?);
             }
             return Ok(grads);
         }
@@ -161,7 +162,7 @@ impl<const N: usize> Op<N> for Conv2d {
             let dys = dy.dense_slice::<T>(self.op())?;
             if needs[0] {
                 let ws = w.dense_slice::<T>(self.op())?;
-                grads[0] = Some(Tensor::build::<T>(*x.layout(), x.device(), |dx| conv::input_grad(&s, dys, ws, dx))?);
+                grads[0] = Some(Tensor::build::<T>(*x.layout(), x.device(), |dx| conv::input_grad(&s, dys, ws, None, dx))?);
             }
             if needs[1] {
                 let xs = x.dense_slice::<T>(self.op())?;

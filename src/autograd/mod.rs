@@ -1,6 +1,9 @@
 //! Reverse-mode differentiation: the graph, the engine that walks it, and the one trait that an
 //! op implements. The engine alone accumulates, undoes broadcasting, checks and frees.
 
+pub(crate) mod autocast;
+mod checkpoint;
+
 use std::any::type_name;
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap};
@@ -15,6 +18,9 @@ use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 use crate::tensor::fold::{self, Reduce};
 use crate::with_real;
+
+pub use autocast::{Autocast, autocast};
+pub use checkpoint::checkpoint;
 
 /// A differentiable function of `N` tensors.
 ///
@@ -90,7 +96,7 @@ struct Step {
 const LEAF: &str = "leaf";
 
 /// A panic while the lock is held leaves a whole value behind: each critical section is one move.
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -147,10 +153,20 @@ pub struct NoGrad {
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 pub fn no_grad() -> NoGrad {
+    recording(false)
+}
+
+/// Record on this thread, or not, until the guard is dropped.
+fn recording(on: bool) -> NoGrad {
     NoGrad {
-        before: RECORDING.replace(false),
+        before: RECORDING.replace(on),
         _thread: std::marker::PhantomData,
     }
+}
+
+/// Whether this thread's ops are recorded where an input requires a gradient.
+pub fn is_grad_enabled() -> bool {
+    RECORDING.get()
 }
 
 impl Drop for NoGrad {
@@ -226,6 +242,11 @@ impl Gradients {
         self.0.get_mut(&leaf.node.as_ref()?.id)
     }
 
+    /// Take a leaf's gradient out.
+    pub fn remove(&mut self, leaf: &Tensor) -> Option<Tensor> {
+        self.0.remove(&leaf.node.as_ref()?.id)
+    }
+
     /// Put a gradient in place of a leaf's own.
     pub fn insert(&mut self, leaf: &Tensor, grad: Tensor) {
         if let Some(node) = &leaf.node {
@@ -244,6 +265,11 @@ impl Gradients {
             }
         }
         Ok(())
+    }
+
+    /// Make all gradients 0, in place where nobody else holds them.
+    pub fn zero_(&mut self) -> Result<()> {
+        self.0.values_mut().try_for_each(|g| g.fill_(0.0))
     }
 
     /// How many leaves have a gradient.
@@ -363,6 +389,8 @@ impl Tensor {
         }
         let root = self.node.clone().ok_or(Error::NoGraph)?;
         let _quiet = no_grad();
+        // each op runs backward in the types of its forward
+        let _as_it_was = autocast::set(None);
         let mut found = Gradients::default();
         let mut pending = HashMap::from([(root.id, grad.cast(self.dtype())?)]);
         let mut heap = BinaryHeap::from([Youngest(root)]);

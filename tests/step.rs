@@ -1,0 +1,376 @@
+//! A training step in its kinds: several batches a step, mixed precision, a loss scale, activations
+//! computed again. On the CPU, and where the build has it on the emulated device, captured or not.
+
+use std::path::Path;
+
+use cotangent::data::{Augment, Normalize, synthetic};
+use cotangent::nn::{
+    self, Activation, BatchNorm2d, Checkpointed, Conv2d, Conv2dConfig, Dropout, Flatten, Linear,
+    Mode, Module, Sequential, Visitor,
+};
+use cotangent::optim::Schedule;
+use cotangent::random::Generator;
+use cotangent::train::{
+    Checkpoint, LossScale, OptimConfig, Precision, Solver, SolverConfig, SolverData, UpdateRule,
+};
+use cotangent::{DType, Device, Error, Result, Tensor};
+
+const BATCH: usize = 6;
+
+fn data(n: usize) -> SolverData {
+    let train = synthetic(0, 0, n);
+    SolverData {
+        normalize: Normalize::per_channel(&train).unwrap(),
+        val: synthetic(0, 500, BATCH),
+        train,
+        augment: Augment::standard(),
+    }
+}
+
+fn config(epochs: usize) -> SolverConfig {
+    SolverConfig {
+        update_rule: UpdateRule::Adam,
+        optim_config: OptimConfig {
+            learning_rate: Some(2e-3),
+            ..OptimConfig::default()
+        },
+        batch_size: BATCH,
+        num_epochs: epochs,
+        num_train_samples: Some(BATCH),
+        reg: 1e-3,
+        verbose: false,
+        ..SolverConfig::default()
+    }
+}
+
+/// A convolution, batch norm and dropout, computed again in backward, and a classifier.
+fn convnet(device: Device) -> Sequential {
+    let rng = &mut Generator::new(5);
+    let conv = Conv2dConfig {
+        stride: [4, 4],
+        ..Conv2dConfig::new([4, 4])
+    };
+    let body = Sequential::new()
+        .push(Conv2d::new(3, 4, conv, rng).unwrap())
+        .push(BatchNorm2d::new(4).unwrap())
+        .push(Activation::Relu)
+        .push(Dropout::new(0.2, rng).unwrap());
+    let mut model = Sequential::new()
+        .push(Checkpointed::new(body))
+        .push(Flatten)
+        .push(Linear::new(4 * 64, 10, true, rng).unwrap());
+    nn::to_device(&mut model, device).unwrap();
+    model
+}
+
+/// A network without batch norm, in F64.
+struct Double(Sequential);
+
+impl Double {
+    fn new(device: Device) -> Self {
+        let rng = &mut Generator::new(5);
+        let net = Sequential::new()
+            .push(Flatten)
+            .push(Linear::new(3072, 7, true, rng).unwrap())
+            .push(Activation::Tanh)
+            .push(Linear::new(7, 10, true, rng).unwrap());
+        let mut net = Double(net);
+        nn::to_dtype(&mut net, DType::F64).unwrap();
+        nn::to_device(&mut net, device).unwrap();
+        net
+    }
+}
+
+impl Module for Double {
+    fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.0.forward(&x.to_dtype(DType::F64)?, mode)
+    }
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        self.0.visit(v);
+    }
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+/// The CPU, and an emulated device that no other test of this file uses.
+fn devices(n: u8) -> Vec<Device> {
+    let emulated = Device::cuda_emulated_nth(n).ok();
+    [Some(Device::Cpu), emulated]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn values(model: &mut dyn Module) -> Vec<f64> {
+    let state = nn::state_dict(model).into_iter();
+    let of = |t: Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
+    state.flat_map(|(_, t)| of(t)).collect()
+}
+
+fn bits(model: &mut dyn Module) -> Vec<u64> {
+    values(model).into_iter().map(f64::to_bits).collect()
+}
+
+/// The kinds of steps.
+fn kinds() -> Vec<(&'static str, SolverConfig)> {
+    let whole = config(2);
+    let several = SolverConfig {
+        accumulate: 2,
+        ..whole.clone()
+    };
+    // the first steps overflow
+    let loss_scale = LossScale {
+        init_scale: 2f64.powi(40),
+        backoff_factor: 2f64.powi(-13),
+        growth_interval: 2,
+        ..LossScale::default()
+    };
+    let f16 = SolverConfig {
+        autocast: Precision::F16,
+        loss_scale,
+        ..whole.clone()
+    };
+    let bf16 = SolverConfig {
+        autocast: Precision::Bf16,
+        ..whole.clone()
+    };
+    let both = SolverConfig {
+        accumulate: 2,
+        ..f16.clone()
+    };
+    vec![
+        ("whole", whole),
+        ("accumulate", several),
+        ("bf16", bf16),
+        ("f16", f16),
+        ("f16, accumulate", both),
+    ]
+}
+
+#[test]
+fn small_batches_make_a_large_one() {
+    for device in devices(0) {
+        let run = |n: usize, batch_size: usize, accumulate: usize| {
+            let mut model = Double::new(device);
+            let config = SolverConfig {
+                batch_size,
+                accumulate,
+                update_rule: UpdateRule::SgdMomentum,
+                ..config(3)
+            };
+            let mut solver = Solver::new(&mut model, data(n), config).unwrap();
+            solver.train().unwrap();
+            let losses = solver.history().loss_history.clone();
+            (losses, values(&mut model))
+        };
+        let close = |a: &[f64], b: &[f64]| {
+            assert_eq!(a.len(), b.len());
+            let worst = a
+                .iter()
+                .zip(b)
+                .map(|(a, b)| (a - b).abs() / b.abs().max(1.0));
+            let worst = worst.fold(0.0, f64::max);
+            assert!(worst < 1e-12, "{worst} on {device}");
+        };
+        let (losses, parameters) = run(36, 18, 1);
+        let (small, same) = run(36, 6, 3);
+        close(&small, &losses);
+        close(&same, &parameters);
+        // an epoch's last step has what is left over: two of four batches
+        let (losses, parameters) = run(12, 12, 1);
+        let (small, same) = run(12, 6, 4);
+        assert_eq!(small.len(), 3);
+        close(&small, &losses);
+        close(&same, &parameters);
+    }
+}
+
+#[test]
+fn an_epochs_steps_are_counted() {
+    let mut model = Double::new(Device::Cpu);
+    let config = SolverConfig {
+        accumulate: 3,
+        ..config(2)
+    };
+    // 7 batches: steps of 3, 3 and 1
+    let mut solver = Solver::new(&mut model, data(7 * BATCH), config).unwrap();
+    solver.train().unwrap();
+    assert_eq!(solver.history().epoch_steps, [3, 3]);
+}
+
+#[test]
+fn a_captured_step_is_the_plain_one_to_the_bit() {
+    for (i, (name, config)) in kinds().into_iter().enumerate() {
+        let run = |plain: bool| {
+            let device = Device::cuda_emulated_nth(10 + 2 * i as u8 + plain as u8).ok()?;
+            let mut model = convnet(device);
+            let mut solver = Solver::new(&mut model, data(7 * BATCH), config.clone()).unwrap();
+            if plain {
+                solver = solver.without_capture();
+            }
+            solver.train().unwrap();
+            assert_eq!(solver.is_captured(), !plain, "{name}");
+            let losses = solver.history().loss_history.iter().map(|l| l.to_bits());
+            let (losses, scaler) = (losses.collect::<Vec<_>>(), solver.scaler().copied());
+            if let Some(scaler) = scaler {
+                let steps = losses.len() as u64;
+                assert!((1..steps).contains(&scaler.skipped()), "{scaler:?}");
+            }
+            Some((losses, scaler, bits(&mut model)))
+        };
+        assert!(run(true) == run(false), "{name}");
+    }
+}
+
+#[test]
+fn memory_is_steady() {
+    for (i, (name, config)) in kinds().into_iter().enumerate() {
+        let run = |epochs: usize| {
+            let n = 30 + 2 * i as u8 + (epochs > 2) as u8;
+            let Ok(device @ Device::Cuda(gpu)) = Device::cuda_emulated_nth(n) else {
+                return (0, 0);
+            };
+            let mut model = convnet(device);
+            let config = SolverConfig {
+                num_epochs: epochs,
+                ..config.clone()
+            };
+            let mut solver = Solver::new(&mut model, data(6 * BATCH), config).unwrap();
+            solver.train().unwrap();
+            let stats = gpu.memory_stats().unwrap();
+            (stats.allocations, stats.live)
+        };
+        assert_eq!(run(2), run(4), "{name}");
+    }
+}
+
+#[test]
+fn a_resumed_run_goes_on_to_the_bit() {
+    for device in devices(1) {
+        for (name, config) in kinds() {
+            let dir = tempfile::tempdir().unwrap();
+            let config = |epochs| SolverConfig {
+                schedule: Schedule::Constant,
+                checkpoint_dir: Some(dir.path().into()),
+                num_epochs: epochs,
+                ..config.clone()
+            };
+            let run = |epochs, resume: bool| {
+                let mut model = convnet(device);
+                let mut solver = Solver::new(&mut model, data(5 * BATCH), config(epochs)).unwrap();
+                if resume {
+                    let path = dir.path().join("checkpoint.safetensors");
+                    solver.resume(path).unwrap();
+                }
+                solver.train().unwrap();
+                let scaler = solver.scaler().copied();
+                (scaler, bits(&mut model))
+            };
+            let whole = run(2, false);
+            run(1, false);
+            assert!(run(2, true) == whole, "{name} on {device}");
+        }
+    }
+}
+
+#[test]
+fn an_overflow_leaves_the_step_out_and_the_run_goes_on() {
+    for device in devices(2) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = convnet(device);
+        let parameters = |model: &mut dyn Module| -> Vec<(String, Vec<f32>)> {
+            let all = nn::named_parameters(model).into_iter();
+            all.map(|(n, t)| (n, t.to_vec().unwrap())).collect()
+        };
+        let before = parameters(&mut model);
+        let config = |epochs| SolverConfig {
+            autocast: Precision::F16,
+            loss_scale: LossScale {
+                init_scale: 2f64.powi(120),
+                backoff_factor: 2f64.powi(-55),
+                ..LossScale::default()
+            },
+            checkpoint_dir: Some(dir.path().into()),
+            num_epochs: epochs,
+            ..config(epochs)
+        };
+        let mut solver = Solver::new(&mut model, data(BATCH), config(1)).unwrap();
+        solver.train().unwrap();
+        let scaler = *solver.scaler().unwrap();
+        assert_eq!((scaler.scale(), scaler.skipped()), (2f64.powi(65), 1));
+        assert_eq!(parameters(&mut model), before);
+        let path = dir.path().join("checkpoint.safetensors");
+        assert!(Checkpoint::load(&path).unwrap().optimizer.is_empty());
+
+        let mut solver = Solver::new(&mut model, data(BATCH), config(6)).unwrap();
+        solver.resume(&path).unwrap();
+        solver.train().unwrap();
+        let scaler = *solver.scaler().unwrap();
+        assert_eq!((scaler.scale(), scaler.skipped()), (2f64.powi(10), 2));
+        let saved = Checkpoint::load(&path).unwrap();
+        assert_eq!(saved.run.scaler, Some(scaler));
+        let step = saved.optimizer.iter().find(|(n, _)| n.starts_with("step."));
+        assert_eq!(step.unwrap().1.item().unwrap(), 4.0);
+    }
+}
+
+#[test]
+fn half_the_bits_learn_as_much() {
+    let run = |autocast: Precision| {
+        let mut model = convnet(Device::Cpu);
+        let config = SolverConfig {
+            autocast,
+            ..config(20)
+        };
+        let data = SolverData {
+            augment: Augment::none(),
+            ..data(4 * BATCH)
+        };
+        let mut solver = Solver::new(&mut model, data, config).unwrap();
+        solver.train().unwrap();
+        let losses = solver.history().epoch_losses();
+        (losses[0], losses[19])
+    };
+    let (first, last) = run(Precision::None);
+    assert!(last < 0.7 * first, "{first} {last}");
+    for half in [Precision::Bf16, Precision::F16] {
+        let (_, close) = run(half);
+        let off = (close - last).abs();
+        assert!(off > 0.0 && off < 0.05 * last, "{half:?} {close} {last}");
+    }
+}
+
+#[test]
+fn a_run_of_other_settings_is_not_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |autocast| SolverConfig {
+        autocast,
+        checkpoint_dir: Some(dir.path().into()),
+        ..config(1)
+    };
+    let solver = |autocast, f: &dyn Fn(&mut Solver<'_>)| {
+        let mut model = Double::new(Device::Cpu);
+        f(&mut Solver::new(&mut model, data(BATCH), config(autocast)).unwrap());
+    };
+    solver(Precision::Bf16, &|s| assert!(s.train().is_ok()));
+    let path: &Path = &dir.path().join("checkpoint.safetensors");
+    for other in [Precision::None, Precision::F16] {
+        solver(other, &|s| match s.resume(path).unwrap_err() {
+            Error::Checkpoint { name, .. } => assert_eq!(name, "autocast"),
+            e => panic!("{e}"),
+        });
+    }
+    for (json, key) in [
+        (r#"{"accumulate": 0}"#, "accumulate"),
+        (r#"{"loss_scale": {"growth_factor": 0.5}}"#, "growth_factor"),
+    ] {
+        let config: SolverConfig = serde_json::from_str(json).unwrap();
+        match config.validate().unwrap_err() {
+            Error::Config { key: k, .. } => assert_eq!(k, key),
+            e => panic!("{e}"),
+        }
+    }
+    let config: SolverConfig = serde_json::from_str(r#"{"autocast": "f16"}"#).unwrap();
+    assert_eq!(config.autocast, Precision::F16);
+}
