@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::Lerp;
 use super::shadow::{Shadow, copy, has_shadow, take_count};
-use super::{Optimizer, check_fraction};
+use super::{Optimizer, check_fraction, refuse};
 use crate::autograd::Gradients;
 use crate::error::Result;
 use crate::nn::{self, Module, Slot};
@@ -146,7 +146,7 @@ impl Optimizer for Ema {
 
 /// Run `f`, say an evaluation, on `model` with `weights` (of [`Optimizer::averaged`]) in the place
 /// of its own, which come back afterwards, also where `f` fails. What `weights` does not name
-/// stays. On a CUDA device nothing moves to other memory, so that a captured step lives on.
+/// stays; a name that the model has not is an [`crate::Error::Checkpoint`]. On a CUDA device nothing moves to other memory, so that a captured step lives on.
 ///
 /// ```
 /// # use cotangent::{Tensor, nn::{Linear, Mode, Module}, optim::with_averaged, random::Generator};
@@ -181,6 +181,10 @@ pub fn with_averaged<T>(
         }
         Ok(())
     })?;
+    let known = |name: &str| kept.iter().any(|(n, _)| n == name);
+    if let Some((name, _)) = weights.iter().find(|(n, _)| !known(n)) {
+        return Err(refuse(name, "the model has nothing of this name".into()));
+    }
     let result = put(model, weights).and_then(|()| f(model));
     put(model, &kept)?;
     result
@@ -298,6 +302,12 @@ mod tests {
             m.forward(&Tensor::ones([5], DType::F64)?, Mode::Eval)
         });
         assert!(failed.is_err());
+        let unknown = [("v".to_string(), x)];
+        let e = with_averaged(&mut model, &unknown, |_| Ok(())).unwrap_err();
+        assert!(
+            matches!(&e, Error::Checkpoint { name, .. } if name == "v"),
+            "{e}"
+        );
         assert_eq!(model.0.to_vec::<f64>()?, [8.0; 2]);
         assert_eq!(model.1.to_vec::<f64>()?, [2.0; 3]);
         assert!(model.0.is_tracked());

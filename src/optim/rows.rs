@@ -138,8 +138,8 @@ pub(crate) fn check_real(op: &'static str, t: &Tensor) -> Result<()> {
 }
 
 /// `y += weight (x - y)` for pairs of tensors, in place: on the CPU at once, on a CUDA device in
-/// one launch at the end. The weight may change from step to step; 1 copies x to the bit, and 0
-/// leaves y alone.
+/// one launch at the end. The weight may change from step to step; 1 copies x (what has
+/// all but vanished is 0), and 0 leaves y alone.
 pub(crate) struct Lerp {
     op: &'static str,
     weight: f64,
