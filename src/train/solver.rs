@@ -295,17 +295,12 @@ impl<'m> Solver<'m> {
     }
 
     /// Judge the model by images after `transforms`, such as the middle part where training takes
-    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
-    /// [`Error::Config`].
+    /// random ones. Transforms that draw, or do not fit the images, are an [`Error::Config`]; the
+    /// size may be another than training's for a model that takes any.
     pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
         let augment = Augment::evaluation(&transforms)?;
         let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
-        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
-        let (ours, theirs) = (loader.shape(), self.loader.shape());
-        if ours != theirs {
-            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
-            return Err(Error::config("evaluation", why));
-        }
+        Loader::new(val, normalize, augment, 1, 0, false, false)?;
         self.evaluation = transforms;
         Ok(self)
     }
