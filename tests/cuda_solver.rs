@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use cotangent::data::{Augment, Normalize, synthetic};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
-use cotangent::optim::Schedule;
+use cotangent::optim::{OneCycle, Schedule};
 use cotangent::random::Generator;
 use cotangent::train::{Loss, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Error, Tensor, cuda};
@@ -112,9 +112,15 @@ fn losses_are_those_of_the_cpu() {
 #[test]
 fn a_captured_step_is_the_plain_one_to_the_bit() {
     let _alone = alone();
-    let run = |n: u8, plain: bool| {
+    let run = |n: u8, plain: bool, update_rule| {
         let mut model = model(device(n));
-        let mut solver = Solver::new(&mut model, data(5 * BATCH), config(2)).unwrap();
+        let mut config = config(2);
+        if update_rule == UpdateRule::SgdMomentum {
+            // the momentum moves at each step, too
+            config.update_rule = update_rule;
+            config.schedule = Schedule::OneCycle(OneCycle::default());
+        }
+        let mut solver = Solver::new(&mut model, data(5 * BATCH), config).unwrap();
         if plain {
             solver = solver.without_capture();
         }
@@ -135,9 +141,11 @@ fn a_captured_step_is_the_plain_one_to_the_bit() {
         });
         (losses, bits(&mut model), streams)
     };
-    let (plain, captured) = (run(2, true), run(3, false));
-    assert_eq!(plain.0.len(), 10);
-    assert_eq!(captured, plain);
+    for rule in [UpdateRule::Adam, UpdateRule::SgdMomentum] {
+        let (plain, captured) = (run(2, true, rule), run(3, false, rule));
+        assert_eq!(plain.0.len(), 10);
+        assert_eq!(captured, plain, "{rule:?}");
+    }
 }
 
 #[test]

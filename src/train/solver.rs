@@ -754,7 +754,7 @@ mod tests {
     use crate::data::synthetic;
     use crate::dtype::DType;
     use crate::nn::Visitor;
-    use crate::optim::{OneCycle, Plateau, Unit};
+    use crate::optim::{Cyclic, OneCycle, Plateau, Unit};
 
     /// A linear classifier with noise on its input, a running mean, and a name.
     struct Net {
@@ -956,6 +956,40 @@ mod tests {
         Solver::new(&mut Net::new("net"), data(), config(two, 3))?.train()?;
         let mut resumed = Net::new("net");
         let mut solver = Solver::new(&mut resumed, data(), config(two, 5))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        solver.train()?;
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_momentum_that_cycles_is_the_optimizers_and_is_resumed() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let schedule = Schedule::Cyclic(Cyclic {
+            step_size_up: 3,
+            ..Cyclic::new(1e-4, 1e-3)
+        });
+        let config = |dir: &Path, epochs| SolverConfig {
+            update_rule: UpdateRule::SgdMomentum,
+            schedule: schedule.clone(),
+            ..config(dir, epochs)
+        };
+        let mut straight = Net::new("net");
+        let mut solver = Solver::new(&mut straight, data(), config(one, 4))?;
+        solver.train()?;
+        // the last of 16 steps
+        let last = Position {
+            step: 15,
+            ..Position::default()
+        };
+        let momentum = schedule.momentum(last);
+        assert_eq!(solver.optimizer.momentum(), momentum);
+        assert!(momentum.is_some_and(|m| m < 0.85), "{momentum:?}");
+
+        Solver::new(&mut Net::new("net"), data(), config(two, 2))?.train()?;
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 4))?;
         solver.resume(two.join("checkpoint.safetensors"))?;
         solver.train()?;
         assert_same_run((&mut straight, one), (&mut resumed, two));
