@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use cotangent::ops::check::Input;
 use cotangent::ops::{Case, all_cases, formulas};
 use cotangent::{DType, Device, Result, Tensor};
 
@@ -58,14 +59,17 @@ fn inputs(case: &Case) -> Result<String> {
     Ok(leaves.iter().map(describe).collect::<Vec<_>>().join(", "))
 }
 
-/// The row of an op's cases: it is run on the first with the most inputs that has elements.
+/// The row of an op's cases: it is run on the first that has elements and the most float inputs.
 fn row(op: &str, formula: &str, cases: &[&Case]) -> Result<String> {
     let elements = |c: &Case| -> usize {
         let sizes = c.inputs.iter().map(|i| i.shape().iter().product::<usize>());
         sizes.min().unwrap_or(0)
     };
     let full = cases.iter().filter(|c| elements(c) > 0);
-    let case = full.rev().max_by_key(|c| c.inputs.len());
+    let other = |i: &&Input| matches!(i, Input::Index(..) | Input::Mask(_));
+    let floats = |c: &Case| c.inputs.len() - c.inputs.iter().filter(other).count();
+    // the last of equals is taken
+    let case = full.rev().max_by_key(|c| floats(c));
     let case = case.unwrap_or_else(|| panic!("{op} has no case with elements"));
     let [cpu, cuda] = [Device::Cpu, Device::cuda_emulated()?].map(|d| dtypes(case, d));
     assert_eq!(cpu, cuda, "{case}: what the CPU takes and what CUDA takes");
