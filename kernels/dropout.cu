@@ -19,9 +19,9 @@ template <class T> struct Mask {
 FOR_FLOAT(DROPOUT)
 
 // y = x mask, x and y in one memory order, in which w finds the mask's elements' numbers.
-// One thread an element.
+// One thread an element or four.
 #define DROPOUT_STRIDED(NAME, T)                                                                    \
-  KERNEL(256, dropout_strided_##NAME, const T* x, T* y, const i64* place, Walk<1> w, double p) {    \
-    by_stream_strided<T>(x, x, y, place, w, Mask<wide<T>>(p));                                      \
+  KERNEL(256, dropout_strided_##NAME, const T* x, T* y, const i64* place, Walk<1> w, double p, int fours) { \
+    by_stream_strided<T>(x, x, y, place, w, Mask<wide<T>>(p), fours);                               \
   }
 FOR_FLOAT(DROPOUT_STRIDED)

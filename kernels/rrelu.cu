@@ -27,6 +27,6 @@ FOR_FLOAT(RRELU)
 #define RRELU_STRIDED(NAME, T)                                                                      \
   KERNEL(256, rrelu_strided_##NAME, const T* x, const T* g, T* y, const i64* place, Walk<1> w, double lower, \
          double span) {                                                                             \
-    by_stream_strided<T>(x, g, y, place, w, Slope<wide<T>>(lower, span));                           \
+    by_stream_strided<T>(x, g, y, place, w, Slope<wide<T>>(lower, span), NO_FOURS);                 \
   }
 FOR_FLOAT(RRELU_STRIDED)

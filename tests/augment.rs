@@ -343,13 +343,14 @@ fn probabilities_weights_and_areas_are_as_set() {
         0.3,
         0.04,
     );
-    let half = RandomErasing {
+    // 20 to 40 % of the area, upright or lying
+    let third = RandomErasing {
         p: 1.0,
         scale: [0.2, 0.4],
         ratio: [0.5, 2.0],
         value: 0.0.into(),
     };
-    near(share(half, n, dark), 0.3, 0.01);
+    near(share(third, n, dark), 0.3, 0.01);
     // a hole of 4x4 sticks out where its middle is near an edge: 34 of 40 columns are left
     let hole = Cutout {
         holes: 1,
@@ -380,7 +381,6 @@ fn probabilities_weights_and_areas_are_as_set() {
         weights: None,
     };
     near(share(choice, n, any_dark), 0.5, 0.04);
-    // a quarter of the area on average, upright or lying
     let noise = RandomErasing {
         p: 1.0,
         scale: [1.0 / 4.0; 2],
@@ -519,7 +519,6 @@ fn mixing_is_of_images_and_labels_alike() -> Result<()> {
     assert!(lambdas.len() > 35 && (0.3..0.8).contains(&mean), "{mean}");
     // of several one is drawn
     let both = loader(vec![Mix::Mixup { alpha: 1.0 }, Mix::CutMix { alpha: 1.0 }])?;
-    let own = before.epoch(0).next().unwrap()?.images;
     let mut kinds = [0, 0];
     for epoch in 0..20 {
         let mixed = both.epoch(epoch).next().unwrap()?.images;
@@ -527,7 +526,6 @@ fn mixing_is_of_images_and_labels_alike() -> Result<()> {
         let kept = mixed.iter().all(|x| own.contains(x));
         kinds[usize::from(kept)] += 1;
     }
-    assert_eq!(own.len(), n * pixels);
     assert!(kinds.iter().all(|&k| k >= 4), "{kinds:?}");
     Ok(())
 }
@@ -777,7 +775,7 @@ fn settings_without_sense_name_the_key_the_value_and_what_was_expected() {
     );
 }
 
-/// Scores that favour class 0 where the image's mean is above a half; keeps what it saw.
+/// A linear classifier of 3x4x4 that keeps the images it was judged by.
 struct Net {
     w: Tensor,
     seen: Vec<Vec<f32>>,
@@ -834,18 +832,18 @@ fn evaluation_has_transforms_of_its_own_and_no_random_ones() -> Result<()> {
     for (transform, why) in [
         (
             RandomHorizontalFlip { p: 0.5 },
-            "RandomHorizontalFlip { p: 0.5 }; expected transforms that draw nothing",
+            "evaluation: RandomHorizontalFlip { p: 0.5 }; expected transforms that draw nothing",
         ),
         (
-            CenterCrop { size: [5, 4] },
-            "leads to images of [3, 5, 4]; expected training's [3, 4, 4]",
+            CenterCrop { size: [7, 4] },
+            "CenterCrop.size: 7x4; expected 1x1 to the image's 6x6",
         ),
     ] {
         let solver = Solver::new(&mut net, train.clone(), config.clone())?;
         let Err(e) = solver.with_evaluation(vec![transform]) else {
             panic!("{why}");
         };
-        assert_eq!(e.to_string(), format!("configuration: evaluation: {why}"));
+        assert_eq!(e.to_string(), format!("configuration: {why}"));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use cotangent::data::{Augment, Normalize, synthetic};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
-use cotangent::optim::{EmaConfig, LookaheadConfig, Schedule};
+use cotangent::optim::{EmaConfig, LookaheadConfig, OneCycle, Schedule};
 use cotangent::random::Generator;
 use cotangent::train::{Loss, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Error, Tensor, cuda};
@@ -135,6 +135,10 @@ fn a_captured_step_is_the_plain_one_to_the_bit() {
         });
         (losses, bits(&mut model), streams)
     };
+    // the momentum moves at each step, too
+    let mut cycled = config(2);
+    cycled.update_rule = UpdateRule::SgdMomentum;
+    cycled.schedule = Schedule::OneCycle(OneCycle::default());
     let mut wrapped = config(2);
     wrapped.update_rule = UpdateRule::Muon;
     wrapped.optim_config.no_decay = true;
@@ -144,10 +148,11 @@ fn a_captured_step_is_the_plain_one_to_the_bit() {
         ..LookaheadConfig::default()
     });
     wrapped.optim_config.ema = Some(EmaConfig::default());
-    for config in [config(2), wrapped] {
+    for config in [config(2), cycled, wrapped] {
+        let rule = config.update_rule;
         let (plain, captured) = (run(2, true, config.clone()), run(3, false, config));
         assert_eq!(plain.0.len(), 10);
-        assert_eq!(captured, plain);
+        assert_eq!(captured, plain, "{rule:?}");
     }
 }
 

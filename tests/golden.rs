@@ -267,15 +267,17 @@ fn pool2d() {
 #[test]
 fn norm() {
     let inputs = ["x", "w", "b", "running_mean", "running_var"];
-    check("norm", &inputs, &["group_norm"], |case, dtype| {
-        match case.op() {
-            "batch_norm" => Some(batch_norm(case, dtype)),
-            "layer_norm" => Some(case.differentiate(dtype, &["x", "w", "b"], |x| {
-                let shape = case.sizes("normalized_shape");
-                x[0].layer_norm(&shape, Some(&x[1]), Some(&x[2]), case.number("eps"))
-            })),
-            _ => None,
-        }
+    check("norm", &inputs, &[], |case, dtype| match case.op() {
+        "batch_norm" => Some(batch_norm(case, dtype)),
+        "layer_norm" => Some(case.differentiate(dtype, &["x", "w", "b"], |x| {
+            let shape = case.sizes("normalized_shape");
+            x[0].layer_norm(&shape, Some(&x[1]), Some(&x[2]), case.number("eps"))
+        })),
+        "group_norm" => Some(case.differentiate(dtype, &["x", "w", "b"], |x| {
+            let groups = case.number("groups") as usize;
+            x[0].group_norm(groups, Some(&x[1]), Some(&x[2]), case.number("eps"))
+        })),
+        _ => None,
     });
 }
 

@@ -3,8 +3,10 @@
 
 use cotangent::nn::{
     self, Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Conv2dConfig,
-    ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig, Dropout, Flatten, GlobalAvgPool2d,
-    LayerNorm, Linear, LinearNormAct, MaxPool2d, Mode, Module, Norm, Sequential, Slot, Upsample,
+    ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig, DropPath, Dropout, Dropout2d, Flatten,
+    GlobalAvgPool2d, GroupNorm, Identity, InstanceNorm2d, LayerNorm, LayerNorm2d, LayerScale,
+    Linear, LinearNormAct, MaxPool2d, Mode, Module, Norm, RReLU, Residual, Sequential, Slot,
+    Upsample,
 };
 use cotangent::ops::{Interpolation, Resize};
 use cotangent::random::Generator;
@@ -37,6 +39,23 @@ const LAYERS: &[Layer] = layers! {
     "BatchNorm1d(" [&[4, 3]], |_rng| BatchNorm1d::new(3)?;
     "BatchNorm2d(" [&[2, 3, 4, 5], &[1, 3, 2, 1]], |_rng| BatchNorm2d::new(3)?;
     "LayerNorm(" [&[2, 3, 4], &[1, 4]], |_rng| LayerNorm::new(4, 1e-6)?;
+    "LayerNorm2d(" [&[2, 3, 4, 5], &[1, 3, 1, 1], &[0, 3, 2, 2]], |_rng| LayerNorm2d::new(3)?;
+    "GroupNorm(2, 4, eps=1e-5)" [&[2, 4, 3, 2], &[1, 4, 2, 1], &[3, 4], &[0, 4, 2]], |_rng| GroupNorm::new(2, 4)?;
+    "InstanceNorm2d(" [&[2, 3, 4, 5], &[1, 3, 1, 2]], |_rng| InstanceNorm2d::new(3)?;
+    "LayerScale(3)" [&[2, 3, 4, 5], &[2, 3], &[0, 3, 1]], |_rng| LayerScale::new(3, 0.5)?;
+    "LayerScale(3, axis=-1)" [&[2, 4, 3], &[3]], |_rng| LayerScale::last(3, 0.5)?;
+    "Dropout2d(p=0.3)" [&[3, 7, 2, 2], &[1, 1, 1, 1], &[4, 5]], |rng| Dropout2d::new(0.3, rng)?;
+    "DropPath(p=0.3)" [&[7, 2, 3], &[1], &[0, 3]], |rng| DropPath::new(0.3, rng)?;
+    "RReLU(lower=0.1, upper=0.5)" [&[3, 7], &[2, 3, 2, 2], &[0]], |rng| RReLU::new(0.1, 0.5, rng)?;
+    "RReLU(lower=0.125, upper=0.3333333333333333)" [&[3, 7]], |rng| Activation::Rrelu.layer(rng)?;
+    "LinearNormAct(" [&[4, 5]], |rng| LinearNormAct::new(5, 3, Norm::Layer, Activation::Rrelu, rng)?;
+    "ConvNormAct(" [&[2, 3, 4, 4]], |rng| ConvNormAct::new(3, 4, Conv2dConfig::same(3), Norm::Batch, Activation::Rrelu, rng)?;
+    "Residual(\n  (body): Linear(4, 4)\n)" [&[3, 4]], |rng| Residual::new(Linear::new(4, 4, true, rng)?);
+    "Residual(" [&[4, 3, 4, 4], &[1, 3, 2, 1]], |rng| {
+        let body = Sequential::new().named("conv1", Conv2d::new(3, 5, Conv2dConfig::same(3), rng)?)?.named("bn1", BatchNorm2d::new(5)?)?;
+        Residual::new(body).shortcut("downsample", Conv2d::new(3, 5, Conv2dConfig::same(1), rng)?)?.drop_path(0.4, rng)?.activation(Activation::Rrelu, rng)?
+    };
+    "Identity()" [&[3, 4], &[0]], |_rng| Identity;
     "Dropout(" [&[3, 7], &[1, 1]], |rng| Dropout::new(0.3, rng)?;
     "MaxPool2d(" [&[2, 3, 4, 6], &[1, 1, 2, 2]], |_rng| MaxPool2d::square(2);
     "AvgPool2d(" [&[2, 3, 4, 6], &[1, 1, 2, 2]], |_rng| AvgPool2d::square(2);
@@ -48,6 +67,8 @@ const LAYERS: &[Layer] = layers! {
     "ReLU(" [&[3, 4], &[1]], |_rng| Activation::Relu;
     "LeakyReLU(" [&[3, 4]], |_rng| Activation::LeakyRelu(0.01);
     "ELU(" [&[3, 4]], |_rng| Activation::Elu;
+    "ELU(alpha=0.5)" [&[3, 4]], |_rng| Activation::EluAlpha(0.5);
+    "Softplus(beta=1.0, threshold=20.0)" [&[3, 4]], |_rng| Activation::Softplus;
     "GELU(" [&[3, 4]], |_rng| Activation::Gelu;
     "GELU(approximate='tanh')" [&[3, 4]], |_rng| Activation::GeluTanh;
     "SiLU(" [&[3, 4]], |_rng| Activation::Silu;

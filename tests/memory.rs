@@ -1,9 +1,10 @@
 //! Memory: one test in its own process, because the counters are the process's.
 
+use cotangent::nn::{self, LayerNorm2d, Mode, Module};
 use cotangent::random::Generator;
 use cotangent::shape::Window;
 use cotangent::storage::{memory_stats, reset_peak};
-use cotangent::{DType, Result, Tensor};
+use cotangent::{DType, Device, Result, Tensor};
 
 #[test]
 fn steps_leave_nothing_behind_and_backward_frees_as_it_walks() -> Result<()> {
@@ -56,5 +57,40 @@ fn steps_leave_nothing_behind_and_backward_frees_as_it_walks() -> Result<()> {
         "peak {} over {held}",
         memory_stats().peak_bytes
     );
+
+    norms_of_channels_copy_nothing(Device::Cpu)?;
+    if cfg!(feature = "emulator") {
+        norms_of_channels_copy_nothing(Device::cuda_emulated()?)?;
+    }
+    Ok(())
+}
+
+/// Activations lie channels-last: a norm of their channels makes its output and its backward the
+/// input's gradient, both lying so too, and neither makes a copy.
+fn norms_of_channels_copy_nothing(device: Device) -> Result<()> {
+    let (n, h, w, c) = (4, 32, 32, 32);
+    let images = || -> Result<Tensor> {
+        Tensor::ones([n, h, w, c], (DType::F32, device))?.permute(&[0, 3, 1, 2])
+    };
+    let (x, dy) = (images()?.requires_grad(), images()?);
+    let bytes = n * h * w * c * 4;
+    let mut norm = LayerNorm2d::new(c)?;
+    nn::to_device(&mut norm, device)?;
+    let one_tensor = |held: usize, of: &str| -> Result<()> {
+        let more = device.memory_stats()?.peak_bytes - held;
+        let some = bytes..bytes + bytes / 4;
+        assert!(some.contains(&more), "{device} {of}: {more} of {bytes}");
+        device.reset_peak()
+    };
+    device.reset_peak()?;
+    let held = device.memory_stats()?.live_bytes;
+    let y = norm.forward(&x, Mode::Train)?;
+    one_tensor(held, "forward")?;
+    assert!(y.layout().is_channels_last());
+    let held = device.memory_stats()?.live_bytes;
+    let grads = y.backward_from(&dy)?;
+    one_tensor(held, "backward")?;
+    let dx = grads.get(&x).expect("a gradient of the input");
+    assert!(dx.layout().is_channels_last());
     Ok(())
 }

@@ -139,12 +139,25 @@ fn kinds() -> Vec<(&'static str, SolverConfig)> {
         accumulate: 2,
         ..f16.clone()
     };
+    let clipped = SolverConfig {
+        clip_grad_norm: Some(0.5),
+        clip_grad_value: Some(0.05),
+        ema_decay: Some(0.7),
+        ..whole.clone()
+    };
+    let all = SolverConfig {
+        clip_grad_norm: Some(0.5),
+        ema_decay: Some(0.7),
+        ..both.clone()
+    };
     vec![
         ("whole", whole),
         ("accumulate", several),
         ("bf16", bf16),
         ("f16", f16),
         ("f16, accumulate", both),
+        ("clipped and averaged", clipped),
+        ("everything", all),
     ]
 }
 
@@ -316,6 +329,87 @@ fn an_overflow_leaves_the_step_out_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_step_is_as_long_as_clipping_lets_it() {
+    for device in devices(3) {
+        let moves = |change: fn(&mut SolverConfig)| {
+            let mut model = Double::new(device);
+            let before = values(&mut model);
+            let mut config = SolverConfig {
+                update_rule: UpdateRule::Sgd,
+                optim_config: OptimConfig {
+                    learning_rate: Some(1.0),
+                    ..OptimConfig::default()
+                },
+                ..config(1)
+            };
+            change(&mut config);
+            let mut solver = Solver::new(&mut model, data(BATCH), config).unwrap();
+            solver.train().unwrap();
+            let after = values(&mut model).into_iter();
+            after.zip(before).map(|(a, b)| a - b).collect::<Vec<_>>()
+        };
+        let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let most = |v: &[f64]| v.iter().map(|x| x.abs()).fold(0.0, f64::max);
+        let free = moves(|_| ());
+        assert!(norm(&free) > 0.1 && most(&free) > 0.01);
+        let clipped = moves(|c| c.clip_grad_norm = Some(0.02));
+        assert!(
+            (norm(&clipped) / 0.02 - 1.0).abs() < 1e-4,
+            "{}",
+            norm(&clipped)
+        );
+        // in the same direction
+        let dot: f64 = clipped.iter().zip(&free).map(|(a, b)| a * b).sum();
+        assert!((dot / norm(&free) / norm(&clipped) - 1.0).abs() < 1e-9);
+        let clipped = moves(|c| c.clip_grad_value = Some(0.001));
+        assert!(
+            (most(&clipped) / 0.001 - 1.0).abs() < 1e-9,
+            "{}",
+            most(&clipped)
+        );
+    }
+}
+
+#[test]
+fn the_average_judges_and_the_weights_train() {
+    for device in devices(4) {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |ema_decay| {
+            let mut model = convnet(device);
+            let config = SolverConfig {
+                ema_decay,
+                checkpoint_dir: Some(dir.path().into()),
+                ..config(2)
+            };
+            let mut solver = Solver::new(&mut model, data(5 * BATCH), config).unwrap();
+            solver.train().unwrap();
+            let losses = solver.history().loss_history.clone();
+            let saved = Checkpoint::load(dir.path().join("checkpoint.safetensors")).unwrap();
+            assert_eq!(solver.is_captured(), device != Device::Cpu);
+            drop(solver);
+            (losses, saved, nn::state_dict(&mut model))
+        };
+        let ((losses, bare, _), (same, averaged, model)) = (run(None), run(Some(0.9)));
+        assert_eq!(losses, same);
+        let list = |named: &[(String, Tensor)], name: &str| -> Vec<f32> {
+            let found = named.iter().find(|(n, _)| n == name);
+            found.unwrap().1.to_vec().unwrap()
+        };
+        for name in ["0.0.weight", "2.bias"] {
+            assert_eq!(list(&averaged.model, name), list(&bare.model, name));
+            assert_ne!(list(&averaged.best, name), list(&averaged.model, name));
+            assert_eq!(list(&model, name), list(&averaged.best, name));
+            if averaged.run.history.best_epoch == 2 {
+                let ema = list(&averaged.optimizer, &format!("ema.{name}"));
+                assert_eq!(list(&model, name), ema);
+            }
+        }
+        let best = cotangent::train::checkpoint::read(&dir.path().join("best.safetensors"));
+        assert_eq!(list(&best.unwrap().0, "2.bias"), list(&model, "2.bias"));
+    }
+}
+
+#[test]
 fn half_the_bits_learn_as_much() {
     let run = |autocast: Precision| {
         let mut model = convnet(Device::Cpu);
@@ -364,6 +458,9 @@ fn a_run_of_other_settings_is_not_resumed() {
     for (json, key) in [
         (r#"{"accumulate": 0}"#, "accumulate"),
         (r#"{"loss_scale": {"growth_factor": 0.5}}"#, "growth_factor"),
+        (r#"{"clip_grad_norm": 0.0}"#, "clip_grad_norm"),
+        (r#"{"clip_grad_value": -1.0}"#, "clip_grad_value"),
+        (r#"{"ema_decay": 1.0}"#, "ema_decay"),
     ] {
         let config: SolverConfig = serde_json::from_str(json).unwrap();
         match config.validate().unwrap_err() {

@@ -8,6 +8,7 @@
     ("dropout", include_str!("dropout.ptx")),
     ("gemm", include_str!("gemm.ptx")),
     ("gemm_half", include_str!("gemm_half.ptx")),
+    ("group_norm", include_str!("group_norm.ptx")),
     ("index", include_str!("index.ptx")),
     ("interpolate", include_str!("interpolate.ptx")),
     ("layer_norm", include_str!("layer_norm.ptx")),

@@ -24,10 +24,15 @@ pub struct Columns {
 impl Columns {
     /// A matrix (m, c) whose threads have `group` columns each, by [`group`].
     pub fn new(m: usize, c: usize, group: usize) -> Result<Self> {
+        Self::of_batch(1, m, c, group)
+    }
+
+    /// [`new`](Self::new) for each of `n` matrices that one launch walks side by side.
+    pub fn of_batch(n: usize, m: usize, c: usize, group: usize) -> Result<Self> {
         let lanes = c.div_ceil(group).clamp(1, 32).next_power_of_two();
         let tiles = c.div_ceil(lanes * group);
         let step = THREADS / lanes;
-        let blocks = (BLOCKS / tiles.max(1)).clamp(1, m.div_ceil(step * ROWS).max(1));
+        let blocks = (BLOCKS / (n * tiles).max(1)).clamp(1, m.div_ceil(step * ROWS).max(1));
         let rows = m.div_ceil(blocks).next_multiple_of(step);
         let mut words = [0; 5];
         let values = [m, c, lanes, rows, (group > 1) as usize];

@@ -212,6 +212,17 @@ impl<const K: usize> Walk<K> {
         self.rank == 1 && (self.strides[k][0] == 1 || self.n <= 1)
     }
 
+    /// Whether the output falls into fours of neighbours for which the operand has one place: 1; or
+    /// four that begin at a multiple of 4: 2; else 0. `Fours` of `kernels/stream.cuh`.
+    pub fn fours(&self) -> i32 {
+        let (last, s) = (self.rank as usize - 1, &self.strides[0]);
+        match (self.dims[last] % 4, s[last]) {
+            (0, 0) => 1,
+            (0, 1) if s[..last].iter().all(|s| s % 4 == 0) => 2,
+            _ => 0,
+        }
+    }
+
     /// [batch, rows, columns] where the walk copies matrices turned: x's rows run along the
     /// output's fast axis, x's columns are adjacent. Images change their memory order so.
     pub fn as_transpose(&self) -> Option<[i32; 3]> {

@@ -620,6 +620,13 @@ mod tests {
         };
         assert_eq!(config, want);
         assert!(serde_json::from_str::<DeeperConfig>(r#"{"num_filter": [8]}"#).is_err());
+        let config: ResNetConfig =
+            serde_json::from_str(r#"{"stem": "imagenet", "depths": [3, 4, 6, 3]}"#).unwrap();
+        let want = ResNetConfig {
+            stem: Stem::ImageNet,
+            ..ResNetConfig::resnet34()
+        };
+        assert_eq!(config, want);
         let config = FullyConnectedConfig {
             normalization: Norm::Layer,
             ..Default::default()

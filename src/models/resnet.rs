@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 
 /// What comes before the blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "lowercase")]
 pub enum Stem {
     /// For small images: a 3x3 convolution, which keeps their size.
     #[default]

@@ -1,7 +1,7 @@
 //! The convolution layer, alone and with the norm and the activation that follow it.
 
 use crate::error::{Error, Result};
-use crate::nn::{Activation, BatchNorm2d, Fan, Init, Mode, Module, Norm, Visitor};
+use crate::nn::{Activation, ActivationLayer, BatchNorm2d, Fan, Init, Mode, Module, Norm, Visitor};
 use crate::random::Generator;
 use crate::shape::Window;
 use crate::tensor::Tensor;
@@ -312,7 +312,7 @@ impl Module for Conv2d {
 pub struct ConvNormAct {
     conv: Conv2d,
     norm: Option<BatchNorm2d>,
-    activation: Activation,
+    activation: ActivationLayer,
 }
 
 impl ConvNormAct {
@@ -337,18 +337,19 @@ impl ConvNormAct {
                     ));
                 }
             },
-            activation,
+            activation: activation.layer(rng)?,
         })
     }
 }
 
 impl Module for ConvNormAct {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let (conv, activation) = (&mut self.conv, self.activation);
-        match &mut self.norm {
-            None => conv.forward_act(x, activation),
-            Some(norm) => norm.forward_act(&conv.forward(x, mode)?, mode, activation),
-        }
+        let (conv, activation) = (&mut self.conv, self.activation.fused());
+        let y = match &mut self.norm {
+            None => conv.forward_act(x, activation)?,
+            Some(norm) => norm.forward_act(&conv.forward(x, mode)?, mode, activation)?,
+        };
+        self.activation.after(y, mode)
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
@@ -356,6 +357,7 @@ impl Module for ConvNormAct {
         if let Some(norm) = &mut self.norm {
             v.child("norm", norm);
         }
+        v.child("activation", &mut self.activation);
     }
 
     fn describe(&self) -> String {

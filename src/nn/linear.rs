@@ -1,7 +1,9 @@
 //! The affine layer, alone and with the norm and the activation that follow it.
 
 use crate::error::{Error, Result};
-use crate::nn::{Activation, BatchNorm1d, Fan, Init, LayerNorm, Mode, Module, Norm, Visitor};
+use crate::nn::{
+    Activation, ActivationLayer, BatchNorm1d, Fan, Init, LayerNorm, Mode, Module, Norm, Visitor,
+};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
@@ -85,7 +87,7 @@ impl Module for Linear {
 pub struct LinearNormAct {
     linear: Linear,
     norm: Following,
-    activation: Activation,
+    activation: ActivationLayer,
 }
 
 /// The norm's layer; boxed, for the two differ in size.
@@ -111,21 +113,24 @@ impl LinearNormAct {
                 Norm::Batch => Following::Batch(Box::new(BatchNorm1d::new(out_features)?)),
                 Norm::Layer => Following::Layer(Box::new(LayerNorm::new(out_features, 1e-5)?)),
             },
-            activation,
+            activation: activation.layer(rng)?,
         })
     }
 }
 
 impl Module for LinearNormAct {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let (linear, activation) = (&mut self.linear, self.activation);
-        match &mut self.norm {
-            Following::Nothing => linear.forward_act(x, activation),
-            Following::Batch(norm) => norm.forward_act(&linear.forward(x, mode)?, mode, activation),
-            Following::Layer(norm) => {
-                activation.of(&norm.forward(&linear.forward(x, mode)?, mode)?)
+        let (linear, activation) = (&mut self.linear, self.activation.fused());
+        let y = match &mut self.norm {
+            Following::Nothing => linear.forward_act(x, activation)?,
+            Following::Batch(norm) => {
+                norm.forward_act(&linear.forward(x, mode)?, mode, activation)?
             }
-        }
+            Following::Layer(norm) => {
+                activation.of(&norm.forward(&linear.forward(x, mode)?, mode)?)?
+            }
+        };
+        self.activation.after(y, mode)
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
@@ -135,6 +140,7 @@ impl Module for LinearNormAct {
             Following::Layer(norm) => v.child("norm", &mut **norm),
             Following::Nothing => {}
         }
+        v.child("activation", &mut self.activation);
     }
 
     fn describe(&self) -> String {

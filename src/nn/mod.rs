@@ -1,6 +1,7 @@
 //! Modules: what a network is made of. One trait, one walk over names.
 
 mod activation;
+mod block;
 mod check;
 mod checkpointed;
 mod conv;
@@ -21,14 +22,17 @@ use crate::error::{Error, Result};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 
-pub use activation::Activation;
+pub use activation::{Activation, ActivationLayer, RReLU};
+pub use block::{Identity, LayerScale, Residual};
 pub use check::{gradcheck, gradcheck_of};
 pub use checkpointed::Checkpointed;
 pub use conv::{Conv2d, Conv2dConfig, ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig};
-pub use dropout::Dropout;
+pub use dropout::{DropPath, Dropout, Dropout2d};
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearNormAct};
-pub use norm::{BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, Norm};
+pub use norm::{
+    BatchNorm, BatchNorm1d, BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, LayerNorm2d, Norm,
+};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d};
 pub use sequential::Sequential;
 pub(crate) use sequential::nested;

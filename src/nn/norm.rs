@@ -1,4 +1,4 @@
-//! Batch norm and layer norm.
+//! Batch, layer, group and instance norm.
 
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +184,152 @@ impl Module for LayerNorm {
     }
 }
 
+/// Layer norm over the channels of images (n, c, h, w), at each position by itself: ConvNeXt's
+/// (Liu et al. 2022). Activations lie in memory with the channels last, where this is
+/// [`Tensor::layer_norm`] of rows, without a copy.
+pub struct LayerNorm2d {
+    /// (c), ones at first.
+    pub weight: Tensor,
+    /// (c), zeros at first.
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl LayerNorm2d {
+    /// Of this many channels, with ConvNeXt's eps 1e-6.
+    pub fn new(channels: usize) -> Result<Self> {
+        let [weight, bias] = affine("LayerNorm2d", channels)?;
+        Ok(LayerNorm2d {
+            weight,
+            bias,
+            eps: 1e-6,
+        })
+    }
+}
+
+impl Module for LayerNorm2d {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        let c = self.weight.numel();
+        check_images("LayerNorm2d", x, c)?;
+        x.permute(&[0, 2, 3, 1])?
+            .layer_norm(&[c], Some(&self.weight), Some(&self.bias), self.eps)?
+            .permute(&[0, 3, 1, 2])
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("weight", &mut self.weight);
+        v.parameter("bias", &mut self.bias);
+    }
+
+    fn describe(&self) -> String {
+        format!("LayerNorm2d({}, eps={:?})", self.weight.numel(), self.eps)
+    }
+}
+
+/// The same formula as batch norm with the mean and variance of each group of neighbouring
+/// channels of each sample (n, c, ..) (Wu and He 2018). Training and evaluation are the same.
+pub struct GroupNorm {
+    groups: usize,
+    /// (c), ones at first.
+    pub weight: Tensor,
+    /// (c), zeros at first.
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl GroupNorm {
+    /// Of so many channels in so many groups, with PyTorch's eps 1e-5.
+    pub fn new(groups: usize, channels: usize) -> Result<Self> {
+        let [weight, bias] = affine("GroupNorm", channels)?;
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            return Err(Error::argument(
+                "GroupNorm",
+                format!("groups {groups} does not divide {channels} channels"),
+            ));
+        }
+        Ok(GroupNorm {
+            groups,
+            weight,
+            bias,
+            eps: 1e-5,
+        })
+    }
+}
+
+impl Module for GroupNorm {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps)
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("weight", &mut self.weight);
+        v.parameter("bias", &mut self.bias);
+    }
+
+    fn describe(&self) -> String {
+        let (groups, channels) = (self.groups, self.weight.numel());
+        format!("GroupNorm({groups}, {channels}, eps={:?})", self.eps)
+    }
+}
+
+/// (x - mean) / sqrt(var + eps) with the mean and variance of each channel of each image
+/// (Ulyanov et al. 2016). As PyTorch's it has no weight and bias and no running statistics:
+/// training and evaluation are the same.
+pub struct InstanceNorm2d {
+    channels: usize,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl InstanceNorm2d {
+    /// Of images with this many channels, with PyTorch's eps 1e-5.
+    pub fn new(channels: usize) -> Result<Self> {
+        affine("InstanceNorm2d", channels)?;
+        Ok(InstanceNorm2d {
+            channels,
+            eps: 1e-5,
+        })
+    }
+}
+
+impl Module for InstanceNorm2d {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        check_images("InstanceNorm2d", x, self.channels)?;
+        x.group_norm(self.channels, None, None, self.eps)
+    }
+
+    fn visit(&mut self, _: &mut Visitor<'_>) {}
+
+    fn describe(&self) -> String {
+        format!("InstanceNorm2d({}, eps={:?})", self.channels, self.eps)
+    }
+}
+
+/// A weight of ones and a bias of zeros; `layer` is who was asked for no channels.
+fn affine(layer: &'static str, channels: usize) -> Result<[Tensor; 2]> {
+    if channels == 0 {
+        return Err(Error::argument(layer, "0 channels, expected at least 1"));
+    }
+    Ok([
+        Tensor::ones(channels, DType::F32)?.requires_grad(),
+        Tensor::zeros(channels, DType::F32)?.requires_grad(),
+    ])
+}
+
+/// Refuse what is no (n, c, h, w) of this many channels.
+fn check_images(layer: &'static str, x: &Tensor, channels: usize) -> Result<()> {
+    if x.rank() != 4 || x.shape()[1] != channels {
+        return Err(Error::shape(
+            layer,
+            &[*x.shape()],
+            format!("expected (n, {channels}, h, w) but got {:?}", x.shape()),
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +371,55 @@ mod tests {
             "BatchNorm2d: expected (n, c, h, w) but got [2, 3]"
         );
         assert!(BatchNorm1d::new(0).is_err() && LayerNorm::new([3, 0], 1e-5).is_err());
+        let e = |r: Result<Tensor>| r.unwrap_err().to_string();
+        assert_eq!(
+            e(LayerNorm2d::new(3)?.forward(&x, Mode::Train)),
+            "LayerNorm2d: expected (n, 3, h, w) but got [2, 3]"
+        );
+        assert_eq!(
+            e(InstanceNorm2d::new(4)?
+                .forward(&Tensor::zeros([2, 3, 1, 5], DType::F32)?, Mode::Eval)),
+            "InstanceNorm2d: expected (n, 4, h, w) but got [2, 3, 1, 5]"
+        );
+        let e = |r: Result<GroupNorm>| r.err().unwrap().to_string();
+        for groups in [0, 4] {
+            let want = format!("GroupNorm: groups {groups} does not divide 6 channels");
+            assert_eq!(e(GroupNorm::new(groups, 6)), want);
+        }
+        assert_eq!(
+            e(GroupNorm::new(1, 0)),
+            "GroupNorm: 0 channels, expected at least 1"
+        );
+        assert!(LayerNorm2d::new(0).is_err() && InstanceNorm2d::new(0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn layer_norm_of_channels_is_that_of_each_pixel() -> Result<()> {
+        let rng = &mut Generator::new(3);
+        let x = Tensor::randn([2, 5, 3, 4], rng, DType::F32)?;
+        let (w, b) = (
+            Tensor::randn([5], rng, DType::F32)?,
+            Tensor::randn([5], rng, DType::F32)?,
+        );
+        let mut norm = LayerNorm2d::new(5)?;
+        norm.weight.copy_(&w)?;
+        norm.bias.copy_(&b)?;
+        // by its formula, in other ops
+        let mean = x.mean(&[1], true)?;
+        let scale = x.var(&[1], 0, true)?.add_scalar(1e-6)?.rsqrt()?;
+        let y = x.sub(&mean)?.mul(&scale)?.mul(&w.reshape([5, 1, 1])?)?;
+        let wanted = y.add(&b.reshape([5, 1, 1])?)?.to_vec::<f32>()?;
+        for device in devices()? {
+            crate::nn::to_device(&mut norm, device)?;
+            for x in [x.to(device)?, x.to(device)?.channels_last()?] {
+                let y = norm.forward(&x, Mode::Train)?;
+                assert!(y.layout().is_channels_last());
+                for (y, w) in y.to_vec::<f32>()?.iter().zip(&wanted) {
+                    assert!((y - w).abs() < 1e-5, "{y} {w}");
+                }
+            }
+        }
         Ok(())
     }
 

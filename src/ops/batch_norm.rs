@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::ops::one_dtype;
+use crate::ops::{Formula, one_dtype};
 use crate::shape::{IntoShape, Layout};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -551,6 +551,12 @@ fn evaluate(x: &[Tensor], relu: bool) -> Result<Tensor> {
     );
     x[0].batch_norm(x.get(1), x.get(2), Some((&mut mean, &mut var)), &settings)
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[(
+    "batch_norm",
+    "(x - mean) / sqrt(var + eps) weight + bias, then max(., 0) if asked; mean and biased var of a channel over the batch, or the running ones",
+)];
 
 macro_rules! cases {
     ($($name:literal $run:ident $relu:literal [$($input:ident $shape:expr),*];)*) => {

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::ops::one_dtype;
+use crate::ops::{Formula, one_dtype};
 use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::{with_element, with_real};
@@ -358,6 +358,18 @@ operators! {
     Mul mul |x, v| x.mul_scalar(v);
     Div div |x, v| x.mul_scalar(1.0 / v);
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    ("add", "a + b"),
+    ("sub", "a - b"),
+    ("mul", "a b"),
+    ("div", "a / b"),
+    ("maximum", "max(a, b)"),
+    ("minimum", "min(a, b)"),
+    ("pow", "a^b"),
+    ("select_where", "a where the mask is set, else b"),
+];
 
 macro_rules! cases {
     ($($op:ident $a:ident $b:ident;)*) => {

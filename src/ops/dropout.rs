@@ -51,13 +51,17 @@ impl Dropout {
         // the row-major numbers of the mask's elements, as an operand
         let numbers = Layout::contiguous(self.mask).expand(*x.shape());
         let walk = Walk::new(y.layout(), [&numbers])?;
-        let in_order = walk.is_dense(0) && x.layout().offset().is_multiple_of(4);
-        let (kernel, each, size) = match in_order {
-            true => (&DROPOUT, 4 * 256, Arg::U32(n as u32)),
-            false => (&DROPOUT_STRIDED, 256, walk.arg()),
-        };
-        let args = [x.input(), y.output(), place.input(), size, Arg::F64(self.p)];
-        gpu.launch_over(kernel.of(x.dtype())?, n, each, &args)?;
+        let aligned = x.layout().offset().is_multiple_of(4);
+        let (tensors, p) = ([x.input(), y.output(), place.input()], Arg::F64(self.p));
+        if walk.is_dense(0) && aligned {
+            let args = [&tensors[..], &[Arg::U32(n as u32), p]].concat();
+            gpu.launch_over(DROPOUT.of(x.dtype())?, n, 4 * 256, &args)?;
+        } else {
+            let fours = if aligned { walk.fours() } else { 0 };
+            let args = [&tensors[..], &[walk.arg(), p, Arg::I32(fours)]].concat();
+            let each = if fours == 0 { 256 } else { 4 * 256 };
+            gpu.launch_over(DROPOUT_STRIDED.of(x.dtype())?, n, each, &args)?;
+        }
         Ok(y)
     }
 }
@@ -274,6 +278,30 @@ pub const LARGE: &[Case] = &[
         run: |x| {
             x[0].permute(&[0, 3, 1, 2])?
                 .dropout2d(0.4, &mut Generator::new(9))
+        },
+    },
+    Case {
+        op: "dropout2d",
+        name: "channels-last images, channels in fours",
+        inputs: &[Input::Normal(&[3, 7, 11, 12])],
+        run: |x| {
+            x[0].permute(&[0, 3, 1, 2])?
+                .dropout2d(0.4, &mut Generator::new(9))
+        },
+    },
+    Case {
+        op: "drop_path",
+        name: "17 samples of 204",
+        inputs: &[Input::Normal(&[17, 204])],
+        run: |x| x[0].drop_path(0.4, &mut Generator::new(9)),
+    },
+    Case {
+        op: "drop_path",
+        name: "a part, not aligned",
+        inputs: &[Input::Normal(&[205])],
+        run: |x| {
+            let part = x[0].narrow(0, 1, 204)?.reshape([17, 12])?;
+            part.drop_path(0.4, &mut Generator::new(9))
         },
     },
     Case {

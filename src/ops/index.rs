@@ -5,6 +5,7 @@ use crate::cuda::{self, Arg, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::ops::layout::around;
 use crate::shape::{Layout, Shape};
@@ -276,6 +277,12 @@ impl Op<2> for Gather {
         Ok([Some(dx), None])
     }
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    ("index_select", "x[.., index[k], ..] for each k"),
+    ("gather", "x[.., index[.., k, ..], ..] along an axis"),
+];
 
 /// With repeats, with none, of some rows.
 pub const CASES: &[Case] = &[

@@ -9,6 +9,7 @@ use crate::cuda::{Arg, Gpu, Kernels, float_kernels};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::ops::precision::lowered;
 use crate::ops::unary::{relu_grad, relu_in_place};
@@ -432,6 +433,13 @@ impl Tensor {
         Linear { relu: true }.of(self, weight, bias)
     }
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    ("matmul", "y[i, j] = sum_k a[i, k] b[k, j]"),
+    ("linear", "x w^T + b"),
+    ("linear_relu", "max(x w^T + b, 0)"),
+];
 
 /// Products of every rank, ragged against the kernels' tiles.
 pub const CASES: &[Case] = &[

@@ -1,4 +1,7 @@
 //! The ops: one file a family, each with formula, shape rule, forward, backward and cases.
+//!
+// for rustdoc alone, so that a new row does not compile the crate anew
+#![cfg_attr(doc, doc = include_str!("../../docs/OPS.md"))]
 
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -9,6 +12,7 @@ pub mod check;
 pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod dropout;
+pub mod group_norm;
 pub mod index;
 pub mod interpolate;
 pub mod layer_norm;
@@ -37,6 +41,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
         conv2d::MORE_CASES,
         conv_transpose2d::CASES,
         dropout::CASES,
+        group_norm::CASES,
         index::CASES,
         interpolate::CASES,
         layer_norm::CASES,
@@ -73,6 +78,7 @@ pub fn large_cases() -> impl Iterator<Item = &'static Case> {
         conv2d::MORE_LARGE,
         conv_transpose2d::LARGE,
         dropout::LARGE,
+        group_norm::LARGE,
         index::LARGE,
         interpolate::LARGE,
         layer_norm::LARGE,
@@ -102,8 +108,13 @@ pub type Formula = (&'static str, &'static str);
 /// What each op computes, in one line, from each op's file.
 pub fn formulas() -> impl Iterator<Item = &'static Formula> {
     [
+        batch_norm::FORMULAS,
+        binary::FORMULAS,
+        conv2d::FORMULAS,
         conv_transpose2d::FORMULAS,
         dropout::FORMULAS,
+        group_norm::FORMULAS,
+        index::FORMULAS,
         interpolate::FORMULAS,
         layer_norm::FORMULAS,
         layout::FORMULAS,
@@ -111,8 +122,12 @@ pub fn formulas() -> impl Iterator<Item = &'static Formula> {
         loss::one_hot::FORMULAS,
         loss::pairwise::FORMULAS,
         loss::svm::FORMULAS,
+        matmul::FORMULAS,
         pool2d::FORMULAS,
+        reduce::FORMULAS,
         rrelu::FORMULAS,
+        softmax::FORMULAS,
+        unary::FORMULAS,
     ]
     .into_iter()
     .flatten()

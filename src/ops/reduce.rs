@@ -6,6 +6,7 @@ use crate::cuda::{Arg, Gpu, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::ops::unary;
 use crate::shape::{Layout, Shape};
@@ -401,6 +402,15 @@ fn first_greatest<T: Element>(row: &[T]) -> usize {
     }
     best
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    ("sum", "sum x"),
+    ("mean", "sum x / n"),
+    ("var", "sum (x - mean)^2 / (n - correction)"),
+    ("amax", "max x, equals sharing the gradient"),
+    ("logsumexp", "m + ln sum e^(x - m), m = max x"),
+];
 
 macro_rules! cases {
     ($($op:literal $input:ident $call:expr;)*) => {&[$(

@@ -6,6 +6,7 @@ use crate::cuda::{Arg, Gpu, Kernels, kernels};
 use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::Result;
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::ops::precision::widened;
 use crate::tensor::Tensor;
@@ -203,6 +204,12 @@ fn softmax(x: &Tensor, axis: isize, log: bool) -> Result<Tensor> {
     let axis = x.shape().axis(Softmax::name_of(log), axis)?;
     apply(Softmax { axis, log }, [&widened(x)?])
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    ("softmax", "e^(x - max) / sum e^(x - max)"),
+    ("log_softmax", "x - max - ln sum e^(x - max)"),
+];
 
 macro_rules! cases {
     ($($name:literal $shape:expr, $axis:literal;)*) => {

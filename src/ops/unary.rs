@@ -11,6 +11,7 @@ use crate::cuda::{Arg, Gpu, Kernels, Walk, float_kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
+use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -509,6 +510,38 @@ impl Op<1> for ToDType {
         Ok([Some(dy)])
     }
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    ("neg", "-x"),
+    ("abs", "|x|"),
+    ("square", "x^2"),
+    ("reciprocal", "1 / x"),
+    ("sqrt", "sqrt(x)"),
+    ("rsqrt", "1 / sqrt(x)"),
+    ("exp", "e^x"),
+    ("log", "ln x"),
+    ("sin", "sin x"),
+    ("cos", "cos x"),
+    ("tanh", "tanh x"),
+    ("sigmoid", "1 / (1 + e^-x)"),
+    ("relu", "max(x, 0)"),
+    ("gelu", "x Phi(x), Phi of the normal distribution"),
+    (
+        "gelu_tanh",
+        "x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
+    ),
+    ("silu", "x sigmoid(x)"),
+    ("mish", "x tanh(softplus(x))"),
+    ("softplus", "ln(1 + e^x)"),
+    ("leaky_relu", "x where x > 0, else a x"),
+    ("elu", "x where x > 0, else a (e^x - 1)"),
+    ("pow_scalar", "x^a"),
+    ("mul_scalar", "a x"),
+    ("add_scalar", "x + a"),
+    ("clamp", "min(max(x, low), high)"),
+    ("to_dtype", "x in another type"),
+];
 
 macro_rules! cases {
     ($($op:ident $input:ident;)*) => {

@@ -28,11 +28,12 @@ pub type Named = Vec<(String, Tensor)>;
 /// Write a model's parameters and buffers under PyTorch's names, for
 /// `safetensors.torch.load_file` and [`load_state_dict_file`]. Atomic.
 pub fn save_state_dict(path: impl AsRef<Path>, model: &mut (impl Module + ?Sized)) -> Result<()> {
-    write(
-        path.as_ref(),
-        &nn::state_dict(model),
-        ("format", "pt".into()),
-    )
+    save_named(path.as_ref(), &nn::state_dict(model))
+}
+
+/// [`save_state_dict`] of parameters and buffers that are not in a model.
+pub(super) fn save_named(path: &Path, tensors: &Named) -> Result<()> {
+    write(path, tensors, ("format", "pt".into()))
 }
 
 /// Read parameters and buffers, from here or from PyTorch, into a model. Numbers of another dtype

@@ -12,16 +12,16 @@ use crate::autograd::{autocast, no_grad};
 use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::nn::{self, Mode, Module};
+use crate::nn::{self, Mode, Module, Slot};
 use crate::ops::correct;
-use crate::optim::{Optimizer, PlateauMode, Position, Schedule, ScheduleState};
+use crate::optim::{Ema, EmaConfig, Optimizer, PlateauMode, Position, Schedule, ScheduleState};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::amp::{GradScaler, LossScale, Precision};
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
 use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
-use crate::train::{History, OptimConfig, Progress, UpdateRule, files, save_state_dict};
+use crate::train::{History, OptimConfig, Progress, UpdateRule, files};
 
 pub use crate::train::loss::{LossFn, softmax_loss};
 
@@ -54,6 +54,16 @@ pub struct SolverConfig {
     pub autocast: Precision,
     /// How F16's gradients are kept in its range.
     pub loss_scale: LossScale,
+    /// The gradients of a step, the penalty's among them, are scaled down to this norm in all where
+    /// theirs is greater.
+    pub clip_grad_norm: Option<f64>,
+    /// Each number of a step's gradients comes between this and its negative, after
+    /// `clip_grad_norm`.
+    pub clip_grad_value: Option<f64>,
+    /// Keep an exponential moving average of the weights, of which so much stays in a step: epochs
+    /// are judged by it, and the best parameters are its own. Training goes on with the weights
+    /// themselves.
+    pub ema_decay: Option<f64>,
     /// Times through the training images.
     pub num_epochs: usize,
     /// Training images for the accuracy after an epoch; `None` for all.
@@ -87,6 +97,9 @@ impl Default for SolverConfig {
             accumulate: 1,
             autocast: Precision::None,
             loss_scale: LossScale::default(),
+            clip_grad_norm: None,
+            clip_grad_value: None,
+            ema_decay: None,
             num_epochs: 10,
             num_train_samples: Some(1000),
             num_val_samples: None,
@@ -102,7 +115,7 @@ impl Default for SolverConfig {
 impl SolverConfig {
     /// An [`Error::Config`] where a setting makes no sense, whatever the data.
     pub fn validate(&self) -> Result<()> {
-        self.optim_config.build(self.update_rule)?;
+        self.optimizer()?;
         self.schedule.validate()?;
         self.loss_scale.validate()?;
         if !(self.lr_decay > 0.0 && self.lr_decay.is_finite()) {
@@ -112,6 +125,15 @@ impl SolverConfig {
         if !(self.reg >= 0.0 && self.reg.is_finite()) {
             let why = format!("{}; expected a number of at least 0", self.reg);
             return Err(Error::config("reg", why));
+        }
+        for (key, most) in [
+            ("clip_grad_norm", self.clip_grad_norm),
+            ("clip_grad_value", self.clip_grad_value),
+        ] {
+            if let Some(most) = most.filter(|m| m.is_nan() || *m <= 0.0) {
+                let why = format!("{most}; expected a number above 0");
+                return Err(Error::config(key, why));
+            }
         }
         self.loss.build(self.label_smoothing)?;
         for (key, n) in [
@@ -127,6 +149,20 @@ impl SolverConfig {
             }
         }
         Ok(())
+    }
+
+    fn optimizer(&self) -> Result<Box<dyn Optimizer>> {
+        let rule = self.optim_config.build(self.update_rule)?;
+        let Some(decay) = self.ema_decay else {
+            return Ok(rule);
+        };
+        let warmup = false;
+        Ok(Box::new(Ema::new(rule, EmaConfig { decay, warmup })?))
+    }
+
+    /// Steps in an epoch.
+    fn steps_of(&self, loader: &Loader) -> usize {
+        loader.batches().div_ceil(self.accumulate)
     }
 
     /// The settings that a resumed run must share with the run it goes on from.
@@ -196,8 +232,10 @@ pub struct Solver<'m> {
     history: History,
     stop: Arc<AtomicBool>,
     stepper: Stepper,
-    evaluation: Vec<Transform>,
     scaler: Option<GradScaler>,
+    /// The weights themselves, while their average is in the model.
+    trained: Named,
+    evaluation: Vec<Transform>,
 }
 
 impl<'m> Solver<'m> {
@@ -217,10 +255,10 @@ impl<'m> Solver<'m> {
             true,
             true,
         )?;
-        let optimizer = config.optim_config.build(config.update_rule)?;
+        let optimizer = config.optimizer()?;
         config.schedule.check_run(Position {
             total_epochs: config.num_epochs,
-            total_steps: config.num_epochs * loader.batches().div_ceil(config.accumulate),
+            total_steps: config.num_epochs * config.steps_of(&loader),
             ..Position::default()
         })?;
         if config.schedule.cycles_momentum() && optimizer.momentum().is_none() {
@@ -249,24 +287,20 @@ impl<'m> Solver<'m> {
             history,
             stop: Arc::default(),
             stepper: Stepper::default(),
-            evaluation: Vec::new(),
             scaler,
+            trained: Named::new(),
+            evaluation: Vec::new(),
             config,
         })
     }
 
     /// Judge the model by images after `transforms`, such as the middle part where training takes
-    /// random ones. They must draw nothing and lead to the shape that training has; otherwise an
-    /// [`Error::Config`].
+    /// random ones. Transforms that draw, or do not fit the images, are an [`Error::Config`]; the
+    /// size may be another than training's for a model that takes any.
     pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
         let augment = Augment::evaluation(&transforms)?;
         let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
-        let loader = Loader::new(val, normalize, augment, 1, 0, false, false)?;
-        let (ours, theirs) = (loader.shape(), self.loader.shape());
-        if ours != theirs {
-            let why = format!("leads to images of {ours:?}; expected training's {theirs:?}");
-            return Err(Error::config("evaluation", why));
-        }
+        Loader::new(val, normalize, augment, 1, 0, false, false)?;
         self.evaluation = transforms;
         Ok(self)
     }
@@ -366,7 +400,9 @@ impl<'m> Solver<'m> {
             if self.history.epochs >= self.config.num_epochs {
                 break Outcome::Finished;
             }
-            if !self.epoch(progress)? {
+            let done = self.epoch(progress);
+            self.put_trained()?;
+            if !done? {
                 return Ok(Outcome::Interrupted);
             }
         };
@@ -395,6 +431,7 @@ impl<'m> Solver<'m> {
             progress.step(self.history.loss_history.len(), loss, accuracy, images);
         }
         drop(feeds);
+        self.put_averaged()?;
         let (train, val) = (self.data.train.clone(), self.data.val.clone());
         let train_acc = self.check_accuracy(&train, self.config.num_train_samples)?;
         let val_acc = self.check_accuracy(&val, self.config.num_val_samples)?;
@@ -412,6 +449,7 @@ impl<'m> Solver<'m> {
         if best {
             self.best = kept(self.model)?;
         }
+        self.put_trained()?;
         progress.line(&format!(
             "(Epoch {} / {}) train acc: {train_acc:.3}; val_acc: {val_acc:.3}",
             epoch + 1,
@@ -419,13 +457,39 @@ impl<'m> Solver<'m> {
         ));
         self.save_checkpoint()?;
         if let (true, Some(dir)) = (best, &self.config.checkpoint_dir) {
-            save_state_dict(dir.join("best.safetensors"), self.model)?;
+            checkpoint::save_named(&dir.join("best.safetensors"), &self.best)?;
         }
         Ok(true)
     }
 
+    /// Put averaged weights into the model, where there are some. Nothing moves to other memory: a
+    /// captured step goes on with the trained ones.
+    fn put_averaged(&mut self) -> Result<()> {
+        let Some(averaged) = self.optimizer.averaged()? else {
+            return Ok(());
+        };
+        for (name, t) in nn::state_dict(self.model) {
+            self.trained
+                .push((name, t.copied(t.layout().dense_like())?));
+        }
+        nn::try_visit(self.model, |name, slot| {
+            match (slot, averaged.iter().find(|(n, _)| n == name)) {
+                (Slot::Parameter(t) | Slot::Buffer(t), Some((_, average))) => t.copy_(average),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Put the trained weights back.
+    fn put_trained(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.trained) {
+            none if none.is_empty() => Ok(()),
+            trained => nn::load_state_dict(self.model, &trained),
+        }
+    }
+
     fn steps_per_epoch(&self) -> usize {
-        self.loader.batches().div_ceil(self.config.accumulate)
+        self.config.steps_of(&self.loader)
     }
 
     fn position(&self) -> Position {
@@ -690,7 +754,7 @@ mod tests {
     use crate::data::synthetic;
     use crate::dtype::DType;
     use crate::nn::Visitor;
-    use crate::optim::{OneCycle, Plateau, Unit};
+    use crate::optim::{Cyclic, OneCycle, Plateau, Unit};
 
     /// A linear classifier with noise on its input, a running mean, and a name.
     struct Net {
@@ -892,6 +956,40 @@ mod tests {
         Solver::new(&mut Net::new("net"), data(), config(two, 3))?.train()?;
         let mut resumed = Net::new("net");
         let mut solver = Solver::new(&mut resumed, data(), config(two, 5))?;
+        solver.resume(two.join("checkpoint.safetensors"))?;
+        solver.train()?;
+        assert_same_run((&mut straight, one), (&mut resumed, two));
+        Ok(())
+    }
+
+    #[test]
+    fn a_momentum_that_cycles_is_the_optimizers_and_is_resumed() -> Result<()> {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (one, two) = (one.path(), two.path());
+        let schedule = Schedule::Cyclic(Cyclic {
+            step_size_up: 3,
+            ..Cyclic::new(1e-4, 1e-3)
+        });
+        let config = |dir: &Path, epochs| SolverConfig {
+            update_rule: UpdateRule::SgdMomentum,
+            schedule: schedule.clone(),
+            ..config(dir, epochs)
+        };
+        let mut straight = Net::new("net");
+        let mut solver = Solver::new(&mut straight, data(), config(one, 4))?;
+        solver.train()?;
+        // the last of 16 steps
+        let last = Position {
+            step: 15,
+            ..Position::default()
+        };
+        let momentum = schedule.momentum(last);
+        assert_eq!(solver.optimizer.momentum(), momentum);
+        assert!(momentum.is_some_and(|m| m < 0.85), "{momentum:?}");
+
+        Solver::new(&mut Net::new("net"), data(), config(two, 2))?.train()?;
+        let mut resumed = Net::new("net");
+        let mut solver = Solver::new(&mut resumed, data(), config(two, 4))?;
         solver.resume(two.join("checkpoint.safetensors"))?;
         solver.train()?;
         assert_same_run((&mut straight, one), (&mut resumed, two));

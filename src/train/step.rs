@@ -256,6 +256,12 @@ impl Parts<'_> {
             amp::unscale(self.model, grads, &inverse)?;
         }
         add_l2_gradients(self.model, self.reg, grads)?;
+        if let Some(most) = self.config.clip_grad_norm {
+            optim::clip_grad_norm(grads, self.model, most)?;
+        }
+        if let Some(most) = self.config.clip_grad_value {
+            optim::clip_grad_value(grads, self.model, most)?;
+        }
         self.optimizer.step(self.model, grads)
     }
 

@@ -8,9 +8,9 @@ use crate::cpu::conv::{self, ConvShape};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
-use crate::ops::one_dtype;
 use crate::ops::precision::lowered;
 use crate::ops::unary::{relu_grad, relu_in_place};
+use crate::ops::{Formula, one_dtype};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -246,6 +246,15 @@ const fn window(
         dilation,
     }
 }
+
+/// For the table of ops.
+pub const FORMULAS: &[Formula] = &[
+    (
+        "conv2d",
+        "y[i] = b + sum_u x[i s + u d - p] w[u], summed over the channels of a group",
+    ),
+    ("conv2d_relu", "max(conv2d(x, w, b), 0)"),
+];
 
 macro_rules! cases {
     ($op:ident; $($name:literal $x:expr, $w:expr, [$($b:expr)?], $window:expr, $groups:expr $(, $detach:ident)?;)*) => {&[$(

@@ -197,48 +197,41 @@ impl Default for OneCycle {
 }
 
 impl OneCycle {
-    /// Through the phases' ends, `values` has one more, at count `t` of `total`.
-    fn at(&self, t: usize, total: usize, values: &[f64]) -> f64 {
+    /// From `first` to `peak` and on to `last`, at count `t` of `total`; `last` beyond them.
+    fn at(&self, t: usize, total: usize, [first, peak, last]: [f64; 3]) -> f64 {
         let (t, total) = (t as f64, total as f64);
-        let up = self.pct_start * total - 1.0;
-        let ends = match self.three_phase {
-            true => vec![up, 2.0 * self.pct_start * total - 2.0, total - 1.0],
-            false => vec![up, total - 1.0],
-        };
-        let mut start = 0.0;
-        for (i, (&end, ends_at)) in ends.iter().zip(values.windows(2)).enumerate() {
-            if t <= end || i == ends.len() - 1 {
+        let up = self.pct_start * total;
+        // where each phase ends, and at what
+        let down = self.three_phase.then_some((2.0 * up - 2.0, first));
+        let phases = [Some((up - 1.0, peak)), down, Some((total - 1.0, last))];
+        let (mut start, mut from) = (0.0, first);
+        for (end, to) in phases.into_iter().flatten() {
+            if t <= end {
                 // a phase of a single count is at its end
-                let x = match end > start {
-                    true => ((t - start) / (end - start)).min(1.0),
-                    false => 1.0,
+                let x = if end > start {
+                    (t - start) / (end - start)
+                } else {
+                    1.0
                 };
                 return match self.anneal_strategy {
-                    Anneal::Cos => cosine(ends_at[0], ends_at[1], x),
-                    Anneal::Linear => linear(ends_at[0], ends_at[1], x),
+                    Anneal::Cos => cosine(from, to, x),
+                    Anneal::Linear => linear(from, to, x),
                 };
             }
-            start = end;
+            (start, from) = (end, to);
         }
-        values[0]
+        last
     }
 
     pub(super) fn learning_rate(&self, base: f64, t: usize, total: usize) -> f64 {
         let peak = self.max_lr.unwrap_or(base);
         let first = peak / self.div_factor;
-        let last = first / self.final_div_factor;
-        match self.three_phase {
-            true => self.at(t, total, &[first, peak, first, last]),
-            false => self.at(t, total, &[first, peak, last]),
-        }
+        self.at(t, total, [first, peak, first / self.final_div_factor])
     }
 
     pub(super) fn momentum(&self, t: usize, total: usize) -> Option<f64> {
         let (most, least) = (self.max_momentum, self.base_momentum);
-        let momentum = || match self.three_phase {
-            true => self.at(t, total, &[most, least, most, most]),
-            false => self.at(t, total, &[most, least, most]),
-        };
+        let momentum = || self.at(t, total, [most, least, most]);
         self.cycle_momentum.then(momentum)
     }
 
