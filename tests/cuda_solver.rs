@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use cotangent::data::{Augment, Normalize, synthetic};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
-use cotangent::optim::{OneCycle, Schedule};
+use cotangent::optim::{EmaConfig, LookaheadConfig, OneCycle, Schedule};
 use cotangent::random::Generator;
 use cotangent::train::{Loss, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Error, Tensor, cuda};
@@ -112,14 +112,8 @@ fn losses_are_those_of_the_cpu() {
 #[test]
 fn a_captured_step_is_the_plain_one_to_the_bit() {
     let _alone = alone();
-    let run = |n: u8, plain: bool, update_rule| {
+    let run = |n: u8, plain: bool, config: SolverConfig| {
         let mut model = model(device(n));
-        let mut config = config(2);
-        if update_rule == UpdateRule::SgdMomentum {
-            // the momentum moves at each step, too
-            config.update_rule = update_rule;
-            config.schedule = Schedule::OneCycle(OneCycle::default());
-        }
         let mut solver = Solver::new(&mut model, data(5 * BATCH), config).unwrap();
         if plain {
             solver = solver.without_capture();
@@ -141,8 +135,22 @@ fn a_captured_step_is_the_plain_one_to_the_bit() {
         });
         (losses, bits(&mut model), streams)
     };
-    for rule in [UpdateRule::Adam, UpdateRule::SgdMomentum] {
-        let (plain, captured) = (run(2, true, rule), run(3, false, rule));
+    // the momentum moves at each step, too
+    let mut cycled = config(2);
+    cycled.update_rule = UpdateRule::SgdMomentum;
+    cycled.schedule = Schedule::OneCycle(OneCycle::default());
+    let mut wrapped = config(2);
+    wrapped.update_rule = UpdateRule::Muon;
+    wrapped.optim_config.no_decay = true;
+    wrapped.optim_config.lookahead = Some(LookaheadConfig {
+        k: 3,
+        buffers: true,
+        ..LookaheadConfig::default()
+    });
+    wrapped.optim_config.ema = Some(EmaConfig::default());
+    for config in [config(2), cycled, wrapped] {
+        let rule = config.update_rule;
+        let (plain, captured) = (run(2, true, config.clone()), run(3, false, config));
         assert_eq!(plain.0.len(), 10);
         assert_eq!(captured, plain, "{rule:?}");
     }
