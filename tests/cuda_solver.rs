@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use cotangent::data::{Augment, Normalize, synthetic};
+use cotangent::data::{Augment, Mix, Normalize, Transform, synthetic};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
 use cotangent::optim::{EmaConfig, LookaheadConfig, OneCycle, Schedule};
@@ -87,11 +87,29 @@ fn alone() -> MutexGuard<'static, ()> {
 #[test]
 fn losses_are_those_of_the_cpu() {
     let _alone = alone();
-    for loss in [Loss::CrossEntropy, Loss::BceWithLogits, Loss::Svm] {
+    // labels become shares of classes
+    let mixed = Augment {
+        transforms: vec![
+            Transform::random_rotation(20.0),
+            Transform::color_jitter(0.3, 0.3, 0.3, 0.1),
+        ],
+        mix: vec![Mix::Mixup { alpha: 0.4 }, Mix::CutMix { alpha: 1.0 }],
+        ..Augment::standard()
+    };
+    for (loss, augment) in [
+        (Loss::CrossEntropy, Augment::standard()),
+        (Loss::BceWithLogits, Augment::standard()),
+        (Loss::Svm, Augment::standard()),
+        (Loss::CrossEntropy, mixed),
+    ] {
         let run = |device| {
             let mut model = model(device);
             let config = SolverConfig { loss, ..config(1) };
-            let mut solver = Solver::new(&mut model, data(7 * BATCH), config).unwrap();
+            let data = SolverData {
+                augment: augment.clone(),
+                ..data(7 * BATCH)
+            };
+            let mut solver = Solver::new(&mut model, data, config).unwrap();
             solver.train().unwrap();
             assert_eq!(solver.is_captured(), device != Device::Cpu);
             solver.history().clone()
