@@ -211,6 +211,7 @@ fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
         .unwrap();
     let mut large = SolverConfig {
         batch_size: 48,
+        schedule: Schedule::Constant,
         ..config(1)
     };
     let error = Solver::new(&mut model, data(48), large.clone())
