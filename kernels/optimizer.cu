@@ -231,6 +231,18 @@ template <class T> __device__ __forceinline__ void clip_value_body(const Rows& r
   KERNEL(256, clip_value_##NAME, Rows r, double most) { clip_value_body<T>(r, most); }
 FOR_REAL(CLIP)
 
+// ---------------------------------------------------------------- g *= factor, a number of the step
+// One block a stretch of a row (g).
+template <class T> __device__ __forceinline__ void scale_body(const Rows& r, const double* factor) {
+  const T by = (T)factor[0];
+  Stretch own = stretch_of(r);
+  T* g = column<T>(r, own.row, 0);
+  for (unsigned i = own.first + threadIdx.x; i < own.end; i += blockDim.x) g[i] *= by;
+}
+#define SCALE(NAME, T) \
+  KERNEL(256, scale_##NAME, Rows r, const double* factor) { scale_body<T>(r, factor); }
+FOR_REAL(SCALE)
+
 // ---------------------------------------------------------------- y += a x
 // One block a stretch of a row (y, x).
 template <class T> __device__ __forceinline__ void axpy_body(const Rows& r, double by) {

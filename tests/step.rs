@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use cotangent::data::{Augment, Normalize, synthetic};
+use cotangent::data::{Augment, Mix, Normalize, synthetic};
 use cotangent::nn::{
     self, Activation, BatchNorm2d, Checkpointed, Conv2d, Conv2dConfig, Dropout, Flatten, Linear,
     Mode, Module, Sequential, Visitor,
@@ -93,13 +93,26 @@ impl Module for Double {
     }
 }
 
-/// The CPU, and an emulated device that no other test of this file uses.
+/// Of a kind of step: with everything, images are mixed and labels are shares of classes.
+fn data_for(kind: &str, n: usize) -> SolverData {
+    let mut data = data(n);
+    if kind == "everything" {
+        data.augment.mix = vec![Mix::Mixup { alpha: 0.5 }];
+    }
+    data
+}
+
+/// An emulated device that no other test of this file uses, or (`GPU_REQUIRED=1`) a real one.
+fn gpu(n: u8) -> Option<Device> {
+    match std::env::var_os("GPU_REQUIRED") {
+        Some(_) => Some(Device::cuda(0).expect("GPU_REQUIRED is set")),
+        None => Device::cuda_emulated_nth(n).ok(),
+    }
+}
+
+/// The CPU and a GPU.
 fn devices(n: u8) -> Vec<Device> {
-    let emulated = Device::cuda_emulated_nth(n).ok();
-    [Some(Device::Cpu), emulated]
-        .into_iter()
-        .flatten()
-        .collect()
+    [Some(Device::Cpu), gpu(n)].into_iter().flatten().collect()
 }
 
 fn values(model: &mut dyn Module) -> Vec<f64> {
@@ -131,6 +144,16 @@ fn kinds() -> Vec<(&'static str, SolverConfig)> {
         loss_scale,
         ..whole.clone()
     };
+    // every third step overflows
+    let too_fast = SolverConfig {
+        loss_scale: LossScale {
+            init_scale: 1024.0,
+            growth_factor: 2f64.powi(80),
+            backoff_factor: 2f64.powi(-80),
+            growth_interval: 2,
+        },
+        ..f16.clone()
+    };
     let bf16 = SolverConfig {
         autocast: Precision::Bf16,
         ..whole.clone()
@@ -155,6 +178,7 @@ fn kinds() -> Vec<(&'static str, SolverConfig)> {
         ("accumulate", several),
         ("bf16", bf16),
         ("f16", f16),
+        ("f16 whose scale grows too fast", too_fast),
         ("f16, accumulate", both),
         ("clipped and averaged", clipped),
         ("everything", all),
@@ -216,9 +240,10 @@ fn an_epochs_steps_are_counted() {
 fn a_captured_step_is_the_plain_one_to_the_bit() {
     for (i, (name, config)) in kinds().into_iter().enumerate() {
         let run = |plain: bool| {
-            let device = Device::cuda_emulated_nth(10 + 2 * i as u8 + plain as u8).ok()?;
+            let device = gpu(10 + 2 * i as u8 + plain as u8)?;
             let mut model = convnet(device);
-            let mut solver = Solver::new(&mut model, data(7 * BATCH), config.clone()).unwrap();
+            let mut solver =
+                Solver::new(&mut model, data_for(name, 7 * BATCH), config.clone()).unwrap();
             if plain {
                 solver = solver.without_capture();
             }
@@ -249,7 +274,7 @@ fn memory_is_steady() {
                 num_epochs: epochs,
                 ..config.clone()
             };
-            let mut solver = Solver::new(&mut model, data(6 * BATCH), config).unwrap();
+            let mut solver = Solver::new(&mut model, data_for(name, 6 * BATCH), config).unwrap();
             solver.train().unwrap();
             let stats = gpu.memory_stats().unwrap();
             (stats.allocations, stats.live)
@@ -271,7 +296,8 @@ fn a_resumed_run_goes_on_to_the_bit() {
             };
             let run = |epochs, resume: bool| {
                 let mut model = convnet(device);
-                let mut solver = Solver::new(&mut model, data(5 * BATCH), config(epochs)).unwrap();
+                let mut solver =
+                    Solver::new(&mut model, data_for(name, 5 * BATCH), config(epochs)).unwrap();
                 if resume {
                     let path = dir.path().join("checkpoint.safetensors");
                     solver.resume(path).unwrap();

@@ -21,7 +21,9 @@ pub struct Autocast {
 /// thread until the guard is dropped, as PyTorch's `autocast` does. Another type is an
 /// [`Error::DType`].
 ///
-/// | in `dtype` | `matmul`, `linear`, `conv2d` and their kind: float inputs are converted, F64 excepted |
+/// | runs | ops |
+/// |---|---|
+/// | in `dtype` | `matmul`, `linear`, `conv2d` and their kind: float inputs are converted, unless one is F64 |
 /// | in F32 | `softmax`, `log_softmax`, every loss: 16-bit inputs are widened |
 /// | in the inputs' type | all others; beside an F32 operand (a norm's weight) a 16-bit one is widened |
 ///

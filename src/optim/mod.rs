@@ -35,7 +35,7 @@ pub use lookahead::{Lookahead, LookaheadConfig};
 pub use muon::{Muon, MuonConfig, MuonOther, newton_schulz};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rows::global_norm;
-pub(crate) use rows::{Rows, axpy, beside, sum_squares};
+pub(crate) use rows::{Rows, axpy, beside, scale, sum_squares};
 pub use schedule::{
     Anneal, Cyclic, CyclicMode, OneCycle, Plateau, PlateauMode, Position, Schedule, ScheduleState,
     ThresholdMode, Unit,

@@ -14,6 +14,8 @@ use crate::with_real;
 kernels! {
     /// y += a x, one block a stretch of a row.
     AXPY = "axpy" [F32, F64];
+    /// x *= a, one block a stretch of a row.
+    SCALE = "scale" [F32, F64];
     /// y += w (x - y), one block a stretch of a row.
     LERP = "lerp" [F32, F64];
     /// The squares of a stretch, summed in f64, one block each.
@@ -260,6 +262,11 @@ pub(crate) fn sum_squares(
     let args = [&[parts.input(), y.output()], &numbers[..]].concat();
     gpu.launch(SUM_PARTS.of(DType::F64)?, [1; 3], [256, 1, 1], 0, &args)?;
     Ok(y)
+}
+
+/// x *= factor for all rows (x); (1) of F64 on their device.
+pub(crate) fn scale(rows: Rows, factor: &Tensor) -> Result<()> {
+    rows.launch(&SCALE, |_| [factor.input()])
 }
 
 /// y += a x for all rows (y, x).

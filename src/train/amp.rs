@@ -15,15 +15,17 @@
 //! On a GPU products run on its matrix units, and activations that products keep take half the
 //! memory. On the CPU each element is rounded as there, and nothing is faster.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::Gradients;
 use crate::device::Device;
-use crate::dtype::DType;
+use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
 use crate::nn::{self, Module, Slot};
 use crate::optim::{self, Optimizer};
 use crate::tensor::Tensor;
+use crate::with_real;
 
 /// The type that products of a training run in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,21 +256,33 @@ pub(super) fn sum_squares(model: &mut dyn Module, grads: &Gradients) -> Result<T
     optim::sum_squares("grad_scaler", &all.iter().collect::<Vec<_>>(), 1.0, false)
 }
 
-/// Multiply all gradients by `factor`, (1) of F64, in place.
+/// Multiply all gradients by `factor`, (1) of F64, in place: on a CUDA device in one launch.
 pub(super) fn unscale(
     model: &mut dyn Module,
     grads: &mut Gradients,
     factor: &Tensor,
 ) -> Result<()> {
+    let mut rows = optim::Rows::default();
     nn::try_visit(model, |_, slot| {
-        if let Slot::Parameter(p) = slot
-            && let Some(g) = grads.get_mut(p)
-        {
-            let scaled = g.mul(&factor.cast(g.dtype())?)?.reshape(g.shape())?;
-            g.copy_(&scaled)?;
+        let Slot::Parameter(p) = slot else {
+            return Ok(());
+        };
+        let Some(g) = grads.get_mut(p) else {
+            return Ok(());
+        };
+        if let Device::Cuda(_) = g.device() {
+            g.make_unique()?;
+            rows.push(&[g]);
+            return Ok(());
         }
-        Ok(())
-    })
+        with_real!("grad_scaler", g.dtype(), T => {
+            let by = T::of(factor.item()?);
+            let stretches = g.make_mut::<T>()?.par_chunks_mut(1 << 14);
+            stretches.for_each(|g| g.iter_mut().for_each(|g| *g *= by));
+            Ok(())
+        })
+    })?;
+    optim::scale(rows, factor)
 }
 
 #[cfg(test)]

@@ -114,8 +114,11 @@ impl Stepper {
         // what backward begins with
         let scale = parts.scaler.as_ref().map_or(1.0, |s| s.scale());
         let seed = parts.is_split().then_some(scale / count as f64);
-        if parts.config.accumulate > 1 {
-            self.sums.zero_()?;
+        match parts.config.accumulate {
+            // those of a step that was left out
+            1 if self.captured.is_none() => self.sums = Gradients::default(),
+            1 => {}
+            _ => self.sums.zero_()?,
         }
         let mut penalty = 0.0;
         for feed in feeds.take(count) {
