@@ -10,7 +10,7 @@ rm -rf "$out" && mkdir -p "$out/bin"
 export RUSTFLAGS="-C target-cpu=x86-64-v3" CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/gpu
 export CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 what=(--bench speed --bench kernels --bin cotangent --example cpu_vs_gpu)
-for file in tests/cuda*.rs; do what+=(--test "$(basename "$file" .rs)"); done
+for file in tests/cuda*.rs tests/layers.rs tests/step.rs; do what+=(--test "$(basename "$file" .rs)"); done
 # the tests' feature: some of them compare the card with the emulated device
 cargo build --locked --release --features emulator "${what[@]}" \
   --message-format=json-render-diagnostics >"$out/build.json"

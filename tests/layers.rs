@@ -1,5 +1,5 @@
 //! Every layer of `nn`, from one table: gradients in f64 in both modes, the same results on the CPU
-//! and on the emulated CUDA device, and a state that another copy takes over.
+//! and on the CUDA device, emulated or (`GPU_REQUIRED=1`) real, and a state that another copy takes over.
 
 use cotangent::nn::{
     self, Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Conv2dConfig,
@@ -153,11 +153,14 @@ fn run(m: &mut dyn Module, x: &Tensor, mode: Mode) -> Result<Vec<Vec<f64>>> {
 
 #[test]
 fn the_cuda_device_gives_what_the_cpu_gives() -> Result<()> {
-    if !cfg!(feature = "emulator") {
-        eprintln!("skipped: no emulated device (cargo feature `emulator`)");
-        return Ok(());
-    }
-    let device = Device::cuda_emulated()?;
+    let device = match std::env::var_os("GPU_REQUIRED") {
+        Some(_) => Device::cuda(0)?,
+        None if cfg!(feature = "emulator") => Device::cuda_emulated()?,
+        None => {
+            eprintln!("skipped: no emulated device (cargo feature `emulator`)");
+            return Ok(());
+        }
+    };
     each(|m, x, layer| {
         for mode in [Mode::Train, Mode::Eval] {
             let streams = cotangent::train::checkpoint::generators(m);

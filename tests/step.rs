@@ -8,7 +8,7 @@ use cotangent::nn::{
     self, Activation, BatchNorm2d, Checkpointed, Conv2d, Conv2dConfig, Dropout, Flatten, Linear,
     Mode, Module, Sequential, Visitor,
 };
-use cotangent::optim::Schedule;
+use cotangent::optim::{EmaConfig, Schedule};
 use cotangent::random::Generator;
 use cotangent::train::{
     Checkpoint, LossScale, OptimConfig, Precision, Solver, SolverConfig, SolverData, UpdateRule,
@@ -40,6 +40,18 @@ fn config(epochs: usize) -> SolverConfig {
         reg: 1e-3,
         verbose: false,
         ..SolverConfig::default()
+    }
+}
+
+/// Settings of [`config`], with an average of the weights.
+fn averaged(decay: Option<f64>) -> OptimConfig {
+    let average = |decay| EmaConfig {
+        decay,
+        warmup: false,
+    };
+    OptimConfig {
+        ema: decay.map(average),
+        ..config(1).optim_config
     }
 }
 
@@ -165,12 +177,12 @@ fn kinds() -> Vec<(&'static str, SolverConfig)> {
     let clipped = SolverConfig {
         clip_grad_norm: Some(0.5),
         clip_grad_value: Some(0.05),
-        ema_decay: Some(0.7),
+        optim_config: averaged(Some(0.7)),
         ..whole.clone()
     };
     let all = SolverConfig {
         clip_grad_norm: Some(0.5),
-        ema_decay: Some(0.7),
+        optim_config: averaged(Some(0.7)),
         ..both.clone()
     };
     vec![
@@ -400,10 +412,10 @@ fn a_step_is_as_long_as_clipping_lets_it() {
 fn the_average_judges_and_the_weights_train() {
     for device in devices(4) {
         let dir = tempfile::tempdir().unwrap();
-        let run = |ema_decay| {
+        let run = |decay| {
             let mut model = convnet(device);
             let config = SolverConfig {
-                ema_decay,
+                optim_config: averaged(decay),
                 checkpoint_dir: Some(dir.path().into()),
                 ..config(2)
             };
@@ -486,7 +498,7 @@ fn a_run_of_other_settings_is_not_resumed() {
         (r#"{"loss_scale": {"growth_factor": 0.5}}"#, "growth_factor"),
         (r#"{"clip_grad_norm": 0.0}"#, "clip_grad_norm"),
         (r#"{"clip_grad_value": -1.0}"#, "clip_grad_value"),
-        (r#"{"ema_decay": 1.0}"#, "ema_decay"),
+        (r#"{"optim_config": {"ema": {"decay": 1.0}}}"#, "ema_decay"),
     ] {
         let config: SolverConfig = serde_json::from_str(json).unwrap();
         match config.validate().unwrap_err() {

@@ -167,6 +167,11 @@ impl Loader {
         &self.data
     }
 
+    /// [C, H, W] of an image of a batch, after the transforms.
+    pub fn image_shape(&self) -> [usize; 3] {
+        self.pipeline.shape()
+    }
+
     /// The number of batches in an epoch, at least 1.
     pub fn batches(&self) -> usize {
         if self.drop_last {

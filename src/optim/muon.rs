@@ -87,16 +87,17 @@ impl Default for MuonConfig {
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 const OP: &str = "muon";
 
-/// A matrix with the singular vectors of `x` (rows, columns) and singular values near 1 (0.7 to
-/// 1.2 for all that are not much smaller than the greatest): `steps` times
+/// A matrix with the singular vectors of `x` (rows, columns) and singular values near 1 (0.68
+/// to 1.14 after 5 steps, where they were a fiftieth of the norm or more): `steps` times
 /// `X = a X + b (X X^T) X + c (X X^T)^2 X` with (a, b, c) = (3.4445, -4.7750, 2.0315), from x over
 /// its norm, or over `eps` where the norm is less.
 ///
 /// ```
 /// # use cotangent::{Tensor, optim::newton_schulz};
-/// let x = Tensor::from_slice(&[3f64, 0.0, 0.0, 2.0, 0.0, 0.0], [2, 3])?;
+/// let x = Tensor::from_slice(&[3f64, 0.0, 0.0, 0.0, 2.0, 0.0], [2, 3])?;
 /// let y = newton_schulz(&x, 5, 1e-7)?.to_vec::<f64>()?;
-/// assert!((y[0] - 1.0).abs() < 0.3 && (y[3] - 1.0).abs() < 0.3 && y[1] == 0.0);
+/// let near_one = |y: f64| (0.68..1.14).contains(&y);
+/// assert!(near_one(y[0]) && near_one(y[4]) && y[1] == 0.0);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 pub fn newton_schulz(x: &Tensor, steps: usize, eps: f64) -> Result<Tensor> {

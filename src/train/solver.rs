@@ -12,9 +12,9 @@ use crate::autograd::{autocast, no_grad};
 use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::nn::{self, Mode, Module, Slot};
+use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
-use crate::optim::{Ema, EmaConfig, Optimizer, PlateauMode, Position, Schedule, ScheduleState};
+use crate::optim::{Optimizer, PlateauMode, Position, Schedule, ScheduleState, with_averaged};
 use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::amp::{GradScaler, LossScale, Precision};
@@ -60,10 +60,6 @@ pub struct SolverConfig {
     /// Each number of a step's gradients comes between this and its negative, after
     /// `clip_grad_norm`.
     pub clip_grad_value: Option<f64>,
-    /// Keep an exponential moving average of the weights, of which so much stays in a step: epochs
-    /// are judged by it, and the best parameters are its own. Training goes on with the weights
-    /// themselves.
-    pub ema_decay: Option<f64>,
     /// Times through the training images.
     pub num_epochs: usize,
     /// Training images for the accuracy after an epoch; `None` for all.
@@ -99,7 +95,6 @@ impl Default for SolverConfig {
             loss_scale: LossScale::default(),
             clip_grad_norm: None,
             clip_grad_value: None,
-            ema_decay: None,
             num_epochs: 10,
             num_train_samples: Some(1000),
             num_val_samples: None,
@@ -115,7 +110,7 @@ impl Default for SolverConfig {
 impl SolverConfig {
     /// An [`Error::Config`] where a setting makes no sense, whatever the data.
     pub fn validate(&self) -> Result<()> {
-        self.optimizer()?;
+        self.optim_config.build(self.update_rule)?;
         self.schedule.validate()?;
         self.loss_scale.validate()?;
         if !(self.lr_decay > 0.0 && self.lr_decay.is_finite()) {
@@ -149,15 +144,6 @@ impl SolverConfig {
             }
         }
         Ok(())
-    }
-
-    fn optimizer(&self) -> Result<Box<dyn Optimizer>> {
-        let rule = self.optim_config.build(self.update_rule)?;
-        let Some(decay) = self.ema_decay else {
-            return Ok(rule);
-        };
-        let warmup = false;
-        Ok(Box::new(Ema::new(rule, EmaConfig { decay, warmup })?))
     }
 
     /// Steps in an epoch.
@@ -233,9 +219,8 @@ pub struct Solver<'m> {
     stop: Arc<AtomicBool>,
     stepper: Stepper,
     scaler: Option<GradScaler>,
-    /// The weights themselves, while their average is in the model.
-    trained: Named,
-    evaluation: Vec<Transform>,
+    /// Where asked for.
+    evaluation: Option<Vec<Transform>>,
 }
 
 impl<'m> Solver<'m> {
@@ -255,7 +240,7 @@ impl<'m> Solver<'m> {
             true,
             true,
         )?;
-        let optimizer = config.optimizer()?;
+        let optimizer = config.optim_config.build(config.update_rule)?;
         config.schedule.check_run(Position {
             total_epochs: config.num_epochs,
             total_steps: config.num_epochs * config.steps_of(&loader),
@@ -288,8 +273,7 @@ impl<'m> Solver<'m> {
             stop: Arc::default(),
             stepper: Stepper::default(),
             scaler,
-            trained: Named::new(),
-            evaluation: Vec::new(),
+            evaluation: None,
             config,
         })
     }
@@ -301,7 +285,7 @@ impl<'m> Solver<'m> {
         let augment = Augment::evaluation(&transforms)?;
         let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
         Loader::new(val, normalize, augment, 1, 0, false, false)?;
-        self.evaluation = transforms;
+        self.evaluation = Some(transforms);
         Ok(self)
     }
 
@@ -366,6 +350,14 @@ impl<'m> Solver<'m> {
     pub fn train(&mut self) -> Result<Outcome> {
         // model, loss and settings may be others than in an earlier call
         self.stepper.forget();
+        let (seen, judged) = (self.loader.image_shape(), self.data.val.shape());
+        if self.evaluation.is_none() && seen != judged {
+            let why = format!(
+                "training makes images of {seen:?}, those to judge by are of {judged:?}; expected \
+                 `with_evaluation` to say what becomes of them"
+            );
+            return Err(Error::config("evaluation", why));
+        }
         if let Some(dir) = &self.config.checkpoint_dir {
             files::create_dir(dir)?;
         }
@@ -400,9 +392,7 @@ impl<'m> Solver<'m> {
             if self.history.epochs >= self.config.num_epochs {
                 break Outcome::Finished;
             }
-            let done = self.epoch(progress);
-            self.put_trained()?;
-            if !done? {
+            if !self.epoch(progress)? {
                 return Ok(Outcome::Interrupted);
             }
         };
@@ -431,25 +421,26 @@ impl<'m> Solver<'m> {
             progress.step(self.history.loss_history.len(), loss, accuracy, images);
         }
         drop(feeds);
-        self.put_averaged()?;
-        let (train, val) = (self.data.train.clone(), self.data.val.clone());
-        let train_acc = self.check_accuracy(&train, self.config.num_train_samples)?;
-        let val_acc = self.check_accuracy(&val, self.config.num_val_samples)?;
+        let averaged = match self.config.optim_config.ema {
+            Some(_) => self.optimizer.averaged()?,
+            None => None,
+        };
+        let [train_acc, val_acc, watched] = self.judge(averaged.as_deref())?;
         let seconds = before + start.elapsed().as_secs_f64();
         let lr = self.optimizer.learning_rate();
         let best = self.history.end_epoch(train_acc, val_acc, lr, seconds);
-        let watched = match self.config.schedule.watches() {
-            Some(PlateauMode::Min) => self.val_loss()?,
-            _ => val_acc,
-        };
         let at = self.position();
         let schedule = &self.config.schedule;
         schedule.end_epoch(at, &mut self.schedule, watched);
         (self.batch, self.correct, self.seconds) = (0, 0, 0.0);
         if best {
             self.best = kept(self.model)?;
+            for (name, average) in averaged.into_iter().flatten() {
+                if let Some((_, best)) = self.best.iter_mut().find(|(n, _)| *n == name) {
+                    *best = average.moved(Device::Cpu)?;
+                }
+            }
         }
-        self.put_trained()?;
         progress.line(&format!(
             "(Epoch {} / {}) train acc: {train_acc:.3}; val_acc: {val_acc:.3}",
             epoch + 1,
@@ -462,29 +453,29 @@ impl<'m> Solver<'m> {
         Ok(true)
     }
 
-    /// Put averaged weights into the model, where there are some. Nothing moves to other memory: a
-    /// captured step goes on with the trained ones.
-    fn put_averaged(&mut self) -> Result<()> {
-        let Some(averaged) = self.optimizer.averaged()? else {
-            return Ok(());
+    /// After an epoch, with `averaged` weights where there are some: the accuracies of training and
+    /// validation images, and what the schedule watches.
+    fn judge(&mut self, averaged: Option<&[(String, Tensor)]>) -> Result<[f64; 3]> {
+        let _products = autocast(self.config.autocast.dtype())?;
+        let (data, config, loss) = (&self.data, &self.config, &self.loss);
+        let of = (
+            &data.normalize,
+            self.evaluation.as_deref().unwrap_or_default(),
+        );
+        let train = sampled(&data.train, config.num_train_samples, config.seed)?;
+        let val = sampled(&data.val, config.num_val_samples, config.seed)?;
+        let judge = |model: &mut dyn Module| {
+            let train_acc = check_accuracy(model, &train, of.0, of.1, config.batch_size)?;
+            let val_acc = check_accuracy(model, &val, of.0, of.1, config.batch_size)?;
+            let watched = match config.schedule.watches() {
+                Some(PlateauMode::Min) => mean_loss(model, &val, of, config.batch_size, loss)?,
+                _ => val_acc,
+            };
+            Ok([train_acc, val_acc, watched])
         };
-        for (name, t) in nn::state_dict(self.model) {
-            self.trained
-                .push((name, t.copied(t.layout().dense_like())?));
-        }
-        nn::try_visit(self.model, |name, slot| {
-            match (slot, averaged.iter().find(|(n, _)| n == name)) {
-                (Slot::Parameter(t) | Slot::Buffer(t), Some((_, average))) => t.copy_(average),
-                _ => Ok(()),
-            }
-        })
-    }
-
-    /// Put the trained weights back.
-    fn put_trained(&mut self) -> Result<()> {
-        match std::mem::take(&mut self.trained) {
-            none if none.is_empty() => Ok(()),
-            trained => nn::load_state_dict(self.model, &trained),
+        match averaged {
+            Some(weights) => with_averaged(self.model, weights, judge),
+            None => judge(self.model),
         }
     }
 
@@ -539,33 +530,11 @@ impl<'m> Solver<'m> {
     /// classifies right, in evaluation mode.
     pub fn check_accuracy(&mut self, data: &Dataset, num_samples: Option<usize>) -> Result<f64> {
         let _products = autocast(self.config.autocast.dtype())?;
-        let sampled = self.sampled(data, num_samples)?;
+        let sampled = sampled(data, num_samples, self.config.seed)?;
         let batch_size = self.config.batch_size;
-        let (normalize, evaluation) = (&self.data.normalize, &self.evaluation);
+        let evaluation = self.evaluation.as_deref().unwrap_or_default();
+        let normalize = &self.data.normalize;
         check_accuracy(self.model, &sampled, normalize, evaluation, batch_size)
-    }
-
-    fn sampled(&self, data: &Dataset, num_samples: Option<usize>) -> Result<Dataset> {
-        match num_samples {
-            Some(n) if n < data.len() => {
-                let order = Generator::new(self.config.seed).permutation(data.len());
-                data.subset(&order[..n])
-            }
-            _ => Ok(data.clone()),
-        }
-    }
-
-    /// The mean loss of the validation images, without penalties, in evaluation mode.
-    fn val_loss(&mut self) -> Result<f64> {
-        let _products = autocast(self.config.autocast.dtype())?;
-        let val = self.sampled(&self.data.val, self.config.num_val_samples)?;
-        let preparation = (&self.data.normalize, &self.evaluation[..]);
-        let (size, mut sum) = (self.config.batch_size, 0.0);
-        evaluate(self.model, &val, preparation, size, |scores, labels| {
-            sum += (self.loss)(scores, labels)?.item()? * labels.numel() as f64;
-            Ok(())
-        })?;
-        Ok(sum / val.len() as f64)
     }
 
     /// The accuracies of the model as it is over all training, validation and test images, into
@@ -620,9 +589,9 @@ impl<'m> Solver<'m> {
         // thousands of numbers: a checksum tells whether they are the same
         let mut numbers = flate2::Crc::new();
         numbers.update(format!("{normalize:?}").as_bytes());
-        let judged = match &self.evaluation[..] {
-            [] => String::new(),
-            transforms => format!(", judged after {transforms:?}"),
+        let judged = match self.evaluation.as_deref() {
+            None | Some([]) => String::new(),
+            Some(transforms) => format!(", judged after {transforms:?}"),
         };
         format!(
             "{} and {} images of {}, {augment:?}, normalized by {:08x}{judged}",
@@ -698,6 +667,33 @@ impl<'m> Solver<'m> {
         };
         Ok(())
     }
+}
+
+/// `num_samples` images, drawn by the seed; `None` for all.
+fn sampled(data: &Dataset, num_samples: Option<usize>, seed: u64) -> Result<Dataset> {
+    match num_samples {
+        Some(n) if n < data.len() => {
+            let order = Generator::new(seed).permutation(data.len());
+            data.subset(&order[..n])
+        }
+        _ => Ok(data.clone()),
+    }
+}
+
+/// The mean loss of images, without penalties, in evaluation mode.
+fn mean_loss(
+    model: &mut dyn Module,
+    data: &Dataset,
+    preparation: (&Normalize, &[Transform]),
+    batch_size: usize,
+    loss: &LossFn,
+) -> Result<f64> {
+    let mut sum = 0.0;
+    evaluate(model, data, preparation, batch_size, |scores, labels| {
+        sum += loss(scores, labels)?.item()? * labels.numel() as f64;
+        Ok(())
+    })?;
+    Ok(sum / data.len() as f64)
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
@@ -1186,6 +1182,33 @@ mod tests {
         let mut net = net();
         let mut solver = Solver::new(&mut net, data(), config(dir.path(), 2))?;
         assert!(matches!(solver.resume(&path), Err(Error::Io { .. })));
+        Ok(())
+    }
+
+    #[test]
+    fn images_of_two_sizes_are_refused_before_an_epoch() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let cut = || SolverData {
+            augment: Augment {
+                transforms: vec![Transform::random_crop([24, 24], 0)],
+                ..Augment::none()
+            },
+            normalize: Normalize::per_channel(&data().train).unwrap(),
+            ..data()
+        };
+        let mut net = Net::new("net");
+        let e = Solver::new(&mut net, cut(), config(dir.path(), 1))?.train();
+        assert_eq!(
+            e.unwrap_err().to_string(),
+            "configuration: evaluation: training makes images of [3, 24, 24], those to judge by \
+             are of [3, 32, 32]; expected `with_evaluation` to say what becomes of them"
+        );
+        let mut net = Net::new("net");
+        let middle = vec![Transform::CenterCrop { size: [24, 24] }];
+        let solver = Solver::new(&mut net, cut(), config(dir.path(), 1))?;
+        // now it is the model that wants 32 x 32
+        let e = solver.with_evaluation(middle)?.train().unwrap_err();
+        assert!(matches!(e, Error::Shape { .. }), "{e}");
         Ok(())
     }
 

@@ -623,8 +623,10 @@ mod tests {
         let none = [1.737587223313342, 0.895420211417248, 2.665028249381089];
         let weighted = [1.2026104828635666, 2.7685505285431202, 2.020623729480115];
         use Reduction::{Mean, None as Each, Sum};
+        // of labels or shares, weighted, ignore_index, label_smoothing, reduction, the losses
+        type Row<'a> = (bool, bool, Option<i64>, f64, Reduction, &'a [f64]);
         #[rustfmt::skip]
-        let table: [(bool, bool, Option<i64>, f64, Reduction, &[f64]); 11] = [
+        let table: [Row<'_>; 11] = [
             (true, true, None, 0.3, Each, &none),
             (true, true, None, 0.0, Mean, &[1.626445246566962]),
             (true, true, None, 0.3, Mean, &[1.5137244811747654]),

@@ -210,7 +210,8 @@ mod tests {
                         format!("{op}: index {bad} is out of range for an axis of size 3");
                     assert_eq!(r.unwrap_err().to_string(), expected, "{device}");
                 };
-                let losses: [(_, fn(&Tensor, &Tensor) -> Result<Tensor>); 3] = [
+                type Loss = fn(&Tensor, &Tensor) -> Result<Tensor>;
+                let losses: [(_, Loss); 3] = [
                     ("cross_entropy", |x, t| {
                         x.cross_entropy(t, &CrossEntropy::default())
                     }),

@@ -29,7 +29,7 @@ pub enum CyclicMode {
 /// let schedule = Schedule::Cyclic(cyclic);
 /// let at = Position { step: 6, ..Position::default() };
 /// assert_eq!(schedule.learning_rate(1.0, at, &ScheduleState::default()), 0.05);
-/// assert_eq!(schedule.momentum(at), Some(0.85));
+/// assert!((schedule.momentum(at).unwrap() - 0.85).abs() < 1e-15);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
