@@ -1,4 +1,4 @@
-//! What [`autocast`](crate::autograd::autocast) makes of an op's inputs: products call [`lowered`]
+//! What [`autocast`](crate::autograd::autocast()) makes of an op's inputs: products call [`lowered`]
 //! where they apply themselves, what PyTorch runs in F32 calls [`widened`].
 
 use crate::autograd::autocast::current;

@@ -26,7 +26,7 @@ kernels! {
 ///
 /// A norm that is not finite spreads, as in PyTorch: NaN makes every gradient NaN; infinity makes
 /// the finite ones 0 and the infinite ones NaN. Gradients of 16-bit floats are an
-/// [`Error::DType`], a `max_norm` that is not above 0 is an [`Error::Config`].
+/// [`crate::Error::DType`], a `max_norm` that is not above 0 is an [`crate::Error::Config`].
 ///
 /// ```
 /// # use cotangent::{DType, Tensor, nn::Linear, optim::clip_grad_norm, random::Generator};
@@ -83,8 +83,8 @@ pub fn clip_grad_norm(
 }
 
 /// PyTorch's `clip_grad_value_`: each element of each parameter's gradient comes between
-/// `-clip_value` and `clip_value`; NaN stays. Gradients of 16-bit floats are an [`Error::DType`],
-/// a `clip_value` that is not above 0 is an [`Error::Config`].
+/// `-clip_value` and `clip_value`; NaN stays. Gradients of 16-bit floats are an [`crate::Error::DType`],
+/// a `clip_value` that is not above 0 is an [`crate::Error::Config`].
 ///
 /// ```
 /// # use cotangent::{Tensor, nn::Linear, optim::clip_grad_value, random::Generator};

@@ -7,7 +7,7 @@
 //! | `bf16` | BF16: F32's range, 8 bits of precision | F32 | F32 |
 //! | `f16` | F16: 11 bits, 6e-8 to 65504 | F32 | F32, the loss scaled in backward |
 //!
-//! [`autocast`](crate::autograd::autocast) says it op by op. A gradient below F16's smallest number
+//! [`autocast`](crate::autograd::autocast()) says it op by op. A gradient below F16's smallest number
 //! would be 0: so the loss is multiplied by a scale before backward and the gradients are divided by
 //! it before the update. Where one of them has become infinite or NaN, the step is left out and the
 //! scale is halved; after 2000 good steps it is doubled (Micikevicius et al. 2018). BF16 needs none.
@@ -41,7 +41,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What [`autocast`](crate::autograd::autocast) takes.
+    /// What [`autocast`](crate::autograd::autocast()) takes.
     pub fn dtype(self) -> Option<DType> {
         match self {
             Precision::None => None,
