@@ -408,6 +408,46 @@ fn a_step_is_as_long_as_clipping_lets_it() {
     }
 }
 
+/// Its bias takes part in the first batch alone; what it was at each batch.
+struct Skipping(Linear, Vec<Vec<f32>>);
+
+impl Module for Skipping {
+    fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = x.flatten(1)?;
+        let bias = self.0.bias.as_ref().unwrap();
+        if mode == Mode::Train {
+            self.1.push(bias.to_vec()?);
+        }
+        let used = mode == Mode::Train && self.1.len() == 1;
+        x.linear(&self.0.weight, used.then_some(bias))
+    }
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        self.0.visit(v);
+    }
+    fn describe(&self) -> String {
+        "Skipping".into()
+    }
+}
+
+#[test]
+fn a_parameter_without_a_gradient_in_a_step_is_left_alone() {
+    for device in devices(6) {
+        let linear = Linear::new(3 * 32 * 32, 10, true, &mut Generator::new(0)).unwrap();
+        let mut model = Skipping(linear, Vec::new());
+        nn::to_device(&mut model, device).unwrap();
+        let config = SolverConfig {
+            accumulate: 2,
+            reg: 0.0,
+            ..config(1)
+        };
+        let solver = Solver::new(&mut model, data(6 * BATCH), config).unwrap();
+        solver.without_capture().train().unwrap();
+        let [first, second, third] = [0, 2, 4].map(|batch| &model.1[batch]);
+        assert_ne!(first, second, "{device}");
+        assert_eq!(second, third, "{device}");
+    }
+}
+
 #[test]
 fn the_average_judges_and_the_weights_train() {
     for device in devices(4) {

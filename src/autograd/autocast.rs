@@ -18,7 +18,7 @@ pub struct Autocast {
 }
 
 /// Run matrix products and convolutions in `dtype` (BF16 or F16; `None` for full precision) on this
-/// thread until the guard is dropped, as PyTorch's `autocast` does. Another type is an
+/// thread until the guard is dropped, after PyTorch's `autocast`. Another type is an
 /// [`Error::DType`].
 ///
 /// | runs | ops |
@@ -29,8 +29,9 @@ pub struct Autocast {
 ///
 /// The conversions are ops of the graph: parameters stay as they are and get gradients of their own
 /// type, and backward runs each op in the type of its forward, inside the guard or not. A weight
-/// that is used several times is converted each time. Sums run in F32 everywhere; a 16-bit op on a
-/// CPU computes in F32 and rounds, so there it is no faster: it shows what a GPU would compute.
+/// that is used several times is converted each time. Sums add up in F32, but their result has the
+/// input's type, and so has that of `exp` and of powers, which PyTorch widens: in F16 beyond 65504 it is
+/// infinite (a loss of one's own begins with [`to_dtype`](crate::Tensor::to_dtype)). A 16-bit op on a CPU computes in F32 and rounds, so there it is no faster: it shows what a GPU would compute.
 ///
 /// ```
 /// # use cotangent::{autograd::autocast, DType, Tensor};

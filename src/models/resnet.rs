@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{check_scales, check_sizes};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, Conv2dConfig, Fan, Init, Linear, MaxPool2d, Mode, Module,
-    Sequential, Summary, Visitor, nested,
+    Activation, ActivationLayer, BatchNorm2d, Conv2d, Conv2dConfig, Fan, GlobalAvgPool2d, Init,
+    Linear, MaxPool2d, Mode, Module, Sequential, Summary, Visitor, nested,
 };
 use crate::random::Generator;
 use crate::shape::Window;
@@ -112,7 +112,8 @@ struct BasicBlock {
     bn2: BatchNorm2d,
     /// A 1x1 convolution and a norm where the block's output has another shape than its input.
     downsample: Option<Sequential>,
-    activation: Activation,
+    /// Both times.
+    relu: ActivationLayer,
 }
 
 /// A convolution without bias, its weights drawn for what `activation` leaves of the gradients.
@@ -159,7 +160,7 @@ impl BasicBlock {
                 ),
                 false => None,
             },
-            activation,
+            relu: activation.layer(rng)?,
         })
     }
 }
@@ -167,14 +168,15 @@ impl BasicBlock {
 impl Module for BasicBlock {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let h = self.conv1.forward(x, mode)?;
-        let h = self.bn1.forward_act(&h, mode, self.activation)?;
+        let h = self.bn1.forward_act(&h, mode, self.relu.fused())?;
+        let h = self.relu.after(h, mode)?;
         let h = self.conv2.forward(&h, mode)?;
         let h = self.bn2.forward(&h, mode)?;
         let sum = match &mut self.downsample {
             Some(downsample) => h.add(&downsample.forward(x, mode)?)?,
             None => h.add(x)?,
         };
-        self.activation.of(&sum)
+        self.relu.forward(&sum, mode)
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
@@ -185,13 +187,14 @@ impl Module for BasicBlock {
         if let Some(downsample) = &mut self.downsample {
             v.child("downsample", downsample);
         }
+        v.child("relu", &mut self.relu);
     }
 
     fn describe(&self) -> String {
         let mut parts = vec![
             ("conv1", self.conv1.describe()),
             ("bn1", self.bn1.describe()),
-            ("relu", self.activation.describe()),
+            ("relu", self.relu.describe()),
             ("conv2", self.conv2.describe()),
             ("bn2", self.bn2.describe()),
         ];
@@ -204,14 +207,14 @@ impl Module for BasicBlock {
     fn summarize(&mut self, x: &Tensor, s: &mut Summary) -> Result<Tensor> {
         let h = s.child("conv1", |s| self.conv1.summarize(x, s))?;
         let h = s.child("bn1", |s| self.bn1.summarize(&h, s))?;
-        let h = self.activation.of(&h)?;
+        let h = self.relu.forward(&h, Mode::Eval)?;
         let h = s.child("conv2", |s| self.conv2.summarize(&h, s))?;
         let h = s.child("bn2", |s| self.bn2.summarize(&h, s))?;
         let sum = match &mut self.downsample {
             Some(d) => h.add(&s.child("downsample", |s| d.summarize(x, s))?)?,
             None => h.add(x)?,
         };
-        self.activation.of(&sum)
+        self.relu.forward(&sum, Mode::Eval)
     }
 }
 
@@ -234,6 +237,7 @@ pub struct ResNet {
     pub config: ResNetConfig,
     conv1: Conv2d,
     bn1: BatchNorm2d,
+    relu: ActivationLayer,
     maxpool: Option<MaxPool2d>,
     layers: Vec<(String, Sequential)>,
     fc: Linear,
@@ -272,6 +276,7 @@ impl ResNet {
         }
         let fc = Linear::new(channels, config.num_classes, true, rng)?;
         Ok(ResNet {
+            relu: config.activation.layer(rng)?,
             config,
             conv1,
             bn1,
@@ -282,27 +287,25 @@ impl ResNet {
     }
 }
 
-/// The mean over each channel's pixels: (n, c, h, w) to (n, c).
-fn pooled(x: &Tensor) -> Result<Tensor> {
-    x.mean(&[2, 3], false)
-}
-
 impl Module for ResNet {
     fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = self.conv1.forward(x, mode)?;
-        let mut x = self.bn1.forward_act(&x, mode, self.config.activation)?;
+        let x = self.bn1.forward_act(&x, mode, self.relu.fused())?;
+        let mut x = self.relu.after(x, mode)?;
         if let Some(maxpool) = &mut self.maxpool {
             x = maxpool.forward(&x, mode)?;
         }
         for (_, layer) in &mut self.layers {
             x = layer.forward(&x, mode)?;
         }
-        self.fc.forward(&pooled(&x)?, mode)
+        let x = GlobalAvgPool2d.forward(&x, mode)?;
+        self.fc.forward(&x, mode)
     }
 
     fn visit(&mut self, v: &mut Visitor<'_>) {
         v.child("conv1", &mut self.conv1);
         v.child("bn1", &mut self.bn1);
+        v.child("relu", &mut self.relu);
         for (name, layer) in &mut self.layers {
             v.child(name, layer);
         }
@@ -317,7 +320,7 @@ impl Module for ResNet {
         let mut parts = vec![
             ("conv1", self.conv1.describe()),
             ("bn1", self.bn1.describe()),
-            ("relu", self.config.activation.describe()),
+            ("relu", self.relu.describe()),
         ];
         parts.extend(self.maxpool.iter().map(|p| ("maxpool", p.describe())));
         let layers = self.layers.iter();
@@ -329,13 +332,14 @@ impl Module for ResNet {
     fn summarize(&mut self, x: &Tensor, s: &mut Summary) -> Result<Tensor> {
         let x = s.child("conv1", |s| self.conv1.summarize(x, s))?;
         let x = s.child("bn1", |s| self.bn1.summarize(&x, s))?;
-        let mut x = self.config.activation.of(&x)?;
+        let mut x = self.relu.forward(&x, Mode::Eval)?;
         if let Some(maxpool) = &mut self.maxpool {
             x = s.child("maxpool", |s| maxpool.summarize(&x, s))?;
         }
         for (name, layer) in &mut self.layers {
             x = s.child(name, |s| layer.summarize(&x, s))?;
         }
-        s.child("fc", |s| self.fc.summarize(&pooled(&x)?, s))
+        let x = GlobalAvgPool2d.forward(&x, Mode::Eval)?;
+        s.child("fc", |s| self.fc.summarize(&x, s))
     }
 }

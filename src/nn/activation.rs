@@ -189,12 +189,12 @@ pub struct ActivationLayer {
 
 impl ActivationLayer {
     /// What can be computed in one pass with the op before it; [`after`](Self::after) does the rest.
-    pub(super) fn fused(&self) -> Activation {
+    pub(crate) fn fused(&self) -> Activation {
         self.plain
     }
 
     /// What [`fused`](Self::fused) has left to do.
-    pub(super) fn after(&mut self, y: Tensor, mode: Mode) -> Result<Tensor> {
+    pub(crate) fn after(&mut self, y: Tensor, mode: Mode) -> Result<Tensor> {
         match &mut self.rrelu {
             Some(rrelu) => rrelu.forward(&y, mode),
             None => Ok(y),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Elementwise, Rule, Scalars, check_not_negative, momentum_in_use};
+use super::{Elementwise, Rule, Scalars, check, check_not_negative, momentum_in_use};
 use crate::cuda::{Kernels, kernels};
 use crate::dtype::Real;
 use crate::error::{Error, Result};
@@ -82,6 +82,8 @@ impl Rule for SgdConfig {
     fn validate(&self) -> Result<()> {
         check_not_negative("learning_rate", self.lr)?;
         check_not_negative("momentum", self.momentum)?;
+        let damps = (0.0..=1.0).contains(&self.dampening);
+        check("dampening", self.dampening, damps, "0 to 1")?;
         check_not_negative("weight_decay", self.weight_decay)?;
         if self.nesterov && (self.momentum == 0.0 || self.dampening != 0.0) {
             let why = "needs a momentum and no dampening";

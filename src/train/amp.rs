@@ -161,6 +161,9 @@ pub struct GradScaler {
     growth_tracker: u64,
     /// Steps left out so far.
     skipped: u64,
+    /// Whether the gradients of this step are divided already.
+    #[serde(skip)]
+    unscaled: bool,
 }
 
 impl GradScaler {
@@ -172,6 +175,7 @@ impl GradScaler {
             scale: config.init_scale,
             growth_tracker: 0,
             skipped: 0,
+            unscaled: false,
         })
     }
 
@@ -191,8 +195,19 @@ impl GradScaler {
         loss.backward_from(&seed)
     }
 
-    /// Divide the gradients by the scale, and step with them where all are finite; then set the
-    /// scale of the next step. Whether it stepped. Waits for a CUDA device, to know.
+    /// Divide the gradients by the scale, for what looks at them before [`step`](Self::step): clipping.
+    /// That then takes them as they are (PyTorch's `unscale_`).
+    pub fn unscale(&mut self, model: &mut dyn Module, grads: &mut Gradients) -> Result<()> {
+        if !std::mem::replace(&mut self.unscaled, true) {
+            let inverse = factor(1.0 / self.scale, nn::device(model))?;
+            unscale(model, grads, &inverse)?;
+        }
+        Ok(())
+    }
+
+    /// Divide the gradients by the scale, unless [`unscale`](Self::unscale) did, and step with them
+    /// where all are finite; then set the scale of the next step. Whether it stepped. Waits for a
+    /// CUDA device, to know.
     pub fn step(
         &mut self,
         optimizer: &mut dyn Optimizer,
@@ -201,10 +216,10 @@ impl GradScaler {
     ) -> Result<bool> {
         let finite = sum_squares(model, grads)?.item()?.is_finite();
         if finite {
-            let device = nn::device(model);
-            unscale(model, grads, &factor(1.0 / self.scale, device)?)?;
+            self.unscale(model, grads)?;
             optimizer.step(model, grads)?;
         }
+        self.unscaled = false;
         self.update(finite);
         Ok(finite)
     }
@@ -288,6 +303,9 @@ pub(super) fn unscale(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::{Linear, Mode};
+    use crate::optim::{Sgd, SgdConfig};
+    use crate::random::Generator;
 
     #[test]
     fn the_scale_halves_at_once_and_doubles_in_time() -> Result<()> {
@@ -310,6 +328,38 @@ mod tests {
         }
         let json = serde_json::to_string(&scaler).unwrap();
         assert_eq!(serde_json::from_str::<GradScaler>(&json).unwrap(), scaler);
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_are_divided_once() -> Result<()> {
+        let run = |first: bool| {
+            let mut layer = Linear::new(2, 1, false, &mut Generator::new(0))?;
+            let mut sgd = Sgd::new(SgdConfig {
+                lr: 1.0,
+                ..SgdConfig::default()
+            })?;
+            let mut scaler = GradScaler::new(LossScale::default())?;
+            for _ in 0..2 {
+                let x = Tensor::from_vec(vec![3f32, 4.0], [1, 2])?;
+                let loss = layer.forward(&x, Mode::Train)?.sum_all()?;
+                let mut grads = scaler.backward(&loss)?;
+                if first {
+                    scaler.unscale(&mut layer, &mut grads)?;
+                    let norm = optim::clip_grad_norm(&mut grads, &mut layer, 1e3)?;
+                    assert!((norm.item()? - 5.0).abs() < 1e-6);
+                }
+                assert!(scaler.step(&mut sgd, &mut layer, &mut grads)?);
+            }
+            layer.weight.to_vec::<f32>()
+        };
+        let before = Linear::new(2, 1, false, &mut Generator::new(0))?.weight;
+        let before = before.to_vec::<f32>()?;
+        let after = [before[0] - 6.0, before[1] - 8.0];
+        for first in [false, true] {
+            let found = run(first)?;
+            assert!(found.iter().zip(after).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
         Ok(())
     }
 

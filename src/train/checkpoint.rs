@@ -1,7 +1,7 @@
 //! Files of tensors: parameters as PyTorch reads them, and checkpoints that resume a run bit for
 //! bit. Both are safetensors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bytemuck::Pod;
@@ -246,6 +246,10 @@ fn bytes(t: &Tensor) -> Result<&[u8]> {
 }
 
 fn write(path: &Path, tensors: &Named, (key, value): (&str, String)) -> Result<()> {
+    let mut names = HashSet::new();
+    if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(name)) {
+        return Err(refuse(path, name, "names two tensors".into()));
+    }
     let packed = tensors
         .iter()
         .map(|(_, t)| t.moved(Device::Cpu)?.packed())

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::autograd::{autocast, no_grad};
 use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
@@ -241,6 +242,11 @@ impl<'m> Solver<'m> {
             true,
         )?;
         let optimizer = config.optim_config.build(config.update_rule)?;
+        if config.num_epochs.checked_mul(loader.batches()).is_none() {
+            let (n, batches) = (config.num_epochs, loader.batches());
+            let why = format!("{n} of {batches} batches; expected no more than can be counted");
+            return Err(Error::config("num_epochs", why));
+        }
         config.schedule.check_run(Position {
             total_epochs: config.num_epochs,
             total_steps: config.num_epochs * config.steps_of(&loader),
@@ -282,9 +288,11 @@ impl<'m> Solver<'m> {
     /// random ones. Transforms that draw, or do not fit the images, are an [`Error::Config`]; the
     /// size may be another than training's for a model that takes any.
     pub fn with_evaluation(mut self, transforms: Vec<Transform>) -> Result<Self> {
-        let augment = Augment::evaluation(&transforms)?;
-        let (val, normalize) = (self.data.val.clone(), &self.data.normalize);
-        Loader::new(val, normalize, augment, 1, 0, false, false)?;
+        for data in [&self.data.train, &self.data.val] {
+            let augment = Augment::evaluation(&transforms)?;
+            let normalize = &self.data.normalize;
+            Loader::new(data.clone(), normalize, augment, 1, 0, false, false)?;
+        }
         self.evaluation = Some(transforms);
         Ok(self)
     }
@@ -350,13 +358,15 @@ impl<'m> Solver<'m> {
     pub fn train(&mut self) -> Result<Outcome> {
         // model, loss and settings may be others than in an earlier call
         self.stepper.forget();
-        let (seen, judged) = (self.loader.image_shape(), self.data.val.shape());
-        if self.evaluation.is_none() && seen != judged {
-            let why = format!(
-                "training makes images of {seen:?}, those to judge by are of {judged:?}; expected \
-                 `with_evaluation` to say what becomes of them"
-            );
-            return Err(Error::config("evaluation", why));
+        let seen = self.loader.image_shape();
+        for judged in [&self.data.train, &self.data.val].map(Dataset::shape) {
+            if self.evaluation.is_none() && seen != judged {
+                let why = format!(
+                    "training makes images of {seen:?}, those to judge by are of {judged:?}; \
+                     expected `with_evaluation` to say what becomes of them"
+                );
+                return Err(Error::config("evaluation", why));
+            }
         }
         if let Some(dir) = &self.config.checkpoint_dir {
             files::create_dir(dir)?;
@@ -511,6 +521,7 @@ impl<'m> Solver<'m> {
             reg,
             scaler: self.scaler.as_mut(),
             config: &self.config,
+            seen: Default::default(),
         };
         let count = (self.loader.batches() - self.batch).min(self.config.accumulate);
         let number = position.step as u64;
@@ -690,7 +701,12 @@ fn mean_loss(
 ) -> Result<f64> {
     let mut sum = 0.0;
     evaluate(model, data, preparation, batch_size, |scores, labels| {
-        sum += loss(scores, labels)?.item()? * labels.numel() as f64;
+        // as in training
+        let scores = match scores.dtype().is_half() {
+            true => scores.to_dtype(DType::F32)?,
+            false => scores.clone(),
+        };
+        sum += loss(&scores, labels)?.item()? * labels.numel() as f64;
         Ok(())
     })?;
     Ok(sum / data.len() as f64)
@@ -1226,6 +1242,7 @@ mod tests {
         assert_eq!(refused(|c| c.batch_size = 0), "batch_size");
         assert_eq!(refused(|c| c.batch_size = 91), "batch_size");
         assert_eq!(refused(|c| c.num_epochs = 0), "num_epochs");
+        assert_eq!(refused(|c| c.num_epochs = usize::MAX), "num_epochs");
         assert_eq!(refused(|c| c.reg = -1.0), "reg");
         assert_eq!(refused(|c| c.lr_decay = f64::NAN), "lr_decay");
         assert_eq!(refused(|c| c.label_smoothing = 1.5), "label_smoothing");

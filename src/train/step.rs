@@ -1,7 +1,7 @@
 //! One training step: forward, loss, backward, update. On a CUDA device it is captured once it has
 //! settled, and from then on replayed: as one graph, or as two where the host must look in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::autograd::{Gradients, autocast};
@@ -35,6 +35,8 @@ pub(super) struct Parts<'a> {
     /// Of F16 alone.
     pub scaler: Option<&'a mut GradScaler>,
     pub config: &'a SolverConfig,
+    /// The parameters that have had a gradient in this step, where several batches make one.
+    pub seen: BTreeSet<String>,
 }
 
 /// What a step found.
@@ -111,6 +113,7 @@ impl Stepper {
         number: u64,
     ) -> Result<Found> {
         let (mut found, mut finite) = (Found::default(), true);
+        let device = nn::device(parts.model);
         // what backward begins with
         let scale = parts.scaler.as_ref().map_or(1.0, |s| s.scale());
         let seed = parts.is_split().then_some(scale / count as f64);
@@ -118,6 +121,7 @@ impl Stepper {
             // those of a step that was left out
             1 if self.captured.is_none() => self.sums = Gradients::default(),
             1 => {}
+            _ if device == Device::Cpu => self.sums = Gradients::default(),
             _ => self.sums.zero_()?,
         }
         let mut penalty = 0.0;
@@ -209,6 +213,17 @@ impl Stepper {
     }
 
     fn update_plainly(&mut self, parts: &mut Parts<'_>) -> Result<()> {
+        if parts.config.accumulate > 1 {
+            // sums that stay from an earlier step are no gradients of this one
+            let Parts { model, seen, .. } = parts;
+            nn::visit(*model, |name, slot| {
+                if let Slot::Parameter(p) = slot
+                    && !seen.contains(name)
+                {
+                    self.sums.remove(p);
+                }
+            });
+        }
         parts.update(&mut self.sums)?;
         if parts.config.accumulate == 1 {
             self.sums = Gradients::default();
@@ -315,13 +330,15 @@ impl Parts<'_> {
             return Ok(());
         }
         let (mut rows, mut held) = (optim::Rows::default(), Vec::new());
-        nn::try_visit(self.model, |_, slot| {
+        let seen = &mut self.seen;
+        nn::try_visit(self.model, |name, slot| {
             let Slot::Parameter(p) = slot else {
                 return Ok(());
             };
             let Some(grad) = grads.remove(p) else {
                 return Ok(());
             };
+            seen.insert(name.into());
             let Some(sum) = sums.get_mut(p) else {
                 // in the parameter's memory order, in which the update takes it
                 let mut first = grad.laid_out(p.layout().dense_like())?;

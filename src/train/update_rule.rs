@@ -70,7 +70,7 @@ impl FromStr for UpdateRule {
 }
 
 /// Settings of an update rule, by CS231n's names and PyTorch's where CS231n has none. What is left
-/// out has the rule's default; what the rule does not use is ignored.
+/// out has the rule's default; what the rule does not have is an [`Error::Config`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
@@ -104,19 +104,22 @@ pub struct OptimConfig {
     pub lambd: Option<f64>,
     /// The power with which the steps of `asgd` shrink.
     pub alpha: Option<f64>,
-    /// The step at which `asgd` begins to average.
+    /// The step at which `asgd` begins to average. The average is kept and saved
+    /// ([`Optimizer::averaged`]); a Solver judges by the weights, as PyTorch's users do.
     pub t0: Option<f64>,
     /// The learning rate of `muon`'s AdamW, for norms and biases.
     pub other_learning_rate: Option<f64>,
-    /// Slow weights that the rule's steps lead.
+    /// Slow weights that the rule's steps lead. A Solver judges by the fast ones.
     pub lookahead: Option<LookaheadConfig>,
-    /// An average of the weights beside them.
+    /// An exponential average of the weights: a Solver judges epochs by it, and the best parameters
+    /// are its own. Training goes on with the weights themselves.
     pub ema: Option<EmaConfig>,
 }
 
 impl OptimConfig {
     /// The optimizer; an [`Error::Config`] where a setting makes no sense.
     pub fn build(&self, rule: UpdateRule) -> Result<Box<dyn Optimizer>> {
+        self.check_used(rule)?;
         let mut optimizer = self.rule(rule)?;
         if let Some(config) = self.lookahead {
             optimizer = Box::new(Lookahead::new(optimizer, config)?);
@@ -125,6 +128,61 @@ impl OptimConfig {
             optimizer = Box::new(Ema::new(optimizer, config)?);
         }
         Ok(optimizer)
+    }
+
+    /// Refuse what `rule` does not have: a setting that changes nothing misleads.
+    fn check_used(&self, rule: UpdateRule) -> Result<()> {
+        use UpdateRule::*;
+        let adams = [Adam, AdamW, AmsGrad, Muon];
+        let set: [(&'static str, bool, &[UpdateRule]); 14] = [
+            (
+                "momentum",
+                self.momentum.is_some(),
+                &[SgdMomentum, RmsProp, Muon],
+            ),
+            ("dampening", self.dampening.is_some(), &[SgdMomentum]),
+            ("nesterov", self.nesterov, &[SgdMomentum]),
+            (
+                "decay_rate",
+                self.decay_rate.is_some(),
+                &[RmsProp, Adadelta],
+            ),
+            ("centered", self.centered, &[RmsProp]),
+            ("beta1", self.beta1.is_some(), &adams),
+            ("beta2", self.beta2.is_some(), &adams),
+            (
+                "epsilon",
+                self.epsilon.is_some(),
+                &[RmsProp, Adam, AdamW, AmsGrad, Adadelta, Adagrad, Muon],
+            ),
+            ("lr_decay", self.lr_decay.is_some(), &[Adagrad]),
+            (
+                "initial_accumulator_value",
+                self.initial_accumulator_value.is_some(),
+                &[Adagrad],
+            ),
+            ("lambd", self.lambd.is_some(), &[Asgd]),
+            ("alpha", self.alpha.is_some(), &[Asgd]),
+            ("t0", self.t0.is_some(), &[Asgd]),
+            (
+                "other_learning_rate",
+                self.other_learning_rate.is_some(),
+                &[Muon],
+            ),
+        ];
+        let name = |rule: &UpdateRule| {
+            let found = NAMES.iter().find(|(_, r)| r == rule);
+            found.map_or("", |(name, _)| *name)
+        };
+        for (key, given, of) in set {
+            if given && !of.contains(&rule) {
+                let have: Vec<&str> = of.iter().map(name).collect();
+                let (rule, have) = (name(&rule), have.join(", "));
+                let why = format!("{rule} has none; expected with {have}");
+                return Err(Error::config(key, why));
+            }
+        }
+        Ok(())
     }
 
     fn rule(&self, rule: UpdateRule) -> Result<Box<dyn Optimizer>> {
@@ -144,14 +202,16 @@ impl OptimConfig {
             }
             UpdateRule::RmsProp => {
                 let d = RmsPropConfig::default();
-                self.elementwise(RmsPropConfig {
+                let config = RmsPropConfig {
                     lr: lr(1e-2),
                     alpha: or(self.decay_rate, d.alpha),
                     eps: or(self.epsilon, d.eps),
                     momentum: or(self.momentum, d.momentum),
                     weight_decay: decay(d.weight_decay),
                     centered: self.centered,
-                })
+                };
+                self.elementwise(config)
+                    .map_err(named("alpha", "decay_rate"))
             }
             UpdateRule::Adam | UpdateRule::AmsGrad => {
                 let d = AdamConfig::default();
@@ -172,12 +232,13 @@ impl OptimConfig {
             }
             UpdateRule::Adadelta => {
                 let d = AdadeltaConfig::default();
-                self.elementwise(AdadeltaConfig {
+                let config = AdadeltaConfig {
                     lr: lr(d.lr),
                     rho: or(self.decay_rate, d.rho),
                     eps: or(self.epsilon, d.eps),
                     weight_decay: decay(d.weight_decay),
-                })
+                };
+                self.elementwise(config).map_err(named("rho", "decay_rate"))
             }
             UpdateRule::Asgd => {
                 let d = AsgdConfig::default();
@@ -205,6 +266,10 @@ impl OptimConfig {
             UpdateRule::Muon => {
                 let d = MuonConfig::default();
                 let free = if self.no_decay { 0.0 } else { decay(0.0) };
+                let other = self.adamw(or(self.other_learning_rate, 1e-3));
+                other
+                    .validate()
+                    .map_err(named("learning_rate", "other_learning_rate"))?;
                 Ok(Box::new(Muon::new(MuonConfig {
                     lr: lr(2e-2),
                     momentum: or(self.momentum, d.momentum),
@@ -212,7 +277,7 @@ impl OptimConfig {
                     // what is not Muon's is norms and biases
                     other: MuonOther::AdamW(AdamWConfig {
                         weight_decay: free,
-                        ..self.adamw(or(self.other_learning_rate, 1e-3))
+                        ..other
                     }),
                     ..d
                 })?))
@@ -240,6 +305,14 @@ impl OptimConfig {
             true => optimizer.no_decay_on_norms_and_biases(),
             false => optimizer,
         }))
+    }
+}
+
+/// An error about a rule's own key `theirs`, which is `ours` here.
+fn named(theirs: &'static str, ours: &'static str) -> impl Fn(Error) -> Error {
+    move |e| match e {
+        Error::Config { key, why } if key == theirs => Error::Config { key: ours, why },
+        e => e,
     }
 }
 
@@ -281,14 +354,59 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_that_the_rule_does_not_have_is_refused() {
+        for (rule, json, text) in [
+            (
+                "rmsprop",
+                r#"{"alpha": 0.9}"#,
+                "alpha: rmsprop has none; expected with asgd",
+            ),
+            (
+                "sgd",
+                r#"{"momentum": 0.9}"#,
+                "momentum: sgd has none; expected with sgd_momentum, rmsprop, muon",
+            ),
+            (
+                "adam",
+                r#"{"nesterov": true}"#,
+                "nesterov: adam has none; expected with sgd_momentum",
+            ),
+            (
+                "rmsprop",
+                r#"{"decay_rate": 1.5}"#,
+                "decay_rate: 1.5; expected at least 0 and below 1",
+            ),
+            (
+                "adadelta",
+                r#"{"decay_rate": 1.5}"#,
+                "decay_rate: 1.5; expected at least 0 and at most 1",
+            ),
+            (
+                "muon",
+                r#"{"other_learning_rate": -1}"#,
+                "other_learning_rate: -1; expected a number of at least 0",
+            ),
+            (
+                "sgd_momentum",
+                r#"{"dampening": 5}"#,
+                "dampening: 5; expected 0 to 1",
+            ),
+        ] {
+            let config: OptimConfig = serde_json::from_str(json).unwrap();
+            let e = config.build(rule.parse().unwrap()).map(|_| ()).unwrap_err();
+            assert_eq!(e.to_string(), format!("configuration: {text}"));
+        }
+    }
+
+    #[test]
     fn norms_and_biases_are_free_of_decay_where_asked() -> Result<()> {
         for (name, rule) in NAMES {
             for no_decay in [false, true] {
                 let config = OptimConfig {
                     learning_rate: Some(0.1),
-                    other_learning_rate: Some(0.1),
+                    other_learning_rate: (rule == UpdateRule::Muon).then_some(0.1),
                     weight_decay: Some(0.5),
-                    lambd: Some(0.0),
+                    lambd: (rule == UpdateRule::Asgd).then_some(0.0),
                     no_decay,
                     ..OptimConfig::default()
                 };

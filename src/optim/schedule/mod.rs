@@ -32,7 +32,8 @@ impl Unit {
 
 /// How the learning rate moves, by PyTorch's names, formulas and defaults; `base` is the
 /// optimizer's own, and t counts epochs or steps from 0, as `unit` says. In JSON what has a
-/// default can be left out.
+/// default can be left out; left out there, `one_cycle`'s `cycle_momentum` is false and `plateau`'s `mode`
+/// is `max`, as they were before they could be chosen.
 ///
 /// ```
 /// # use cotangent::optim::{Position, Schedule, ScheduleState, Unit};
