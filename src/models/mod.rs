@@ -367,6 +367,25 @@ mod tests {
     }
 
     #[test]
+    fn a_residual_network_draws_random_slopes_in_training_alone() -> Result<()> {
+        let config = ResNetConfig {
+            depths: vec![1],
+            width: 2,
+            activation: Activation::Rrelu,
+            ..Default::default()
+        };
+        let mut m = ResNet::new(config, &mut rng())?;
+        let x = Tensor::randn([2, 3, 8, 8], &mut rng(), DType::F32)?;
+        let mut twice = |mode| -> Result<bool> {
+            let [a, b] = [m.forward(&x, mode)?, m.forward(&x, mode)?];
+            Ok(a.to_vec::<f32>()? == b.to_vec::<f32>()?)
+        };
+        assert!(!twice(Mode::Train)?);
+        assert!(twice(Mode::Eval)?);
+        Ok(())
+    }
+
+    #[test]
     fn residual_networks_are_torchvisions() -> Result<()> {
         // torchvision's resnet18 and resnet34 for ImageNet, of a quarter of their width
         for (config, count) in [
