@@ -7,7 +7,7 @@ use std::path::Path;
 
 use cotangent::Result;
 use cotangent::data::{
-    Augment, Dataset, Fill, Interpolation, Loader, Mix, Normalize, Transform,
+    Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Normalize, Transform,
     load_cifar10_or_synthetic,
 };
 use cotangent::train::{files, save_grid};
@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     files::create_dir(folder)?;
 
     let [h, w] = [splits.train.shape()[1], splits.train.shape()[2]];
-    let bilinear = Interpolation::Bilinear;
+    let bilinear = InterpolationMode::Bilinear;
     let jitter = Transform::color_jitter;
     let pictures = [
         ("random_crop", Transform::random_crop([h, w], 4)),

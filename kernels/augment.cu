@@ -264,50 +264,54 @@ __device__ void normalize(const Image& x, float* image, const int* p) {
 }
 
 // y[b] = image b after its program; labels[b] = its label
-// A block of 256 threads an image. `raw` is as above. `programs` begins with N places; the program of
-// an image begins at its place in 32-bit words: how many operations, then each as ops::Op::encode has
-// it. `scratch` is 2 x `most` numbers an image. y is (N, out_c, out_h, out_w).
+// A block of 256 threads an image at a time, every gridDim.x-th one. `raw` is as above. `programs`
+// begins with N places; the program of an image begins at its place in 32-bit words: how many
+// operations, then each as ops::Op::encode has it. `scratch` is 2 x `most` numbers a block. y is
+// (N, out_c, out_h, out_w).
 KERNEL(256, augment_programs_f32, const i64* raw, const i64* programs, const float* affine, float* scratch, float* y,
        i64* labels, int n, int channels, int h, int w, int most, int out_c, int out_h, int out_w, int last) {
   __shared__ float parts[256];
-  size_t b = blockIdx.x;
-  if (threadIdx.x == 0) labels[b] = raw[4 * b];
-  float* now = scratch + 2 * b * most;
+  float* now = scratch + 2 * (size_t)blockIdx.x * most;
   float* next = now + most;
-  Bytes bytes{reinterpret_cast<const u8*>(raw + 4 * (size_t)n) + b * (channels * h * w)};
-  for (int i = threadIdx.x; i < channels * h * w; i += blockDim.x) now[i] = bytes(i);
-  __syncthreads();
-  const int* program = reinterpret_cast<const int*>(programs) + programs[b];
-  int left = *program++;
-  Image x{now, next, channels, h, w};
-  for (; left; left--) {
-    const int* p = program + 2;
-    int code = program[0], words = program[1];
-    program = p + words;
-    bool moved = true;
-    switch (code) {
-      case 0: move(x, p); x.h = p[0], x.w = p[3]; break;
-      case 1: warp(x, p); break;
-      case 2: resize(x, p); x.h = p[1], x.w = p[6]; break;
-      case 5: to_grey(x, p); x.c = p[0]; break;
-      case 6: blur(x, p, words - 1); break;
-      default: moved = false;
+  for (size_t b = blockIdx.x; b < (size_t)n; b += gridDim.x) {
+    if (threadIdx.x == 0) labels[b] = raw[4 * b];
+    Bytes bytes{reinterpret_cast<const u8*>(raw + 4 * (size_t)n) + b * (channels * h * w)};
+    for (int i = threadIdx.x; i < channels * h * w; i += blockDim.x) now[i] = bytes(i);
+    __syncthreads();
+    const int* program = reinterpret_cast<const int*>(programs) + programs[b];
+    int left = *program++;
+    Image x{now, next, channels, h, w};
+    for (; left; left--) {
+      const int* p = program + 2;
+      int code = program[0], words = program[1];
+      program = p + words;
+      bool moved = true;
+      switch (code) {
+        case 0: move(x, p); x.h = p[0], x.w = p[3]; break;
+        case 1: warp(x, p); break;
+        case 2: resize(x, p); x.h = p[1], x.w = p[6]; break;
+        case 5: to_grey(x, p); x.c = p[0]; break;
+        case 6: blur(x, p, words - 1); break;
+        default: moved = false;
+      }
+      if (code == 3) blend(x, now, p, parts);
+      if (code == 4) hue(x, now, p);
+      if (code == 7 || code == 8) overwrite(x, now, p, code == 8);
+      if (code == 9) normalize(x, now, p);
+      if (moved) {
+        float* old = now;
+        now = next, next = old;
+        x.now = now, x.next = next;
+      }
+      __syncthreads();
     }
-    if (code == 3) blend(x, now, p, parts);
-    if (code == 4) hue(x, now, p);
-    if (code == 7 || code == 8) overwrite(x, now, p, code == 8);
-    if (code == 9) normalize(x, now, p);
-    if (moved) {
-      float* old = now;
-      now = next, next = old;
-      x.now = now, x.next = next;
-    }
+    Floats image{now};
+    unsigned pixels = out_c * out_h * out_w;
+    for (unsigned in = threadIdx.x; in < pixels; in += blockDim.x)
+      y[b * pixels + in] = finished(image, raw + 4 * b, affine, in, out_c, out_h, out_w, last);
+    // the next image overwrites what others may still read
     __syncthreads();
   }
-  Floats image{now};
-  unsigned pixels = out_c * out_h * out_w;
-  for (unsigned in = threadIdx.x; in < pixels; in += blockDim.x)
-    y[b * pixels + in] = finished(image, raw + 4 * b, affine, in, out_c, out_h, out_w, last);
 }
 
 // ---------------------------------------------------------------- mixing

@@ -3,7 +3,7 @@
 
 use std::slice::from_ref;
 
-use cotangent::data::{Augment, Dataset, Fill, Interpolation, Loader, Mix, Transform};
+use cotangent::data::{Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Transform};
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::train::solver::check_accuracy;
 use cotangent::train::{Solver, SolverConfig, SolverData};
@@ -68,7 +68,7 @@ fn all() -> Vec<Transform> {
             translate: [0.2, 0.3],
             scale: [0.5, 2.0],
             shear: [[-10.0, 10.0], [0.0, 20.0]],
-            interpolation: Interpolation::Bilinear,
+            interpolation: InterpolationMode::Bilinear,
             fill: Fill::Mean,
         },
         Transform::color_jitter(0.5, 0.9, 0.8, 0.4),
@@ -142,7 +142,7 @@ fn neutral_settings_change_nothing_to_the_bit() {
             size: inside,
             scale: [1.0; 2],
             ratio: [1.2; 2],
-            interpolation: Interpolation::Bilinear,
+            interpolation: InterpolationMode::Bilinear,
             antialias: true,
         },
         RandomHorizontalFlip { p: 0.0 },
@@ -152,19 +152,19 @@ fn neutral_settings_change_nothing_to_the_bit() {
         Transform::random_rotation(0.0),
         RandomRotation {
             degrees: [-720.0; 2],
-            interpolation: Interpolation::Bilinear,
+            interpolation: InterpolationMode::Bilinear,
             fill: Fill::Mean,
         },
         Compose(vec![
             RandomRotation {
                 degrees: [180.0; 2],
-                interpolation: Interpolation::Bilinear,
+                interpolation: InterpolationMode::Bilinear,
                 fill: Fill::Mean,
             };
             2
         ]),
-        still(Interpolation::Nearest),
-        still(Interpolation::Bilinear),
+        still(InterpolationMode::Nearest),
+        still(InterpolationMode::Bilinear),
         Transform::color_jitter(0.0, 0.0, 0.0, 0.0),
         RandomGrayscale { p: 0.0 },
         Transform::gaussian_blur(1),
@@ -288,7 +288,7 @@ fn random_crops_and_moves_reach_every_place_alike() {
         translate: [0.25, 0.0],
         scale: [1.0; 2],
         shear: [[0.0; 2]; 2],
-        interpolation: Interpolation::Bilinear,
+        interpolation: InterpolationMode::Bilinear,
         fill: 0.0.into(),
     };
     let mut columns = [0; 5];
@@ -313,7 +313,7 @@ fn random_crops_and_moves_reach_every_place_alike() {
 fn rotation(degrees: [f32; 2]) -> Transform {
     RandomRotation {
         degrees,
-        interpolation: Interpolation::Nearest,
+        interpolation: InterpolationMode::Nearest,
         fill: 0.0.into(),
     }
 }
@@ -405,7 +405,7 @@ fn a_random_part_has_area_and_ratio_as_set_and_all_of_the_image_at_most() {
         size: [1, 1],
         scale,
         ratio,
-        interpolation: Interpolation::Bilinear,
+        interpolation: InterpolationMode::Bilinear,
         antialias: true,
     };
     // a single pixel is a mean about the crop's middle
@@ -555,7 +555,7 @@ fn settings_without_sense_name_the_key_the_value_and_what_was_expected() {
         translate,
         scale,
         shear,
-        interpolation: Interpolation::Nearest,
+        interpolation: InterpolationMode::Nearest,
         fill: 0.0.into(),
     };
     let flip = RandomHorizontalFlip { p: 0.5 };
@@ -596,7 +596,7 @@ fn settings_without_sense_name_the_key_the_value_and_what_was_expected() {
         (
             RandomRotation {
                 degrees: [10.0, -10.0],
-                interpolation: Interpolation::Nearest,
+                interpolation: InterpolationMode::Nearest,
                 fill: 0.0.into(),
             },
             "RandomRotation.degrees: 10 to -10; expected a range that does not fall, of finite numbers",
@@ -604,7 +604,7 @@ fn settings_without_sense_name_the_key_the_value_and_what_was_expected() {
         (
             RandomRotation {
                 degrees: [0.0; 2],
-                interpolation: Interpolation::Nearest,
+                interpolation: InterpolationMode::Nearest,
                 fill: Fill::Noise,
             },
             "RandomRotation.fill: noise; expected a value or the mean",

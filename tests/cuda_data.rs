@@ -3,7 +3,9 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use cotangent::data::{Augment, Dataset, Fill, Interpolation, Loader, Mix, Normalize, Transform};
+use cotangent::data::{
+    Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Normalize, Transform,
+};
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
 fn device() -> Device {
@@ -107,11 +109,11 @@ fn transforms() -> Vec<Vec<Transform>> {
             RandomVerticalFlip { p: 0.5 },
             RandomHorizontalFlip { p: 0.5 },
         ],
-        vec![affine(Interpolation::Nearest, Fill::Mean)],
-        vec![affine(Interpolation::Bilinear, Fill::Value(vec![0.25]))],
+        vec![affine(InterpolationMode::Nearest, Fill::Mean)],
+        vec![affine(InterpolationMode::Bilinear, Fill::Value(vec![0.25]))],
         vec![Transform::random_resized_crop([6, 13])],
-        vec![resize([19, 4], Interpolation::Nearest, false)],
-        vec![resize([4, 19], Interpolation::Bilinear, false)],
+        vec![resize([19, 4], InterpolationMode::Nearest, false)],
+        vec![resize([4, 19], InterpolationMode::Bilinear, false)],
         vec![Transform::color_jitter(0.9, 0.9, 0.9, 0.5)],
         vec![Grayscale { channels: 1 }, Grayscale { channels: 3 }],
         vec![RandomApply {

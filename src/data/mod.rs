@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
 
-pub use augment::{Augment, Fill, Interpolation, Mix, Transform};
+pub use augment::{Augment, Fill, InterpolationMode, Mix, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
 pub use loader::{Batch, Epoch, Feed, Loader};

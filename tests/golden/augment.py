@@ -3,6 +3,10 @@
 
 The formulas around PyTorch's own functions (grid_sample, interpolate, conv2d) are torchvision's;
 the hue goes through Python's colorsys. All in float64.
+
+One formula is deliberately not torchvision's: a bilinear rotation or affine map with a fill. There
+torchvision has m * sum(w * x) + (1 - m) * fill, m the sum of the weights within the image, so that
+the border is weighted by m twice. Here it is sum(w * x) + (1 - m) * fill.
 """
 
 import colorsys
@@ -79,6 +83,14 @@ def cases():
                 **fixed,
             }
             yield shape, {"RandomAffine": settings}, lambda x: warp(x, inverse_affine(angle, scale, shear), mode)
+    fill = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)[:, None, None]
+    settings = {"degrees": [31, 31], "interpolation": "Bilinear", "fill": {"Value": fill.flatten().tolist()}}
+
+    def filled(x):
+        within = warp(torch.ones_like(x), inverse_affine(-31, 1, [0, 0]), "bilinear")
+        return warp(x, inverse_affine(-31, 1, [0, 0]), "bilinear") + (1 - within) * fill
+
+    yield shape, {"RandomRotation": settings}, filled
     for size in [(4, 5), (9, 25), (20, 3), (1, 1), (9, 12)]:
         for name, mode, antialias in [
             ("Nearest", "nearest", False),

@@ -1,7 +1,7 @@
 //! Crops, flips, rotations, affine maps and other sizes: where each pixel comes from.
 
 use super::ops::{Line, Op, Span};
-use super::transform::{Draw, Fill, Interpolation};
+use super::transform::{Draw, Fill, InterpolationMode};
 
 /// A rectangle of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,12 @@ pub(super) fn flip(draw: &mut Draw<'_>, upside_down: bool) {
     draw.push(Op::Move { y, x, fill });
 }
 
-pub(super) fn resize(draw: &mut Draw<'_>, size: [usize; 2], how: Interpolation, antialias: bool) {
+pub(super) fn resize(
+    draw: &mut Draw<'_>,
+    size: [usize; 2],
+    how: InterpolationMode,
+    antialias: bool,
+) {
     let [_, height, width] = draw.shape;
     let all = Part {
         top: 0,
@@ -69,7 +74,7 @@ pub(super) fn resize_part(
     draw: &mut Draw<'_>,
     part: Part,
     size: [usize; 2],
-    how: Interpolation,
+    how: InterpolationMode,
     antialias: bool,
 ) {
     if size == [part.height, part.width] {
@@ -77,7 +82,7 @@ pub(super) fn resize_part(
         let (top, left) = (part.top as isize, part.left as isize);
         return crop(draw, size, top, left, vec![0.0; c]);
     }
-    let bilinear = how == Interpolation::Bilinear;
+    let bilinear = how == InterpolationMode::Bilinear;
     let span = |n: usize, first: usize, from: usize| {
         let scale = from as f32 / n as f32;
         let radius = if antialias { scale.max(1.0) } else { 1.0 };
@@ -186,11 +191,11 @@ pub(super) fn inverse_affine(
     [a, b, -a * x - b * y, c, d, -c * x - d * y]
 }
 
-pub(super) fn warp(draw: &mut Draw<'_>, matrix: [f64; 6], how: Interpolation, fill: &Fill) {
+pub(super) fn warp(draw: &mut Draw<'_>, matrix: [f64; 6], how: InterpolationMode, fill: &Fill) {
     let matrix = matrix.map(|x| x as f32);
     if matrix != [1.0, 0.0, 0.0, 0.0, 1.0, 0.0] {
         let fill = draw.colour(fill).unwrap_or_default();
-        let bilinear = how == Interpolation::Bilinear;
+        let bilinear = how == InterpolationMode::Bilinear;
         draw.push(Op::Warp {
             matrix,
             bilinear,

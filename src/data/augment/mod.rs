@@ -23,7 +23,7 @@ use crate::random::{block, unit};
 
 pub use mix::Mix;
 pub(super) use pipeline::{Pipeline, Raw};
-pub use transform::{Fill, Interpolation, Transform};
+pub use transform::{Fill, InterpolationMode, Transform};
 
 /// Random changes of training images, drawn anew each epoch. The stored images stay as they are.
 ///

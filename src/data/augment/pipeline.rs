@@ -22,11 +22,15 @@ use crate::tensor::Tensor;
 kernels! {
     /// One thread a pixel of the batch; no transforms.
     AUGMENT = "augment" [F32];
-    /// One block an image.
+    /// One block an image at a time.
     PROGRAMS = "augment_programs" [F32];
     /// One thread a pixel of the batch.
     MIX = "augment_mix" [F32];
 }
+
+/// Numbers that the transforms of a batch may have under way on a device, two images for each block:
+/// 512 MiB, enough for a block to each of 256 images of 3x256x256.
+const SCRATCH: usize = 1 << 27;
 
 /// Normalization and augmentation of images of one shape.
 #[derive(Debug)]
@@ -37,9 +41,11 @@ pub(in crate::data) struct Pipeline {
     shape: [usize; 3],
     /// Numbers of the largest image on the way from one to the other.
     most: usize,
+    /// Numbers under way on a device, at least those of one block.
+    scratch: usize,
     classes: usize,
     affine: Affine,
-    /// The mean colour, which normalization turns into 0.
+    /// Each channel's mean in the normalization.
     mean: Vec<f32>,
     augment: Augment,
     /// The means, then the scales, on each GPU that has asked for them.
@@ -71,6 +77,7 @@ impl Pipeline {
             stored,
             shape,
             most,
+            scratch: SCRATCH,
             classes: data.classes().len(),
             mean: mean.collect(),
             affine,
@@ -248,7 +255,9 @@ impl Pipeline {
             let args = [&tensors[..], &[n, c, h, w, last].map(int)].concat();
             return gpu.launch_over(AUGMENT.of(DType::F32)?, images.numel(), 256, &args);
         };
-        let scratch = row(gpu, 2 * n * self.most, DType::F32)?;
+        let slot = 2 * self.most;
+        let blocks = (self.scratch / slot.max(1)).min(n).max(1);
+        let scratch = row(gpu, blocks * slot, DType::F32)?;
         let programs = words.narrow(0, start, words.numel() - start)?;
         let tensors = [
             words.input(),
@@ -261,7 +270,7 @@ impl Pipeline {
         let [out_c, out_h, out_w] = self.shape;
         let sizes = [n, c, h, w, self.most, out_c, out_h, out_w, last].map(int);
         let args = [&tensors[..], &sizes].concat();
-        let grid = [n as u32, 1, 1];
+        let grid = [blocks as u32, 1, 1];
         gpu.launch(PROGRAMS.of(DType::F32)?, grid, [256, 1, 1], 0, &args)
     }
 
@@ -339,12 +348,15 @@ fn kept(n: usize, d: isize) -> std::ops::Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "emulator")]
+    use crate::data::Transform;
     use crate::error::Error;
 
-    /// 2 channels of 3x4, pixels 0, 1, 2..
+    /// 2 channels of 3x4, pixels 0, 7, 14..; labels 0, 1, 0, 1..
     fn counting(n: usize) -> Dataset {
         let images = (0..n * 24).map(|i| (i * 7 % 256) as u8).collect();
-        Dataset::new("counting", images, vec![0; n], [2, 3, 4], &["a"]).unwrap()
+        let labels = (0..n).map(|i| (i % 2) as u8).collect();
+        Dataset::new("counting", images, labels, [2, 3, 4], &["a", "b"]).unwrap()
     }
 
     #[test]
@@ -419,5 +431,46 @@ mod tests {
         let out = t.gather(&d, &[1], 0);
         assert_eq!(out[3], (d.image(1)[3] as f32 * PIXEL_SCALE - 0.25) * 2.0);
         assert_eq!(out[13], (d.image(1)[13] as f32 * PIXEL_SCALE - 0.5) * 4.0);
+    }
+
+    #[test]
+    #[cfg(feature = "emulator")]
+    fn fewer_blocks_than_images_make_the_same_images() -> Result<()> {
+        let d = counting(7);
+        let normalize = Normalize::PerChannel {
+            mean: vec![0.25, 0.5],
+            std: vec![0.5, 0.25],
+        };
+        // an even and an odd number of steps from one half of the slot to the other
+        let transforms = [
+            Transform::gaussian_blur(3),
+            Transform::random_rotation(90.0),
+        ];
+        for transforms in [&transforms[..], &transforms[1..]] {
+            let augment = Augment {
+                transforms: transforms.to_vec(),
+                flip: 0.5,
+                ..Augment::none()
+            };
+            let mut t = Pipeline::new(&d, &normalize, augment)?;
+            let all: Vec<usize> = (0..7).collect();
+            let expected = t.batch(&d, &all, 5, 0);
+            let device = Device::cuda_emulated()?;
+            let Device::Cuda(gpu) = device else {
+                return Err(Error::argument("augment", "no GPU"));
+            };
+            // too little for one block, then two slots and a part, then as many as images
+            for (scratch, order) in [(0, 0), (5 * 24, 0), (5 * 24, 7), (14 * 24, 0), (SCRATCH, 0)] {
+                t.scratch = scratch;
+                crate::cuda::set_thread_order(order);
+                let images = Tensor::zeros(expected.shape, (DType::F32, device))?;
+                let labels = Tensor::zeros([7], (DType::I64, device))?;
+                t.finish(gpu, t.raw(&d, &all, 5, 0), &images, &labels)?;
+                assert_eq!(images.to_vec::<f32>()?, expected.images, "{scratch}");
+                assert_eq!(labels.to_vec::<i64>()?, expected.labels);
+            }
+            crate::cuda::set_thread_order(0);
+        }
+        Ok(())
     }
 }

@@ -8,8 +8,18 @@ use super::{color, erase, geometry};
 use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
 
-/// A change of one image (C, H, W) of numbers from 0 to 1, with torchvision's names, settings and
-/// semantics. Sizes are [height, width], ranges [least, greatest], angles degrees.
+/// A change of one image (C, H, W) of numbers from 0 to 1, by torchvision's names and formulas. Sizes
+/// are [height, width], ranges [least, greatest], angles degrees.
+///
+/// What differs from torchvision:
+/// - the random numbers are drawn from the epoch's seed and the image's number;
+/// - beyond the border a bilinear rotation or affine map blends with the fill once
+///   ([`InterpolationMode::Bilinear`]);
+/// - noise of [`RandomErasing`](Self::RandomErasing) is uniform, not normal;
+/// - [`CenterCrop`](Self::CenterCrop) larger than the image is an error, not a padded image;
+/// - [`Resize`](Self::Resize) takes both sides, not the shorter one alone;
+/// - the blur's kernel is a square, a crop's padding the same on all sides and filled with a colour;
+/// - [`Cutout`](Self::Cutout) and [`Fill::Mean`] are not torchvision's.
 ///
 /// Each random one draws anew for each image and epoch. Settings that make no sense are an
 /// [`Error::Config`] once the images' shape is known, when a loader or Solver is made.
@@ -52,7 +62,7 @@ pub enum Transform {
         /// The new size.
         size: [usize; 2],
         /// How it is sampled.
-        interpolation: Interpolation,
+        interpolation: InterpolationMode,
         /// Average over all pixels that fall together where the image shrinks (bilinear only).
         antialias: bool,
     },
@@ -66,7 +76,7 @@ pub enum Transform {
         /// The part's width over its height, uniform in its logarithm.
         ratio: [f32; 2],
         /// How it is sampled.
-        interpolation: Interpolation,
+        interpolation: InterpolationMode,
         /// As [`Resize`](Self::Resize) has it.
         antialias: bool,
     },
@@ -85,7 +95,7 @@ pub enum Transform {
         /// The angle's range.
         degrees: [f32; 2],
         /// How it is sampled.
-        interpolation: Interpolation,
+        interpolation: InterpolationMode,
         /// The colour beyond the image.
         fill: Fill,
     },
@@ -100,7 +110,7 @@ pub enum Transform {
         /// The ranges of the angles along x and y.
         shear: [[f32; 2]; 2],
         /// How it is sampled.
-        interpolation: Interpolation,
+        interpolation: InterpolationMode,
         /// The colour beyond the image.
         fill: Fill,
     },
@@ -165,12 +175,16 @@ pub enum Transform {
     },
 }
 
-/// How an image is sampled between its pixels.
+/// How an image is sampled between its pixels, by torchvision's name; layers take
+/// [`ops::Interpolation`](crate::ops::Interpolation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Interpolation {
+pub enum InterpolationMode {
     /// The nearest pixel.
     Nearest,
-    /// Between the four nearest.
+    /// Between the four nearest, each weighted by its nearness. Of a rotation or affine map those
+    /// beyond the image have the fill's colour: y = sum(w x) + (1 - m) fill, m the sum of the weights
+    /// within. torchvision's y = m sum(w x) + (1 - m) fill weights the border's pixels by m twice
+    /// and so darkens it, even where fill and image are of one colour.
     Bilinear,
 }
 
@@ -179,7 +193,9 @@ pub enum Interpolation {
 pub enum Fill {
     /// One number for all channels or one for each.
     Value(Vec<f32>),
-    /// The mean colour of the data's normalization, which that turns into 0.
+    /// Each channel's mean in the data's normalization, which that turns into 0. A mean image
+    /// ([`Normalize::MeanImage`](crate::data::Normalize::MeanImage)) gives each channel's average,
+    /// which becomes 0 on average, not at each pixel.
     Mean,
     /// Uniform in [0, 1), each number on its own. For rectangles alone.
     Noise,
@@ -206,7 +222,7 @@ impl Transform {
     pub fn resize(size: [usize; 2]) -> Self {
         Transform::Resize {
             size,
-            interpolation: Interpolation::Bilinear,
+            interpolation: InterpolationMode::Bilinear,
             antialias: true,
         }
     }
@@ -217,7 +233,7 @@ impl Transform {
             size,
             scale: [0.08, 1.0],
             ratio: [3.0 / 4.0, 4.0 / 3.0],
-            interpolation: Interpolation::Bilinear,
+            interpolation: InterpolationMode::Bilinear,
             antialias: true,
         }
     }
@@ -226,7 +242,7 @@ impl Transform {
     pub fn random_rotation(degrees: f32) -> Self {
         Transform::RandomRotation {
             degrees: [-degrees, degrees],
-            interpolation: Interpolation::Nearest,
+            interpolation: InterpolationMode::Nearest,
             fill: 0.0.into(),
         }
     }
@@ -238,7 +254,7 @@ impl Transform {
             translate: [0.0; 2],
             scale: [1.0; 2],
             shear: [[0.0; 2]; 2],
-            interpolation: Interpolation::Nearest,
+            interpolation: InterpolationMode::Nearest,
             fill: 0.0.into(),
         }
     }
@@ -272,7 +288,8 @@ impl Transform {
         }
     }
 
-    /// Squares of the mean colour: 0 after normalization, as the paper has it.
+    /// Squares of the mean colour: 0 after normalization, as the paper has it; under a mean image 0
+    /// on average, as [`Fill::Mean`] tells.
     pub fn cutout(holes: usize, length: usize) -> Self {
         Transform::Cutout {
             holes,
