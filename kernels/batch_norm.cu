@@ -25,16 +25,9 @@ __device__ __forceinline__ void sums_body(const Columns& s, const T* x, double* 
   wide<T> k[V];
 #pragma unroll
   for (int v = 0; v < V; v++) k[v] = at.n ? widen(x[at.c + v]) : 0;
-  column_sums<T, V>(s, at, scratch, partial, [&](int r, wide<T>* a, wide<T>* b) {
-    Lane<T, V> p = load<T, V>(x + (size_t)r * s.c + at.c);
-#pragma unroll
-    for (int v = 0; v < V; v++) {
-      wide<T> d = widen(p.v[v]) - k[v];
-      a[v] += d, b[v] = fma(d, d, b[v]);
-    }
-  });
+  shifted_sums<T, V>(s, at, scratch, partial, x, k);
 }
-// sum of x - k and of its square, k the channel's first element: the variance does not cancel.
+// sum of x - k and of its square, k the channel's first element.
 // One block a tile of channels and a block of rows.
 #define SUMS(NAME, T)                                                                        \
   KERNEL(256, batch_norm_sums_##NAME, Columns s, const T* x, double* partial) {              \
@@ -45,7 +38,7 @@ FOR_FLOAT(SUMS)
 
 template <class T>
 __device__ __forceinline__ void moments_body(const T* x, const double* partial, double* mean, double* var, int m, int c, int blocks) {
-  int channel = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  int channel = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (channel >= c) return;
   double sum[2];
   combine(partial, channel, c, blocks, sum);
@@ -143,7 +136,7 @@ FOR_FLOAT(GRADIENT_SUMS)
 template <class T>
 __device__ __forceinline__ void parameters_body(const double* partial, const double* mean, const double* var, double* totals,
                                                 T* dweight, T* dbias, int c, int blocks, double eps) {
-  int channel = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  int channel = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (channel >= c) return;
   double sum[2];
   combine(partial, channel, c, blocks, sum);

@@ -25,6 +25,24 @@ constexpr int SHORT = 32;
 // Elements of shared memory that column_sums wants.
 template <class T> constexpr int column_scratch = 2 * 256 * GROUP<T>;
 
+// The block's sums of its threads' sums, number k of column c + v of which lies in
+// scratch[(k V + v) blockDim.x + threadIdx.x]: into partial[k][c + v][blockIdx.y].
+template <int V>
+__device__ __forceinline__ void fold_columns(const Columns& s, const Share& at, double* scratch, double* partial) {
+  int thread = threadIdx.x, threads = blockDim.x;
+  for (int half = threads / 2; half >= s.lanes; half /= 2) {
+    __syncthreads();
+    if (thread < half)
+#pragma unroll
+      for (int v = 0; v < 2 * V; v++) scratch[v * threads + thread] += scratch[v * threads + thread + half];
+  }
+  // no barrier: a thread reads the sums that it wrote itself
+  if (thread < s.lanes && at.c < s.c)
+#pragma unroll
+    for (int v = 0; v < 2 * V; v++)
+      partial[((size_t)(v / V) * s.c + at.c + v % V) * gridDim.y + blockIdx.y] = scratch[v * threads + thread];
+}
+
 // For each of the thread's columns c + v the sums over the block's rows of what `add(r, a, b)` adds
 // to a[v] and b[v]: into partial[0][c + v][blockIdx.y] and partial[1][c + v][blockIdx.y].
 template <class T, int V, class F>
@@ -38,20 +56,53 @@ __device__ __forceinline__ void column_sums(const Columns& s, const Share& at, d
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] += a[v], sum[V + v] += b[v];
   }
-  int thread = threadIdx.x, threads = blockDim.x;
 #pragma unroll
-  for (int v = 0; v < 2 * V; v++) scratch[v * threads + thread] = sum[v];
-  for (int half = threads / 2; half >= s.lanes; half /= 2) {
-    __syncthreads();
-    if (thread < half)
+  for (int v = 0; v < 2 * V; v++) scratch[v * blockDim.x + threadIdx.x] = sum[v];
+  fold_columns<V>(s, at, scratch, partial);
+}
+
+// Of three rows: one that lies far from the others does not become the shift of its run.
+template <class W> __device__ __forceinline__ W median(W a, W b, W c) {
+  W low = a < b ? a : b, high = a < b ? b : a;
+  return c < low ? low : c > high ? high : c;
+}
+
+// For each of the thread's columns c + v of x the sums over the block's rows of x - shift[v] and of
+// its square, in the places of column_sums. A short sum in f32 is about a number of its own rows, so
+// that it cancels nowhere, and moves to the shift in f64: sum (d + e) = s + n e and
+// sum (d + e)^2 = q + 2 e s + n e^2.
+template <class T, int V>
+__device__ __forceinline__ void shifted_sums(const Columns& s, const Share& at, double* scratch, double* partial, const T* x,
+                                             const wide<T> (&shift)[V]) {
+  auto row = [&](int i) { return load<T, V>(x + (size_t)(at.r + i * at.step) * s.c + at.c); };
+  // in shared memory, or registers would not suffice for four blocks on a multiprocessor
+  volatile double* sum = scratch + threadIdx.x;
+  int threads = blockDim.x;
 #pragma unroll
-      for (int v = 0; v < 2 * V; v++) scratch[v * threads + thread] += scratch[v * threads + thread + half];
+  for (int v = 0; v < 2 * V; v++) sum[v * threads] = 0;
+  for (int first = 0; first < at.n; first += SHORT) {
+    wide<T> k[V], a[V] = {}, b[V] = {};
+    int n = min(SHORT, at.n - first);
+    Lane<T, V> p = row(first), q = row(first + n / 2), r = row(first + n - 1);
+#pragma unroll
+    for (int v = 0; v < V; v++) k[v] = median(widen(p.v[v]), widen(q.v[v]), widen(r.v[v]));
+#pragma unroll 4
+    for (int i = 0; i < n; i++) {
+      Lane<T, V> t = row(first + i);
+#pragma unroll
+      for (int v = 0; v < V; v++) {
+        wide<T> d = widen(t.v[v]) - k[v];
+        a[v] += d, b[v] = fma(d, d, b[v]);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      double e = (double)k[v] - shift[v], rise = n * e;
+      sum[v * threads] = sum[v * threads] + (a[v] + rise);
+      sum[(V + v) * threads] = sum[(V + v) * threads] + (b[v] + e * (2.0 * a[v] + rise));
+    }
   }
-  // no barrier: a thread reads the sums that it wrote itself
-  if (thread < s.lanes && at.c < s.c)
-#pragma unroll
-    for (int v = 0; v < 2 * V; v++)
-      partial[((size_t)(v / V) * s.c + at.c + v % V) * gridDim.y + blockIdx.y] = scratch[v * threads + thread];
+  fold_columns<V>(s, at, scratch, partial);
 }
 
 // The two sums of column `c` over all `blocks` of rows, by a warp.

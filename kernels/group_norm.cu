@@ -30,19 +30,12 @@ __device__ __forceinline__ void sums_body(const Columns& s, const T* x, double* 
     wide<T> k[V];
 #pragma unroll
     for (int v = 0; v < V; v++) k[v] = at.n ? widen(mine[(at.c + v) / width * width]) : 0;
-    column_sums<T, V>(s, at, scratch, partial + (size_t)i * 2 * s.c * gridDim.y, [&](int r, wide<T>* a, wide<T>* b) {
-      Lane<T, V> p = load<T, V>(mine + (size_t)r * s.c + at.c);
-#pragma unroll
-      for (int v = 0; v < V; v++) {
-        wide<T> d = widen(p.v[v]) - k[v];
-        a[v] += d, b[v] = fma(d, d, b[v]);
-      }
-    });
+    shifted_sums<T, V>(s, at, scratch, partial + (size_t)i * 2 * s.c * gridDim.y, mine, k);
     __syncthreads();  // the scratch is still read from
   }
 }
-// For each sample and channel the sum of x - k and of its square, k the group's first element: the
-// variance does not cancel. One block a tile of channels, a block of rows and a sample.
+// For each sample and channel the sum of x - k and of its square, k the group's first element.
+// One block a tile of channels, a block of rows and a sample.
 #define SUMS(NAME, T)                                                                                  \
   KERNEL(256, group_norm_sums_##NAME, Columns s, const T* x, double* partial, int n, int width) {      \
     __shared__ double scratch[column_scratch<T>];                                                      \
@@ -56,7 +49,7 @@ FOR_FLOAT(SUMS)
 struct Mine {
   int index, sample, first, parts;
   __device__ __forceinline__ Mine(int groups, int width, int blocks) {
-    index = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     sample = index / groups;
     first = index % groups * width;
     parts = width * blocks;
@@ -178,7 +171,7 @@ FOR_FLOAT(TOTALS)
 template <class T>
 __device__ __forceinline__ void parameters_body(const double* partial, const double* stats, T* dweight, T* dbias, int n,
                                                 int groups, int width, int blocks) {
-  int channel = (blockIdx.x * blockDim.x + threadIdx.x) / 32, c = groups * width;
+  int channel = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, c = groups * width;
   if (channel >= c) return;
   double dw = 0, db = 0;
   for (int i = threadIdx.x % 32; i < n * blocks; i += 32) {

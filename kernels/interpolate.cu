@@ -11,7 +11,7 @@ struct Sizes {
 
 // One axis, `step` inputs from output to output: output i is weight(i, at) times each input `at`, of
 // which from(i) is the first of TAPS.
-// PyTorch finds the nearest in f32 whatever the elements are, and so does this.
+// The nearest is found in f32 whatever the elements are, as on PyTorch's GPU.
 template <class W> struct Nearest {
   static const int TAPS = 1;
   int in, out;

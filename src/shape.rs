@@ -560,6 +560,19 @@ impl Window {
         Ok(out)
     }
 
+    /// An error of `op` where rows or columns added at the end of a transposed convolution's output
+    /// are as many as the stride and the dilation.
+    pub(crate) fn check_output_padding(&self, op: &'static str, extra: [usize; 2]) -> Result<()> {
+        let (stride, dilation) = (self.stride, self.dilation);
+        if (0..2).any(|i| extra[i] >= stride[i].max(dilation[i])) {
+            let why = format!(
+                "output_padding {extra:?} is not smaller than stride {stride:?} or dilation {dilation:?}"
+            );
+            return Err(Error::argument(op, why));
+        }
+        Ok(())
+    }
+
     /// From the window's first element to its last along an axis.
     fn span(&self, op: &'static str, i: usize) -> Result<usize> {
         for (name, v) in [

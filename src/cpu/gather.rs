@@ -39,6 +39,19 @@ impl<T: Real> Axis<T> {
     }
 }
 
+/// [`gather`] by the axes that `axes` gives, which may be large: none are asked for where y is empty.
+pub fn gather_by<T: Real>(
+    x: &[T],
+    sizes: [usize; 3],
+    axes: impl FnOnce() -> [Axis<T>; 2],
+    y: &mut [T],
+) {
+    if !y.is_empty() {
+        let [rows, columns] = axes();
+        gather(x, sizes, [&rows, &columns], y);
+    }
+}
+
 /// y\[n, i, j, c\] = sum over the sources a of row i and b of column j of their weights times
 /// x\[n, a, b, c\]; x lies in memory as n, `height`, `width`, `channels`, y with as many rows and columns
 /// as the axes have places.

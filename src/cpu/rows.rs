@@ -58,6 +58,26 @@ pub fn column_sums<T: Real, const K: usize>(
     width: usize,
     f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
 ) -> [Vec<f64>; 2] {
+    sums::<T, K, false>([x, y], columns, width, f)
+}
+
+/// For each column c the sums over its rows of x - shift and of (x - shift)^2, in one pass. A short
+/// sum in T is about a number of its own rows, so that it cancels nowhere, and moves to `shift` in
+/// f64: sum (d + e) = s + n e and sum (d + e)^2 = q + 2 e s + n e^2.
+pub fn shifted_sums<T: Real>(x: &[T], shift: &[T], width: usize) -> [Vec<f64>; 2] {
+    sums::<T, 1, true>([x, x], [shift], width, |_, x, _, [k]| {
+        let d = x - k;
+        [d, d * d]
+    })
+}
+
+/// `SHIFT`: the first constant is a column's shift, and `f` gives powers of x minus it.
+fn sums<T: Real, const K: usize, const SHIFT: bool>(
+    [x, y]: [&[T]; 2],
+    columns: [&[T]; K],
+    width: usize,
+    f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
+) -> [Vec<f64>; 2] {
     let mut total = [vec![0f64; width], vec![0f64; width]];
     if x.is_empty() {
         return total;
@@ -77,10 +97,10 @@ pub fn column_sums<T: Real, const K: usize>(
                 let first = b * block + s * SHORT;
                 let whole = width / LANES * LANES;
                 for c in (0..whole).step_by(LANES) {
-                    add_lanes::<T, K, LANES>(xy, columns, width, first, c, &mut sums, &f);
+                    add_lanes::<T, K, SHIFT, LANES>(xy, columns, width, first, c, &mut sums, &f);
                 }
                 for c in whole..width {
-                    add_lanes::<T, K, 1>(xy, columns, width, first, c, &mut sums, &f);
+                    add_lanes::<T, K, SHIFT, 1>(xy, columns, width, first, c, &mut sums, &f);
                 }
             }
             sums
@@ -96,7 +116,7 @@ pub fn column_sums<T: Real, const K: usize>(
 
 /// Add columns c to c + L of a few rows, of which `first` is the first.
 #[inline(always)]
-fn add_lanes<T: Real, const K: usize, const L: usize>(
+fn add_lanes<T: Real, const K: usize, const SHIFT: bool, const L: usize>(
     (x, y): (&[T], &[T]),
     columns: [&[T]; K],
     width: usize,
@@ -105,7 +125,12 @@ fn add_lanes<T: Real, const K: usize, const L: usize>(
     sums: &mut [Vec<f64>; 2],
     f: &impl Fn(usize, T, T, [T; K]) -> [T; 2],
 ) {
-    let k: [[T; L]; K] = columns.map(|k| from_fn(|l| k[c + l]));
+    let mut k: [[T; L]; K] = columns.map(|k| from_fn(|l| k[c + l]));
+    let (shift, n) = (k, x.len() / width);
+    if SHIFT {
+        let [a, b, d] = [0, n / 2, n - 1].map(|r| &x[r * width + c..][..L]);
+        k[0] = from_fn(|l| median([a[l], b[l], d[l]]));
+    }
     let (mut s, mut t) = ([T::ZERO; L], [T::ZERO; L]);
     let rows = x.chunks_exact(width).zip(y.chunks_exact(width));
     for (r, (x, y)) in rows.enumerate() {
@@ -117,8 +142,25 @@ fn add_lanes<T: Real, const K: usize, const L: usize>(
         }
     }
     for l in 0..L {
-        sums[0][c + l] += s[l].to_f64();
-        sums[1][c + l] += t[l].to_f64();
+        let (mut a, mut b) = (s[l].to_f64(), t[l].to_f64());
+        if SHIFT {
+            let e = k[0][l].to_f64() - shift[0][l].to_f64();
+            let rise = n as f64 * e;
+            b += e * (2.0 * a + rise);
+            a += rise;
+        }
+        sums[0][c + l] += a;
+        sums[1][c + l] += b;
+    }
+}
+
+/// Of three rows: one that lies far from the others does not become the shift of its run.
+fn median<T: Real>([a, b, c]: [T; 3]) -> T {
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    match c {
+        c if c < low => low,
+        c if c > high => high,
+        c => c,
     }
 }
 

@@ -250,13 +250,8 @@ impl ConvTranspose2d {
     ) -> Result<Self> {
         let (op, groups) = ("ConvTranspose2d", config.groups);
         check(op, [in_channels, out_channels], config.window(), groups)?;
-        let (extra, stride, dilation) = (config.output_padding, config.stride, config.dilation);
-        if (0..2).any(|i| extra[i] >= stride[i].max(dilation[i])) {
-            let why = format!(
-                "output_padding {extra:?} is not smaller than stride {stride:?} or dilation {dilation:?}"
-            );
-            return Err(Error::argument(op, why));
-        }
+        let extra = config.output_padding;
+        config.window().check_output_padding(op, extra)?;
         let [kh, kw] = config.kernel_size;
         let shape = [in_channels, out_channels / groups, kh, kw];
         let (weight, bias) = drawn(shape, config.bias.then_some(out_channels), rng)?;

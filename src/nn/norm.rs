@@ -276,7 +276,8 @@ impl Module for GroupNorm {
 
 /// (x - mean) / sqrt(var + eps) with the mean and variance of each channel of each image
 /// (Ulyanov et al. 2016). As PyTorch's it has no weight and bias and no running statistics:
-/// training and evaluation are the same.
+/// training and evaluation are the same, but that training refuses images of one pixel, of which
+/// nothing but 0 is left.
 pub struct InstanceNorm2d {
     channels: usize,
     /// Added to the variance.
@@ -295,8 +296,15 @@ impl InstanceNorm2d {
 }
 
 impl Module for InstanceNorm2d {
-    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+    fn forward(&mut self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         check_images("InstanceNorm2d", x, self.channels)?;
+        if mode == Mode::Train && x.shape()[2..] == [1, 1] {
+            let why = format!(
+                "expected more than 1 pixel when training, got input {:?}",
+                x.shape()
+            );
+            return Err(Error::shape("InstanceNorm2d", &[*x.shape()], why));
+        }
         x.group_norm(self.channels, None, None, self.eps)
     }
 
@@ -381,6 +389,12 @@ mod tests {
                 .forward(&Tensor::zeros([2, 3, 1, 5], DType::F32)?, Mode::Eval)),
             "InstanceNorm2d: expected (n, 4, h, w) but got [2, 3, 1, 5]"
         );
+        let pixel = Tensor::ones([2, 3, 1, 1], DType::F32)?;
+        assert_eq!(
+            e(InstanceNorm2d::new(3)?.forward(&pixel, Mode::Train)),
+            "InstanceNorm2d: expected more than 1 pixel when training, got input [2, 3, 1, 1]"
+        );
+        assert!(InstanceNorm2d::new(3)?.forward(&pixel, Mode::Eval).is_ok());
         let e = |r: Result<GroupNorm>| r.err().unwrap().to_string();
         for groups in [0, 4] {
             let want = format!("GroupNorm: groups {groups} does not divide 6 channels");

@@ -261,6 +261,33 @@ pub fn gradcheck_at(
     Ok(report)
 }
 
+/// Channels of 65,536 numbers whose variance is easily lost, with mean and biased variance: little
+/// noise with one number far off, as the first and within, and far from 0.
+#[cfg(test)]
+pub(crate) fn hard_channels() -> Vec<(Vec<f32>, f64, f64)> {
+    let channel = |level: f32, outlier: Option<usize>| {
+        let noise = (0..65_536u32).map(|i| i.wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32);
+        let mut x: Vec<f32> = noise.map(|u| level + 0.03 * (u - 0.5)).collect();
+        if let Some(i) = outlier {
+            x[i] = 1000.1;
+        }
+        let mean_of = |f: &dyn Fn(f64) -> f64| {
+            let sum: f64 = x.iter().map(|&x| f(x as f64)).sum();
+            sum / x.len() as f64
+        };
+        let mean = mean_of(&|x| x);
+        let var = mean_of(&|x| (x - mean).powi(2));
+        (x, mean, var)
+    };
+    let rows = [
+        (0.3, Some(0)),
+        (0.3, Some(256)),
+        (0.3, Some(40_003)),
+        (1000.0, None),
+    ];
+    rows.map(|(level, outlier)| channel(level, outlier)).into()
+}
+
 /// The CPU, and the emulated GPU where it is built: special values must be the same on both.
 #[cfg(test)]
 pub(crate) fn devices() -> Result<Vec<Device>> {

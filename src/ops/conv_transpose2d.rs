@@ -42,19 +42,9 @@ impl ConvTranspose2d {
                 format!("weight {w:?} wants {wanted} input channels but input {x:?} has {ci}");
             return Err(Error::shape(NAME, &[*w, *x], why));
         }
-        if h == 0 || width == 0 {
-            let why = format!("expected images but got {x:?}");
-            return Err(Error::shape(NAME, &[*x], why));
-        }
         let (mut window, extra) = (self.window, self.output_padding);
         let [oh, ow] = window.transposed_output(NAME, [h, width], extra)?;
-        if (0..2).any(|i| extra[i] >= window.stride[i].max(window.dilation[i])) {
-            let why = format!(
-                "output_padding {extra:?} is not smaller than stride {:?} or dilation {:?}",
-                window.stride, window.dilation
-            );
-            return Err(Error::argument(NAME, why));
-        }
+        window.check_output_padding(NAME, extra)?;
         // one place makes no step, so that a stride beyond the output is as good as one up to it
         for (stride, (from, to)) in window.stride.iter_mut().zip([(h, oh), (width, ow)]) {
             if from == 1 {
@@ -89,7 +79,7 @@ impl<const N: usize> Op<N> for ConvTranspose2d {
         let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
         let out = Layout::channels_last(Shape::new(&[s.n, s.ci, s.h, s.w])?);
         if let Device::Cuda(gpu) = x.device() {
-            let y = cuda::input_grad(&s, [&x, &w], bias.as_ref(), out, gpu)?;
+            let y = cuda::input_grad(NAME, &s, [&x, &w], bias.as_ref(), out, gpu)?;
             return Ok((y, [x, w]));
         }
         let y = with_real!(NAME, x.dtype(), T => {
@@ -111,10 +101,10 @@ impl<const N: usize> Op<N> for ConvTranspose2d {
         let mut grads = [const { None }; N];
         if let Device::Cuda(gpu) = dy.device() {
             if needs[0] {
-                grads[0] = Some(cuda::forward(&s, [&dy, &w], None, false, gpu)?);
+                grads[0] = Some(cuda::forward(NAME, &s, [&dy, &w], None, false, gpu)?);
             }
             if needs[1] {
-                grads[1] = Some(cuda::weight_grad(&s, [&dy, &x], *w.layout(), gpu)?);
+                grads[1] = Some(cuda::weight_grad(NAME, &s, [&dy, &x], *w.layout(), gpu)?);
             }
             if N > 2 && needs[2] {
                 grads[2] = Some(cuda::bias_grad(&dy, gpu)?);
@@ -164,6 +154,7 @@ impl Tensor {
         groups: usize,
     ) -> Result<Tensor> {
         let [_, ..] = self.dims::<4>(NAME, "an input (N, C, H, W)")?;
+        self.images(NAME)?;
         let [_, per_group, kh, kw] =
             weight.dims(NAME, "a weight (in, out / groups, kernel height, width)")?;
         if window.kernel != [kh, kw] {

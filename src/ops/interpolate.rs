@@ -1,7 +1,7 @@
 //! Images of another size, by nearest or bilinear interpolation.
 
 use crate::autograd::{Op, apply};
-use crate::cpu::gather::{Axis, gather};
+use crate::cpu::gather::{Axis, gather_by};
 use crate::cuda::{self, Arg, Gpu, Kernels, columns, kernels};
 use crate::device::Device;
 use crate::dtype::Real;
@@ -70,11 +70,7 @@ struct Interpolate {
 
 impl Interpolate {
     fn new(x: &Tensor, to: Resize, mode: Interpolation) -> Result<Self> {
-        let [n, c, h, w] = x.dims(NAME, "(N, C, H, W)")?;
-        if h == 0 || w == 0 {
-            let why = format!("expected images but got {:?}", x.shape());
-            return Err(Error::shape(NAME, &[*x.shape()], why));
-        }
+        let [n, c, h, w] = x.images(NAME)?;
         to.check(NAME)?;
         let (mut output, mut steps) = ([0; 2], [0.0; 2]);
         for (i, size) in [h, w].into_iter().enumerate() {
@@ -126,8 +122,9 @@ impl Interpolate {
     }
 }
 
-/// The inputs, of so many, at output `at`'s place, and their weights; the nearest is the first. Places are computed in the
-/// elements' type and the nearest's in f32, as PyTorch does: rounding decides between neighbours.
+/// The inputs, of so many, at output `at`'s place, and their weights; the nearest is the first.
+/// Places are computed in the elements' type and the nearest's in f32, where rounding decides between
+/// neighbours: PyTorch's, but for f64 images in row-major order on its CPU.
 fn taps<T: Real>(mode: Interpolation, at: usize, step: f64, size: usize) -> [(usize, T); 2] {
     let half = match mode {
         Interpolation::Nearest => {
@@ -162,8 +159,8 @@ impl Op<1> for Interpolate {
         }
         let [_, c, h, w] = sizes(&self.input);
         let y = with_real!(NAME, x.dtype(), T => {
-            let (v, [rows, columns]) = (x.dense_slice::<T>(NAME)?, self.axes());
-            Tensor::build::<T>(layout, x.device(), |y| gather(v, [h, w, c], [&rows, &columns], y))
+            let v = x.dense_slice::<T>(NAME)?;
+            Tensor::build::<T>(layout, x.device(), |y| gather_by(v, [h, w, c], || self.axes(), y))
         })?;
         Ok((y, ()))
     }
@@ -180,9 +177,12 @@ impl Op<1> for Interpolate {
         }
         let ([_, c, oh, ow], [_, _, h, w]) = (sizes(&self.output), sizes(&self.input));
         let dx = with_real!(NAME, dy.dtype(), T => {
-            let (g, [rows, columns]) = (dy.dense_slice::<T>(NAME)?, self.axes());
-            let [rows, columns] = [rows.transposed(h), columns.transposed(w)];
-            Tensor::build::<T>(layout, dy.device(), |dx| gather(g, [oh, ow, c], [&rows, &columns], dx))
+            let g = dy.dense_slice::<T>(NAME)?;
+            let axes = || {
+                let [rows, columns] = self.axes();
+                [rows.transposed(h), columns.transposed(w)]
+            };
+            Tensor::build::<T>(layout, dy.device(), |dx| gather_by(g, [oh, ow, c], axes, dx))
         })?;
         Ok([Some(dx)])
     }

@@ -309,7 +309,8 @@ impl Tensor {
     }
 
     /// Views of an axis cut into `n` parts of equal size, the last smaller where `n` does not
-    /// divide it; fewer than `n` where that size fills the axis sooner, as PyTorch has it.
+    /// divide it; fewer than `n` where that size fills the axis sooner, as PyTorch has it. An axis of
+    /// size 0 gives `n` empty parts, an error above 65,536.
     ///
     /// ```
     /// # use cotangent::{DType, Tensor};
@@ -329,6 +330,13 @@ impl Tensor {
         };
         if n == 0 {
             return Err(Error::argument("chunk", "0 parts, expected at least 1"));
+        }
+        if size == 0 && n > MOST_EMPTY {
+            let why = format!(
+                "{n} parts of axis {axis} of {:?}, expected at most {MOST_EMPTY} empty ones",
+                self.shape()
+            );
+            return Err(Error::argument("chunk", why));
         }
         let each = size.div_ceil(n);
         let sizes: Vec<usize> = match each {
@@ -661,6 +669,9 @@ pub(super) fn around(shape: &Shape, axis: usize) -> [usize; 2] {
     [&shape[..axis], &shape[axis + 1..]].map(|s| s.iter().product())
 }
 
+/// Empty parts that an axis of size 0 is cut into.
+const MOST_EMPTY: usize = 65_536;
+
 /// For the table of ops.
 pub const FORMULAS: &[Formula] = &[
     (
@@ -991,6 +1002,13 @@ mod tests {
         );
         assert!(x.split(&[usize::MAX, 4], 1).is_err());
         assert_eq!(text(x.chunk(0, 1)), "chunk: 0 parts, expected at least 1");
+        let none = Tensor::zeros([2, 0], DType::F32)?;
+        assert_eq!(none.chunk(3, 1)?.len(), 3);
+        assert_eq!(x.chunk(usize::MAX, 1)?.len(), 3);
+        assert_eq!(
+            text(none.chunk(65_537, 1)),
+            "chunk: 65537 parts of axis 1 of [2, 0], expected at most 65536 empty ones"
+        );
         assert!(Tensor::cat(&[], 0).is_err());
         let e = Tensor::cat(&[&x, &Tensor::zeros([2, 2], DType::F32)?], 0).unwrap_err();
         assert_eq!(e.to_string(), "cat: [2, 3] and [2, 2] differ beside axis 0");

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::autograd::{Op, apply};
-use crate::cpu::gather::{Axis, gather};
+use crate::cpu::gather::{Axis, gather_by};
 use crate::cpu::{rows, strided};
 use crate::cuda::{self, Arg, Gpu, Kernels, columns, kernels};
 use crate::device::Device;
@@ -27,7 +27,7 @@ struct Walk {
 
 impl Walk {
     fn new(op: &'static str, x: &Tensor, window: Window) -> Result<Self> {
-        let [n, c, h, w] = images(op, x)?;
+        let [n, c, h, w] = x.images(op)?;
         let [oh, ow] = window.output(op, [h, w])?;
         if (0..2).any(|i| window.padding[i] > window.kernel[i] / 2) {
             let Window {
@@ -45,7 +45,7 @@ impl Walk {
 
     /// To outputs of this size by windows that have no one size.
     fn adaptive(op: &'static str, x: &Tensor, output: [usize; 2]) -> Result<Self> {
-        let [n, c, h, w] = images(op, x)?;
+        let [n, c, h, w] = x.images(op)?;
         if output.contains(&0) {
             let why = format!("output is {output:?}, expected at least 1");
             return Err(Error::argument(op, why));
@@ -139,16 +139,6 @@ impl Walk {
 
 fn dims(s: &Shape) -> [usize; 4] {
     [s[0], s[1], s[2], s[3]]
-}
-
-/// The sizes of images that have pixels.
-fn images(op: &'static str, x: &Tensor) -> Result<[usize; 4]> {
-    let sizes @ [_, _, h, w] = x.dims(op, "(N, C, H, W)")?;
-    if h == 0 || w == 0 {
-        let why = format!("expected images but got {:?}", x.shape());
-        return Err(Error::shape(op, &[*x.shape()], why));
-    }
-    Ok(sizes)
 }
 
 /// y = max over the window; the first of equals in row-major order takes the gradient, and NaN
@@ -372,8 +362,8 @@ impl Op<1> for AdaptiveAvgPool {
         }
         let ([_, c, h, w], layout) = (dims(&walk.input), Layout::channels_last(walk.output));
         let y = with_real!(Self::NAME, x.dtype(), T => {
-            let (v, [rows, columns]) = (x.dense_slice::<T>(Self::NAME)?, self.axes());
-            Tensor::build::<T>(layout, x.device(), |y| gather(v, [h, w, c], [&rows, &columns], y))
+            let v = x.dense_slice::<T>(Self::NAME)?;
+            Tensor::build::<T>(layout, x.device(), |y| gather_by(v, [h, w, c], || self.axes(), y))
         })?;
         Ok((y, ()))
     }
@@ -386,9 +376,12 @@ impl Op<1> for AdaptiveAvgPool {
         let ([_, c, oh, ow], [_, _, h, w]) = (dims(&walk.output), dims(&walk.input));
         let layout = Layout::channels_last(walk.input);
         let dx = with_real!(Self::NAME, dy.dtype(), T => {
-            let (g, [rows, columns]) = (dy.dense_slice::<T>(Self::NAME)?, self.axes());
-            let [rows, columns] = [rows.transposed(h), columns.transposed(w)];
-            Tensor::build::<T>(layout, dy.device(), |dx| gather(g, [oh, ow, c], [&rows, &columns], dx))
+            let g = dy.dense_slice::<T>(Self::NAME)?;
+            let axes = || {
+                let [rows, columns] = self.axes();
+                [rows.transposed(h), columns.transposed(w)]
+            };
+            Tensor::build::<T>(layout, dy.device(), |dx| gather_by(g, [oh, ow, c], axes, dx))
         })?;
         Ok([Some(dx)])
     }

@@ -294,6 +294,16 @@ impl Tensor {
             )
         })
     }
+
+    /// The sizes (N, C, H, W) of images that have pixels, or an error of `op`.
+    pub(crate) fn images(&self, op: &'static str) -> Result<[usize; 4]> {
+        let sizes @ [_, _, h, w] = self.dims(op, "(N, C, H, W)")?;
+        if h == 0 || w == 0 {
+            let why = format!("expected images but got {:?}", self.shape());
+            return Err(Error::shape(op, &[*self.shape()], why));
+        }
+        Ok(sizes)
+    }
 }
 
 /// Reading.

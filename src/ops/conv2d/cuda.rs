@@ -23,8 +23,11 @@ pub(super) const BLOCKS: usize = 264;
 /// `Conv` of `kernels/conv.cuh`.
 type Sizes = [i32; 16];
 
-pub(super) fn sizes(s: &ConvShape) -> Result<Sizes> {
+/// An error of `op` for what kernels do not count in 32 bits.
+pub(super) fn sizes(op: &'static str, s: &ConvShape) -> Result<Sizes> {
     let w = &s.window;
+    // a kernel of one makes no step
+    let dilation = [0, 1].map(|i| if w.kernel[i] == 1 { 1 } else { w.dilation[i] });
     let mut sizes = [0; 16];
     let all = [
         s.n,
@@ -40,13 +43,13 @@ pub(super) fn sizes(s: &ConvShape) -> Result<Sizes> {
         w.stride[1],
         w.padding[0],
         w.padding[1],
-        w.dilation[0],
-        w.dilation[1],
+        dilation[0],
+        dilation[1],
         s.groups,
     ];
     for (to, size) in sizes.iter_mut().zip(all) {
-        *to = i32::try_from(size)
-            .map_err(|_| Error::argument("conv2d", format!("{w:?} is too large")))?;
+        *to =
+            i32::try_from(size).map_err(|_| Error::argument(op, format!("{w:?} is too large")))?;
     }
     Ok(sizes)
 }
@@ -165,6 +168,7 @@ fn folded(
 
 /// y, in memory N, H, W, C as all images here; with `relu` through ReLU.
 pub(in crate::ops) fn forward(
+    op: &'static str,
     s: &ConvShape,
     [x, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
@@ -174,7 +178,7 @@ pub(in crate::ops) fn forward(
     let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
     let y = Tensor::empty(out, x.dtype(), x.device())?;
     if s.is_depthwise() {
-        depthwise::forward(s, [x, w], bias, relu, &y, gpu)?;
+        depthwise::forward(op, s, [x, w], bias, relu, &y, gpu)?;
         return Ok(y);
     }
     let right = packed(s, w, gpu, false)?;
@@ -187,7 +191,7 @@ pub(in crate::ops) fn forward(
         right.input(),
         bias.unwrap_or(w).input(),
         y.output(),
-        Arg::Struct(&sizes(s)?),
+        Arg::Struct(&sizes(op, s)?),
         Arg::I32(bias.is_some() as i32),
         Arg::I32(relu as i32),
     ];
@@ -198,6 +202,7 @@ pub(in crate::ops) fn forward(
 /// dx of this layout, with the bias of a transposed convolution. With stride s it is s x s
 /// interleaved products, each with its own taps.
 pub(in crate::ops) fn input_grad(
+    op: &'static str,
     s: &ConvShape,
     [dy, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
@@ -206,7 +211,7 @@ pub(in crate::ops) fn input_grad(
 ) -> Result<Tensor> {
     let dx = Tensor::empty(layout, dy.dtype(), dy.device())?;
     if s.is_depthwise() {
-        depthwise::input_grad(s, [dy, w], bias, &dx, gpu)?;
+        depthwise::input_grad(op, s, [dy, w], bias, &dx, gpu)?;
         return Ok(dx);
     }
     let right = packed(s, w, gpu, true)?;
@@ -220,7 +225,7 @@ pub(in crate::ops) fn input_grad(
         right.input(),
         bias.unwrap_or(w).input(),
         dx.output(),
-        Arg::Struct(&sizes(s)?),
+        Arg::Struct(&sizes(op, s)?),
         Arg::I32(bias.is_some() as i32),
     ];
     let kernel = tile.input_grad.of(dy.dtype())?;
@@ -230,6 +235,7 @@ pub(in crate::ops) fn input_grad(
 
 /// dw of this layout.
 pub(in crate::ops) fn weight_grad(
+    op: &'static str,
     s: &ConvShape,
     [x, dy]: [&Tensor; 2],
     layout: Layout,
@@ -238,7 +244,7 @@ pub(in crate::ops) fn weight_grad(
     let dtype = dy.dtype();
     if s.is_depthwise() {
         let dw = Tensor::empty(layout, dtype, dy.device())?;
-        depthwise::weight_grad(s, [x, dy], &dw, gpu)?;
+        depthwise::weight_grad(op, s, [x, dy], &dw, gpu)?;
         return Ok(dw);
     }
     let [co, ci, taps] = [s.co / s.groups, s.ci / s.groups, s.taps()];
@@ -251,7 +257,7 @@ pub(in crate::ops) fn weight_grad(
         x.input(),
         dy.input(),
         parts.output(),
-        Arg::Struct(&sizes(s)?),
+        Arg::Struct(&sizes(op, s)?),
         Arg::I32(length as i32),
     ];
     let grid = [(tiles * slices) as u32, 1, 1];

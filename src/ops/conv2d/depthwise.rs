@@ -101,6 +101,7 @@ fn each(kernel: &'static Kernel, out: &Tensor, args: &[Arg<'_>], gpu: Gpu) -> Re
 
 /// Writes y; with `relu` through ReLU.
 pub(super) fn forward(
+    op: &'static str,
     s: &ConvShape,
     [x, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
@@ -110,7 +111,7 @@ pub(super) fn forward(
 ) -> Result<()> {
     // without a bias the weight takes its place
     let b = bias.unwrap_or(w);
-    let sizes = sizes(s)?;
+    let sizes = sizes(op, s)?;
     let last = [bias.is_some(), relu].map(|x| Arg::I32(x as i32));
     let mut args = vec![
         x.input(),
@@ -131,6 +132,7 @@ pub(super) fn forward(
 
 /// Writes dx, with the bias of a transposed convolution.
 pub(super) fn input_grad(
+    op: &'static str,
     s: &ConvShape,
     [dy, w]: [&Tensor; 2],
     bias: Option<&Tensor>,
@@ -140,7 +142,7 @@ pub(super) fn input_grad(
     let dtype = dy.dtype();
     // without a bias the weight takes its place
     let b = bias.unwrap_or(w);
-    let sizes = sizes(s)?;
+    let sizes = sizes(op, s)?;
     let last = Arg::I32(bias.is_some() as i32);
     let mut args = vec![
         dy.input(),
@@ -166,13 +168,14 @@ pub(super) fn input_grad(
 
 /// Writes dw.
 pub(super) fn weight_grad(
+    op: &'static str,
     s: &ConvShape,
     [x, dy]: [&Tensor; 2],
     dw: &Tensor,
     gpu: Gpu,
 ) -> Result<()> {
     let dtype = dy.dtype();
-    let sizes = sizes(s)?;
+    let sizes = sizes(op, s)?;
     let Some(special) = special(s, dtype) else {
         let args = [x.input(), dy.input(), dw.output(), Arg::Struct(&sizes)];
         let grid = [s.taps() as u32, s.co.div_ceil(32) as u32, 1];

@@ -117,7 +117,7 @@ impl<const N: usize> Op<N> for Conv2d {
         let s = self.shape(x.shape(), w.shape())?;
         let bias = inputs.get(2).map(|b| b.packed()).transpose()?;
         if let Device::Cuda(gpu) = x.device() {
-            let y = cuda::forward(&s, [&x, &w], bias.as_ref(), self.relu, gpu)?;
+            let y = cuda::forward(self.op(), &s, [&x, &w], bias.as_ref(), self.relu, gpu)?;
             return Ok((y.clone(), ([x, w], self.relu.then_some(y))));
         }
         let out = Layout::channels_last(Shape::new(&[s.n, s.co, s.oh, s.ow])?);
@@ -148,10 +148,23 @@ impl<const N: usize> Op<N> for Conv2d {
         let mut grads = [const { None }; N];
         if let Device::Cuda(gpu) = dy.device() {
             if needs[0] {
-                grads[0] = Some(cuda::input_grad(&s, [&dy, &w], None, *x.layout(), gpu)?);
+                grads[0] = Some(cuda::input_grad(
+                    self.op(),
+                    &s,
+                    [&dy, &w],
+                    None,
+                    *x.layout(),
+                    gpu,
+                )?);
             }
             if needs[1] {
-                grads[1] = Some(cuda::weight_grad(&s, [&x, &dy], *w.layout(), gpu)?);
+                grads[1] = Some(cuda::weight_grad(
+                    self.op(),
+                    &s,
+                    [&x, &dy],
+                    *w.layout(),
+                    gpu,
+                )?);
             }
             if N > 2 && needs[2] {
                 grads[2] = Some(cuda::bias_grad(&dy, gpu)?);
