@@ -112,6 +112,7 @@ fn main() -> Result<()> {
         ("saturation", jitter(0.0, 0.0, 1.0, 0.0)),
         ("hue", jitter(0.0, 0.0, 0.0, 0.5)),
         ("color_jitter", jitter(0.4, 0.4, 0.4, 0.1)),
+        ("grayscale", Transform::Grayscale { channels: 3 }),
         ("random_grayscale", Transform::RandomGrayscale { p: 0.5 }),
         ("gaussian_blur", Transform::gaussian_blur(5)),
         ("random_erasing", Transform::random_erasing(0.8)),
@@ -125,6 +126,24 @@ fn main() -> Result<()> {
             },
         ),
         ("cutout", Transform::cutout(1, h / 2)),
+        (
+            // numbers about zero, of which the picture shows what lies within its range
+            "normalize",
+            Transform::Normalize {
+                mean: vec![0.3, 0.5, 0.1],
+                std: vec![0.8, 0.5, 1.2],
+            },
+        ),
+        (
+            "random_apply",
+            Transform::RandomApply {
+                transforms: vec![
+                    Transform::gaussian_blur(5),
+                    Transform::Grayscale { channels: 3 },
+                ],
+                p: 0.5,
+            },
+        ),
         (
             "random_choice",
             Transform::RandomChoice {
@@ -140,7 +159,7 @@ fn main() -> Result<()> {
             },
         ),
         (
-            "pipeline",
+            "compose",
             Transform::Compose(vec![
                 Transform::random_resized_crop([h, w]),
                 Transform::RandomHorizontalFlip { p: 0.5 },
