@@ -140,6 +140,9 @@ struct Args {
     /// Stop after so many epochs without a better validation accuracy
     #[arg(long)]
     patience: Option<usize>,
+    /// Stop after the first epoch with this validation accuracy, between 0 and 1
+    #[arg(long)]
+    target_accuracy: Option<f64>,
     /// The share of the target that is spread over all classes
     #[arg(long, default_value_t = 0.0)]
     label_smoothing: f64,
@@ -254,6 +257,7 @@ impl Args {
             num_train_samples: Some(self.num_train_samples).filter(|&n| n > 0),
             print_every: self.print_every,
             patience: self.patience,
+            target_accuracy: self.target_accuracy,
             checkpoint_dir: Some(self.out.clone()),
             seed: self.seed,
             ..Default::default()

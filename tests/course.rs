@@ -16,7 +16,7 @@ use cotangent::random::Generator;
 use cotangent::shape::Window;
 use cotangent::train::l2::l2_loss;
 use cotangent::train::sanity::check_gradients;
-use cotangent::train::solver::softmax_loss;
+use cotangent::train::softmax_loss;
 use cotangent::{DType, Result, Tensor};
 use serde_json::Value;
 

@@ -182,7 +182,7 @@ fn a_step_allocates_nothing_after_the_second() {
         let mut model = model(device);
         let count = Arc::new(Mutex::new(Vec::new()));
         let seen = count.clone();
-        let softmax = cotangent::train::solver::softmax_loss(0.0);
+        let softmax = cotangent::train::softmax_loss(0.0);
         let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
             seen.lock().unwrap().push(device.memory_stats().unwrap());
             softmax(scores, labels)
@@ -269,7 +269,7 @@ fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
 fn a_loss_that_reads_from_the_device_trains_uncaptured() {
     let _alone = alone();
     let mut model = model(device(9));
-    let softmax = cotangent::train::solver::softmax_loss(0.0);
+    let softmax = cotangent::train::softmax_loss(0.0);
     let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
         let loss = softmax(scores, labels)?;
         assert!(loss.item()?.is_finite());
@@ -288,7 +288,7 @@ fn images_that_a_loss_keeps_are_not_written_under_it() {
     let _alone = alone();
     let run = |n: u8, keep: bool| {
         let mut model = model(device(n));
-        let softmax = cotangent::train::solver::softmax_loss(0.0);
+        let softmax = cotangent::train::softmax_loss(0.0);
         let kept = Mutex::new(Vec::new());
         let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
             if keep {
@@ -310,7 +310,7 @@ fn a_stream_that_no_module_shows_trains_uncaptured() {
     let _alone = alone();
     let device = device(16);
     let mut model = model(device);
-    let softmax = cotangent::train::solver::softmax_loss(0.0);
+    let softmax = cotangent::train::softmax_loss(0.0);
     let stream = Mutex::new(Generator::new(77));
     let loss: cotangent::train::LossFn = Arc::new(move |scores: &Tensor, labels: &Tensor| {
         softmax(&scores.dropout(0.2, &mut stream.lock().unwrap())?, labels)

@@ -7,7 +7,7 @@ use cotangent::data::{Augment, Normalize, synthetic};
 use cotangent::nn::{Mode, Module, Visitor};
 use cotangent::random::Generator;
 use cotangent::storage::memory_stats;
-use cotangent::train::solver::softmax_loss;
+use cotangent::train::softmax_loss;
 use cotangent::train::{Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{DType, Result, Tensor};
 

@@ -178,6 +178,21 @@ fn unusual(window: Window, output_padding: [usize; 2], groups: usize, bias: bool
     s
 }
 
+impl Module for Conv2d {
+    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
+        self.forward_act(x, Activation::Identity)
+    }
+
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        v.parameter("weight", &mut self.weight);
+        v.optional("bias", &mut self.bias);
+    }
+
+    fn describe(&self) -> String {
+        format!("Conv2d({})", self.settings())
+    }
+}
+
 /// A transposed convolution's settings but for its channels; pairs are (height, width).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConvTranspose2dConfig {
@@ -284,21 +299,6 @@ impl Module for ConvTranspose2d {
             c.kernel_size,
             unusual(c.window(), c.output_padding, c.groups, self.bias.is_some())
         )
-    }
-}
-
-impl Module for Conv2d {
-    fn forward(&mut self, x: &Tensor, _: Mode) -> Result<Tensor> {
-        self.forward_act(x, Activation::Identity)
-    }
-
-    fn visit(&mut self, v: &mut Visitor<'_>) {
-        v.parameter("weight", &mut self.weight);
-        v.optional("bias", &mut self.bias);
-    }
-
-    fn describe(&self) -> String {
-        format!("Conv2d({})", self.settings())
     }
 }
 

@@ -45,19 +45,7 @@ pub fn clip_grad_norm(
 ) -> Result<Tensor> {
     let op = "clip_grad_norm";
     check_limit("max_norm", max_norm)?;
-    let norm = {
-        let mut all = Vec::new();
-        nn::try_visit(model, |_, slot| {
-            if let Slot::Parameter(p) = slot
-                && let Some(g) = grads.get(p)
-            {
-                check_real(op, g)?;
-                all.push(g.clone());
-            }
-            Ok(())
-        })?;
-        sum_squares(op, &all.iter().collect::<Vec<_>>(), 1.0, true)?
-    };
+    let norm = gradient_squares(op, grads, model, true)?;
     let factor = match norm.device() {
         Device::Cpu => max_norm / (norm.item()? + 1e-6),
         Device::Cuda(_) => 0.0,
@@ -66,13 +54,7 @@ pub fn clip_grad_norm(
     if factor >= 1.0 {
         return Ok(norm);
     }
-    let mut rows = Rows::default();
-    each_gradient(op, grads, model, |g| {
-        if let Device::Cuda(_) = g.device() {
-            g.make_unique()?;
-            rows.push(&[g]);
-            return Ok(());
-        }
+    let rows = each_gradient(op, grads, model, |g| {
         with_real!(op, g.dtype(), T => {
             let factor = T::of(factor);
             over_elements::<T>(g, |x| x * factor)
@@ -102,13 +84,7 @@ pub fn clip_grad_value(
 ) -> Result<()> {
     let op = "clip_grad_value";
     check_limit("clip_value", clip_value)?;
-    let mut rows = Rows::default();
-    each_gradient(op, grads, model, |g| {
-        if let Device::Cuda(_) = g.device() {
-            g.make_unique()?;
-            rows.push(&[g]);
-            return Ok(());
-        }
+    let rows = each_gradient(op, grads, model, |g| {
         with_real!(op, g.dtype(), T => {
             let most = T::of(clip_value);
             over_elements::<T>(g, |x| if x > most { most } else if x < -most { -most } else { x })
@@ -121,25 +97,57 @@ fn check_limit(key: &'static str, value: f64) -> Result<()> {
     super::check(key, value, value > 0.0, "a number above 0")
 }
 
-/// The gradients of a model's parameters, to be written.
-fn each_gradient(
+/// The sum of the squares of the gradients of a model's parameters, or its root, an F64 scalar.
+pub(crate) fn gradient_squares(
+    op: &'static str,
+    grads: &Gradients,
+    model: &mut dyn Module,
+    root: bool,
+) -> Result<Tensor> {
+    let mut all = Vec::new();
+    nn::try_visit(model, |_, slot| {
+        if let Slot::Parameter(p) = slot
+            && let Some(g) = grads.get(p)
+        {
+            check_real(op, g)?;
+            all.push(g.clone());
+        }
+        Ok(())
+    })?;
+    sum_squares(op, &all.iter().collect::<Vec<_>>(), 1.0, root)
+}
+
+/// Write the gradients of a model's parameters: `on_cpu` does it for one on the CPU; those on a GPU
+/// are returned as rows for a kernel to write.
+pub(crate) fn each_gradient(
     op: &'static str,
     grads: &mut Gradients,
     model: &mut dyn Module,
-    mut f: impl FnMut(&mut Tensor) -> Result<()>,
-) -> Result<()> {
+    mut on_cpu: impl FnMut(&mut Tensor) -> Result<()>,
+) -> Result<Rows> {
+    let mut rows = Rows::default();
     nn::try_visit(model, |_, slot| {
-        if let Slot::Parameter(p) = slot
-            && let Some(g) = grads.get_mut(p)
-        {
-            check_real(op, g)?;
-            f(g)?;
+        let Slot::Parameter(p) = slot else {
+            return Ok(());
+        };
+        let Some(g) = grads.get_mut(p) else {
+            return Ok(());
+        };
+        check_real(op, g)?;
+        match g.device() {
+            Device::Cpu => on_cpu(g)?,
+            Device::Cuda(_) => {
+                g.make_unique()?;
+                rows.push(&[g]);
+            }
         }
         Ok(())
-    })
+    })?;
+    Ok(rows)
 }
 
-fn over_elements<T: Real>(g: &mut Tensor, f: impl Fn(T) -> T + Sync) -> Result<()> {
+/// Each element of a gradient on the CPU by `f`.
+pub(crate) fn over_elements<T: Real>(g: &mut Tensor, f: impl Fn(T) -> T + Sync) -> Result<()> {
     let each = |g: &mut [T]| g.iter_mut().for_each(|x| *x = f(*x));
     g.make_mut::<T>()?
         .par_chunks_mut(CPU_STRETCH)

@@ -121,11 +121,7 @@ impl Optimizer for Ema {
     }
 
     fn averaged(&self) -> Result<Option<Vec<(String, Tensor)>>> {
-        if self.average.is_empty() {
-            return Ok(None);
-        }
-        let copies = self.average.iter().map(|(n, t)| Ok((n.clone(), copy(t)?)));
-        copies.collect::<Result<_>>().map(Some)
+        self.average.copies()
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

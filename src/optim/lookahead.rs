@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rows::Lerp;
-use super::shadow::{Shadow, copy, has_shadow, take_count};
+use super::shadow::{Shadow, has_shadow, take_count};
 use super::{Optimizer, check};
 use crate::autograd::Gradients;
 use crate::error::{Error, Result};
@@ -147,11 +147,7 @@ impl Optimizer for Lookahead {
     }
 
     fn averaged(&self) -> Result<Option<Vec<(String, Tensor)>>> {
-        if self.slow.is_empty() {
-            return Ok(None);
-        }
-        let copies = self.slow.iter().map(|(n, t)| Ok((n.clone(), copy(t)?)));
-        copies.collect::<Result<_>>().map(Some)
+        self.slow.copies()
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

@@ -29,6 +29,7 @@ pub use adagrad::{Adagrad, AdagradConfig};
 pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
 pub use asgd::{Asgd, AsgdConfig};
 pub use clip::{clip_grad_norm, clip_grad_value};
+pub(crate) use clip::{each_gradient, gradient_squares, over_elements};
 pub use elementwise::{Elementwise, Group, Selection};
 pub use ema::{Ema, EmaConfig, with_averaged};
 pub use lookahead::{Lookahead, LookaheadConfig};

@@ -50,6 +50,15 @@ impl Shadow {
         self.0.is_empty()
     }
 
+    /// Copies of the tensors by name; `None` where there is none.
+    pub fn copies(&self) -> Result<Option<Vec<(String, Tensor)>>> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let copies = self.iter().map(|(n, t)| Ok((n.clone(), copy(t)?)));
+        copies.collect::<Result<_>>().map(Some)
+    }
+
     /// To be saved, `kind.name`.
     pub fn state(&self, kind: &str) -> Vec<(String, Tensor)> {
         let named = |(name, t): (&String, &Tensor)| (format!("{kind}.{name}"), t.clone());

@@ -72,8 +72,12 @@ impl Tensor {
     /// Numbers that the host computes anew each step, as the kernels' `const i64*`; see
     /// [`Gpu::scalars`].
     pub(crate) fn scalars(gpu: Gpu, values: &[u64]) -> Result<Self> {
+        Self::words(gpu, DType::I64, values)
+    }
+
+    fn words(gpu: Gpu, dtype: DType, values: &[u64]) -> Result<Self> {
         Ok(Tensor {
-            storage: Arc::new(Storage::from_cuda(DType::I64, gpu.scalars(values)?)),
+            storage: Arc::new(Storage::from_cuda(dtype, gpu.scalars(values)?)),
             layout: Layout::contiguous(values.len().into_shape()?),
             node: None,
         })
@@ -81,14 +85,7 @@ impl Tensor {
 
     /// A number that the host computes anew each step, as (1) of F64; see [`Gpu::scalars`].
     pub(crate) fn factor(gpu: Gpu, value: f64) -> Result<Self> {
-        Ok(Tensor {
-            storage: Arc::new(Storage::from_cuda(
-                DType::F64,
-                gpu.scalars(&[value.to_bits()])?,
-            )),
-            layout: Layout::contiguous(1.into_shape()?),
-            node: None,
-        })
+        Self::words(gpu, DType::F64, &[value.to_bits()])
     }
 
     /// Ready to be written in place: storage that another tensor or a graph still holds, or that

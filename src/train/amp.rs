@@ -15,14 +15,13 @@
 //! On a GPU products run on its matrix units, and activations that products keep take half the
 //! memory. On the CPU each element is rounded as there, and nothing is faster.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::Gradients;
 use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
-use crate::nn::{self, Module, Slot};
+use crate::nn::{self, Module};
 use crate::optim::{self, Optimizer};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -256,19 +255,7 @@ pub(super) fn factor(value: f64, device: Device) -> Result<Tensor> {
 
 /// The sum of the squares of all gradients, an F64 scalar: it is finite where they all are.
 pub(super) fn sum_squares(model: &mut dyn Module, grads: &Gradients) -> Result<Tensor> {
-    let mut all = Vec::new();
-    nn::visit(model, |_, slot| {
-        if let Slot::Parameter(p) = slot
-            && let Some(g) = grads.get(p)
-        {
-            all.push(g.clone());
-        }
-    });
-    let device = nn::device(model);
-    if all.is_empty() {
-        return Tensor::zeros((), (DType::F64, device));
-    }
-    optim::sum_squares("grad_scaler", &all.iter().collect::<Vec<_>>(), 1.0, false)
+    optim::gradient_squares("grad_scaler", grads, model, false)?.to(nn::device(model))
 }
 
 /// Multiply all gradients by `factor`, (1) of F64, in place: on a CUDA device in one launch.
@@ -277,24 +264,11 @@ pub(super) fn unscale(
     grads: &mut Gradients,
     factor: &Tensor,
 ) -> Result<()> {
-    let mut rows = optim::Rows::default();
-    nn::try_visit(model, |_, slot| {
-        let Slot::Parameter(p) = slot else {
-            return Ok(());
-        };
-        let Some(g) = grads.get_mut(p) else {
-            return Ok(());
-        };
-        if let Device::Cuda(_) = g.device() {
-            g.make_unique()?;
-            rows.push(&[g]);
-            return Ok(());
-        }
-        with_real!("grad_scaler", g.dtype(), T => {
+    let op = "grad_scaler";
+    let rows = optim::each_gradient(op, grads, model, |g| {
+        with_real!(op, g.dtype(), T => {
             let by = T::of(factor.item()?);
-            let stretches = g.make_mut::<T>()?.par_chunks_mut(1 << 14);
-            stretches.for_each(|g| g.iter_mut().for_each(|g| *g *= by));
-            Ok(())
+            optim::over_elements::<T>(g, |x| x * by)
         })
     })?;
     optim::scale(rows, factor)

@@ -12,7 +12,8 @@ use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{generators, set_generators};
 use crate::train::l2::l2_loss;
-use crate::train::solver::{LossFn, Solver, SolverConfig, SolverData, softmax_loss};
+use crate::train::loss::{LossFn, softmax_loss};
+use crate::train::solver::{Solver, SolverConfig, SolverData};
 use crate::train::{OptimConfig, UpdateRule};
 
 /// How far the initial loss may be from ln C, relative.

@@ -24,7 +24,7 @@ use crate::train::loss::Loss;
 use crate::train::step::{Parts, Stepper};
 use crate::train::{History, OptimConfig, Progress, UpdateRule, files};
 
-pub use crate::train::loss::{LossFn, softmax_loss};
+use crate::train::loss::LossFn;
 
 /// Settings of a [`Solver`], by CS231n's names and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub struct SolverConfig {
     pub print_every: usize,
     /// Stop after so many epochs without a better validation accuracy.
     pub patience: Option<usize>,
+    /// Stop after the first epoch whose validation accuracy, between 0 and 1, is at least this.
+    pub target_accuracy: Option<f64>,
     /// The folder that gets `checkpoint.safetensors`, `best.safetensors`, `history.json` and
     /// `history.csv` after every epoch.
     pub checkpoint_dir: Option<PathBuf>,
@@ -101,6 +103,7 @@ impl Default for SolverConfig {
             num_val_samples: None,
             print_every: 10,
             patience: None,
+            target_accuracy: None,
             checkpoint_dir: None,
             verbose: true,
             seed: 0,
@@ -144,7 +147,13 @@ impl SolverConfig {
                 return Err(Error::config(key, "0; expected at least 1"));
             }
         }
-        Ok(())
+        match self.target_accuracy {
+            Some(t) if !(0.0..=1.0).contains(&t) => {
+                let why = format!("{t}; expected a share of the images, between 0 and 1");
+                Err(Error::config("target_accuracy", why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Steps in an epoch.
@@ -164,6 +173,7 @@ impl SolverConfig {
             },
             print_every: free.print_every,
             patience: None,
+            target_accuracy: None,
             checkpoint_dir: None,
             verbose: free.verbose,
             ..self.clone()
@@ -192,6 +202,8 @@ pub enum Outcome {
     Finished,
     /// The validation accuracy stood still for `patience` epochs.
     StoppedEarly,
+    /// The validation accuracy is at least `target_accuracy`.
+    Reached,
     /// The stop flag was set; the checkpoint, where there is a folder for one, goes on from here.
     Interrupted,
 }
@@ -350,7 +362,7 @@ impl<'m> Solver<'m> {
         self.model
     }
 
-    /// Train until the epochs are done, patience ends or the stop flag is set. Unless
+    /// Train until the epochs are done, the target is reached, patience ends or the stop flag is set. Unless
     /// interrupted, the model then has the best parameters.
     ///
     /// A loss that is not finite is an [`Error::NonFinite`]: the history is saved, the
@@ -398,6 +410,11 @@ impl<'m> Solver<'m> {
             let idle = self.history.epochs - self.history.best_epoch;
             if self.config.patience.is_some_and(|p| idle >= p) {
                 break Outcome::StoppedEarly;
+            }
+            // the best is the last one's, or the run would have ended before
+            let reached = |target| idle == 0 && self.history.best_val_acc >= target;
+            if self.history.epochs > 0 && self.config.target_accuracy.is_some_and(reached) {
+                break Outcome::Reached;
             }
             if self.history.epochs >= self.config.num_epochs {
                 break Outcome::Finished;
@@ -765,8 +782,9 @@ mod tests {
     use super::*;
     use crate::data::synthetic;
     use crate::dtype::DType;
-    use crate::nn::Visitor;
+    use crate::nn::{Flatten, Linear, Sequential, Visitor};
     use crate::optim::{Cyclic, OneCycle, Plateau, Unit};
+    use crate::train::loss::softmax_loss;
 
     /// A linear classifier with noise on its input, a running mean, and a name.
     struct Net {
@@ -1054,6 +1072,39 @@ mod tests {
     }
 
     #[test]
+    fn ends_with_the_first_epoch_that_reaches_the_target() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let accuracies = |target_accuracy| -> Result<(Outcome, Vec<f64>)> {
+            let data = SolverData {
+                val: data().train,
+                ..data()
+            };
+            let pixels = data.train.shape().iter().product();
+            let affine = Linear::new(pixels, 10, true, &mut Generator::new(0))?;
+            let mut net = Sequential::new().push(Flatten).push(affine);
+            let config = SolverConfig {
+                target_accuracy,
+                reg: 0.0,
+                ..config(dir.path(), 6)
+            };
+            let mut solver = Solver::new(&mut net, data, config)?;
+            let outcome = solver.train()?;
+            // asked again, it has nothing left to do
+            assert_eq!(solver.train()?, outcome);
+            Ok((outcome, solver.history().val_acc_history.clone()))
+        };
+        let (outcome, all) = accuracies(None)?;
+        assert_eq!((outcome, all.len()), (Outcome::Finished, 6));
+        let best = all.iter().copied().fold(0.0, f64::max);
+        let first = all.iter().position(|&a| a == best).unwrap();
+        assert!(first > 0, "{all:?}");
+        let (outcome, until) = accuracies(Some(best))?;
+        assert_eq!(outcome, Outcome::Reached);
+        assert_eq!(until, all[..=first]);
+        Ok(())
+    }
+
+    #[test]
     fn the_model_ends_with_the_best_parameters() -> Result<()> {
         let dir = tempfile::tempdir().unwrap();
         let mut net = Net::new("net");
@@ -1249,6 +1300,9 @@ mod tests {
         assert_eq!(refused(|c| c.loss = Loss::Mse), "label_smoothing");
         assert_eq!(refused(|c| c.optim_config.beta1 = Some(-0.1)), "beta1");
         assert_eq!(refused(|c| c.patience = Some(0)), "patience");
+        let key = "target_accuracy";
+        assert_eq!(refused(|c| c.target_accuracy = Some(80.0)), key);
+        assert_eq!(refused(|c| c.target_accuracy = Some(f64::NAN)), key);
         // four steps an epoch
         let long: fn(&mut SolverConfig) = |c| {
             c.schedule = Schedule::WarmupCosine {
