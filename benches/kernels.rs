@@ -157,7 +157,7 @@ fn cpu(report: &Report) {
 
 fn main() {
     let all = || -> Result<()> {
-        let args = Args::parse()?;
+        let args = Args::parse(&[])?;
         let rates = Rates::measure(args.device)?;
         rates.print(args.device, args.json)?;
         let report = Report { args, rates };

@@ -182,14 +182,18 @@ pub struct Args {
     pub device: Device,
     pub json: bool,
     pub only: String,
+    /// Which of the bench's own words were there.
+    pub words: Vec<String>,
 }
 
 impl Args {
-    pub fn parse() -> Result<Self> {
+    /// With `own`, the words that only this bench knows.
+    pub fn parse(own: &[&str]) -> Result<Self> {
         let mut args = Args {
             device: Device::Cpu,
             json: false,
             only: String::new(),
+            words: Vec::new(),
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -199,6 +203,7 @@ impl Args {
                 "--only" => args.only = words.next().unwrap_or_default(),
                 // what cargo adds
                 "--bench" => {}
+                own_word if own.contains(&own_word) => args.words.push(word),
                 _ => {
                     return Err(cotangent::Error::config(
                         "bench",
