@@ -173,7 +173,7 @@ impl Augment {
 }
 
 /// Where an epoch's random numbers come from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct EpochSeed {
     /// The seed of what is drawn anew.
     pub own: u64,
