@@ -16,16 +16,20 @@ __device__ __forceinline__ Exact operator*(Exact a, Exact b) { return __fmul_rn(
 __device__ __forceinline__ Exact operator/(Exact a, Exact b) { return __fdiv_rn(a.v, b.v); }
 
 // ---------------------------------------------------------------- the last step of every image
+// the pixel of 0..n that place i, less than n before or behind it, mirrors
+__device__ __forceinline__ int reflected(int i, int n) { return n - 1 - abs(n - 1 - abs(i)); }
 // y's number `in`, in memory order, of an image x (C, H, W) that is flipped, moved and normalized by
-// `change` (label, flip, dy, dx) and `affine` (means (C, H, W), then scales (C)); 0 beside the image
+// `change` (label; 1 for a flip and 2 for reflection beside the image; dy, dx) and `affine` (means
+// (C, H, W), then scales (C)); 0 beside an image that is not reflected
 template <class X>
 __device__ __forceinline__ float finished(const X& x, const i64* change, const float* affine, unsigned in, int channels,
                                           int h, int w, int last) {
   unsigned plane = h * w, pixels = channels * plane;
   unsigned c = last ? in % channels : in / plane, at = last ? in / channels : in % plane;
   int row = at / w + (int)change[2], column = at % w + (int)change[3];
+  if (change[1] & 2) row = reflected(row, h), column = reflected(column, w);
   if (row < 0 || row >= h || column < 0 || column >= w) return 0;
-  if (change[1]) column = w - 1 - column;
+  if (change[1] & 1) column = w - 1 - column;
   unsigned source = c * plane + row * w + column;
   return (x(source) - affine[source]) * affine[pixels + c];
 }

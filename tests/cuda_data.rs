@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use cotangent::data::{
-    Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Normalize, Transform,
+    Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Normalize, PaddingMode, Transform,
 };
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -52,6 +52,13 @@ fn batches_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
             Augment {
                 flip: 0.5,
                 crop_padding: 3,
+                ..Augment::none()
+            },
+            Augment {
+                flip: 0.5,
+                alternating_flip: true,
+                crop_padding: 3,
+                padding_mode: PaddingMode::Reflect,
                 ..Augment::none()
             },
         ] {
@@ -161,7 +168,12 @@ fn transforms_and_mixing_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
                 transforms: transforms.clone(),
                 flip: 0.5,
                 crop_padding: 2,
+                padding_mode: match (i + shape[0] / 2) % 2 {
+                    0 => PaddingMode::Constant,
+                    _ => PaddingMode::Reflect,
+                },
                 mix: mixes[i % 3].clone(),
+                ..Augment::none()
             };
             // whatever the order of the emulated device's threads
             for order in [0, 7] {

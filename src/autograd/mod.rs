@@ -331,6 +331,15 @@ impl Tensor {
         t
     }
 
+    /// A leaf of the graph or outside of it.
+    pub(crate) fn as_tracked(&self, on: bool) -> Tensor {
+        if on {
+            self.requires_grad()
+        } else {
+            self.detach()
+        }
+    }
+
     /// Whether a gradient flows into it.
     pub fn is_tracked(&self) -> bool {
         self.node.is_some()

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use rayon::Yield;
 
-use super::augment::{Pipeline, Raw};
+use super::augment::{EpochSeed, Pipeline, Raw};
 use super::{Augment, Dataset, Normalize, Purpose, stream};
 use crate::cuda::Gpu;
 use crate::device::Device;
@@ -194,13 +194,13 @@ impl Loader {
 
     /// The same batches for a model on `device`.
     pub fn epoch_on(&self, device: Device, epoch: u64, first: usize) -> Epoch<Feed> {
-        self.start(epoch, first, move |loader, order, augment_seed, batch| {
+        self.start(epoch, first, move |loader, order, seed, batch| {
             let pipeline = loader.pipeline.clone();
             let content = match device {
-                Device::Cpu => Content::Ready(loader.batch(order, augment_seed, batch)),
+                Device::Cpu => Content::Ready(loader.batch(order, seed, batch)),
                 Device::Cuda(gpu) => {
                     let indices = loader.indices(order, batch);
-                    let raw = pipeline.raw(&loader.data, indices, augment_seed, batch);
+                    let raw = pipeline.raw(&loader.data, indices, seed, batch);
                     Content::Raw(gpu, raw)
                 }
             };
@@ -208,19 +208,29 @@ impl Loader {
         })
     }
 
-    /// The batches of an epoch from `first` on, made by `make(loader, order, augment_seed, batch)`.
+    /// The batches of an epoch from `first` on, made by `make(loader, order, seed, batch)`.
     fn start<B: Send + 'static>(
         &self,
         epoch: u64,
         first: usize,
-        make: impl Fn(&Loader, &[usize], u64, usize) -> B + Send + 'static,
+        make: impl Fn(&Loader, &[usize], EpochSeed, usize) -> B + Send + 'static,
     ) -> Epoch<B> {
         let loader = self.clone();
         Epoch::start(self.data.name(), first..self.batches(), move || {
             let order = loader.order(epoch);
-            let augment_seed = stream(loader.seed, Purpose::Augment, epoch).seed;
-            move |batch| make(&loader, &order, augment_seed, batch)
+            let seed = loader.seed_of(epoch);
+            move |batch| make(&loader, &order, seed, batch)
         })
+    }
+
+    /// Of the augmentation's random numbers.
+    fn seed_of(&self, epoch: u64) -> EpochSeed {
+        let seed = |epoch| stream(self.seed, Purpose::Augment, epoch).seed;
+        EpochSeed {
+            own: seed(epoch),
+            first: seed(0),
+            odd: epoch % 2 == 1,
+        }
     }
 
     fn order(&self, epoch: u64) -> Vec<usize> {
@@ -231,10 +241,9 @@ impl Loader {
         }
     }
 
-    fn batch(&self, order: &[usize], augment_seed: u64, batch: usize) -> Batch {
+    fn batch(&self, order: &[usize], seed: EpochSeed, batch: usize) -> Batch {
         let indices = self.indices(order, batch);
-        self.pipeline
-            .batch(&self.data, indices, augment_seed, batch)
+        self.pipeline.batch(&self.data, indices, seed, batch)
     }
 
     /// The images of a batch.
@@ -473,7 +482,7 @@ mod tests {
             let shuffled = shuffled.unwrap();
             let run = |threads, order: &[usize], epoch| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-                let seed = stream(7, Purpose::Augment, epoch).seed;
+                let seed = shuffled.seed_of(epoch);
                 pool.build()
                     .unwrap()
                     .install(|| shuffled.batch(order, seed, 0))

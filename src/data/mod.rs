@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
 
-pub use augment::{Augment, Fill, InterpolationMode, Mix, Transform};
+pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
 pub use loader::{Batch, Epoch, Feed, Loader};
@@ -139,6 +139,31 @@ impl Dataset {
         Ok(self.with_index(index?.into()))
     }
 
+    /// These images and then those of `other`, which has the same shape and classes, as one set with
+    /// bytes of its own: PyTorch's `ConcatDataset`. An [`Error::Data`] names what differs.
+    pub fn concat(&self, other: &Dataset) -> Result<Self> {
+        if self.shape != other.shape || self.classes != other.classes {
+            let show = |d: &Dataset| format!("{} classes of {:?}", d.classes.len(), d.shape);
+            let why = format!(
+                "{} do not join {} of {:?}",
+                show(other),
+                show(self),
+                self.name
+            );
+            return Err(Error::data(&other.name, why));
+        }
+        let both = || {
+            [self, other]
+                .into_iter()
+                .flat_map(|d| (0..d.len()).map(move |i| (d, i)))
+        };
+        let mut images = Vec::with_capacity((self.len() + other.len()) * self.pixels());
+        both().for_each(|(d, i)| images.extend_from_slice(d.image(i)));
+        let labels = both().map(|(d, i)| d.label(i) as u8).collect();
+        let classes: Vec<&str> = self.classes.iter().map(String::as_str).collect();
+        Dataset::new(&self.name, images, labels, self.shape, &classes)
+    }
+
     fn with_index(&self, index: Arc<[u32]>) -> Self {
         Dataset {
             index,
@@ -248,6 +273,25 @@ mod tests {
         #[expect(clippy::reversed_empty_ranges)]
         let reversed = d.range(3..1);
         assert!(reversed.is_err());
+    }
+
+    #[test]
+    fn joined_sets_hold_the_images_of_both_in_order() {
+        let d = four();
+        let (first, rest) = (d.range(0..1).unwrap(), d.range(1..4).unwrap());
+        let both = rest.concat(&first).unwrap();
+        assert_eq!((both.len(), both.name()), (4, "four"));
+        for (i, from) in [1, 2, 3, 0].into_iter().enumerate() {
+            assert_eq!(
+                (both.image(i), both.label(i)),
+                (d.image(from), d.label(from))
+            );
+        }
+        let other = Dataset::new("other", vec![0], vec![0], [1, 1, 1], &["a", "b"]).unwrap();
+        assert_eq!(
+            d.concat(&other).unwrap_err().to_string(),
+            "other: 2 classes of [1, 1, 1] do not join 2 classes of [2, 1, 1] of \"four\""
+        );
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Dataset;
+use super::augment::{EpochSeed, Pipeline};
+use super::{Augment, Dataset};
 use crate::error::{Error, Result};
+use crate::tensor::Tensor;
 
 /// A byte times this is a number from 0 to 1; both normalizations work on such numbers.
 pub const PIXEL_SCALE: f32 = 1.0 / 255.0;
@@ -60,6 +62,23 @@ impl Normalize {
         });
         let (mean, std) = moments.unzip();
         Ok(Normalize::PerChannel { mean, std })
+    }
+
+    /// All images of `data` (N, C, H, W) as a model gets them without augmentation: for statistics of
+    /// some thousands, say [`whitening`](crate::nn::init::whitening).
+    ///
+    /// ```
+    /// # use cotangent::data::{Normalize, synthetic};
+    /// let data = synthetic(0, 0, 20);
+    /// let images = Normalize::per_channel(&data)?.images(&data)?;
+    /// assert_eq!(images.shape()[..], [20, 3, 32, 32]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn images(&self, data: &Dataset) -> Result<Tensor> {
+        let all: Vec<usize> = (0..data.len()).collect();
+        let pipeline = Pipeline::new(data, self, Augment::none())?;
+        let batch = pipeline.batch(data, &all, EpochSeed::default(), 0);
+        Tensor::from_vec(batch.images, batch.shape)
     }
 
     /// Both kinds in one form, `x / 255 - mean` times `scale`; an [`Error::Config`] where the

@@ -78,7 +78,7 @@ pub trait Module: Send {
 
 /// What a [`Module`] shows of itself.
 pub enum Slot<'a> {
-    /// Trained: a leaf that requires a gradient.
+    /// Trained: a leaf that requires a gradient, unless it is frozen ([`set_requires_grad`]).
     Parameter(&'a mut Tensor),
     /// Kept but not trained: running statistics.
     Buffer(&'a mut Tensor),
@@ -154,7 +154,7 @@ pub fn try_visit(
 }
 
 /// Convert every parameter and every buffer of floats in place: F64 for gradient checks.
-/// Parameters become new leaves of the graph.
+/// Parameters become new leaves of the graph; frozen ones stay so.
 pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
     if !dtype.is_float() {
         return Err(Error::DType {
@@ -165,7 +165,7 @@ pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
     }
     try_visit(m, |_, slot| {
         match slot {
-            Slot::Parameter(t) => *t = t.cast(dtype)?.requires_grad(),
+            Slot::Parameter(t) => *t = t.cast(dtype)?.as_tracked(t.is_tracked()),
             Slot::Buffer(t) if t.dtype().is_float() => *t = t.cast(dtype)?,
             Slot::Buffer(_) | Slot::Generator(_) => {}
         }
@@ -173,7 +173,8 @@ pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
     })
 }
 
-/// Move every parameter and every buffer to a device. Parameters become new leaves of the graph.
+/// Move every parameter and every buffer to a device. Parameters become new leaves of the graph;
+/// frozen ones stay so.
 ///
 /// ```
 /// # use cotangent::{nn::{self, Linear}, random::Generator, Device};
@@ -184,12 +185,34 @@ pub fn to_dtype(m: &mut (impl Module + ?Sized), dtype: DType) -> Result<()> {
 pub fn to_device(m: &mut (impl Module + ?Sized), device: Device) -> Result<()> {
     try_visit(m, |_, slot| {
         match slot {
-            Slot::Parameter(t) => *t = t.moved(device)?.requires_grad(),
+            Slot::Parameter(t) => *t = t.moved(device)?.as_tracked(t.is_tracked()),
             Slot::Buffer(t) => *t = t.moved(device)?,
             Slot::Generator(_) => {}
         }
         Ok(())
     })
+}
+
+/// Freeze the parameters for which `select` says so by name, or train them again: PyTorch's
+/// `requires_grad_`. A frozen one gets no gradient, so that no optimizer changes it, by its weight
+/// decay neither.
+///
+/// ```
+/// # use cotangent::{nn::{self, Linear}, random::Generator};
+/// let mut layer = Linear::new(3, 2, true, &mut Generator::new(0))?;
+/// nn::set_requires_grad(&mut layer, false, |name| name == "weight");
+/// assert!(!layer.weight.is_tracked());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn set_requires_grad(m: &mut (impl Module + ?Sized), on: bool, select: impl Fn(&str) -> bool) {
+    visit(m, |name, slot| {
+        if let Slot::Parameter(t) = slot
+            && t.is_tracked() != on
+            && select(name)
+        {
+            *t = t.as_tracked(on);
+        }
+    });
 }
 
 /// The device of a module's first parameter or buffer; the CPU where it has none.
@@ -323,7 +346,7 @@ fn load(
     Ok(keys)
 }
 
-/// The number of trained elements.
+/// The number of trained elements, frozen ones among them.
 pub fn parameter_count(m: &mut (impl Module + ?Sized)) -> usize {
     let mut n = 0;
     visit(m, |_, slot| {
@@ -351,6 +374,25 @@ mod tests {
             e.to_string().starts_with("to_dtype: expected a float"),
             "{e}"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_frozen_stays_so_until_it_is_trained_again() -> Result<()> {
+        let mut norm = BatchNorm1d::new(3)?;
+        set_requires_grad(&mut norm, false, |name| name == "weight");
+        to_dtype(&mut norm, DType::F64)?;
+        for device in crate::ops::check::devices()? {
+            to_device(&mut norm, device)?;
+            assert!(!norm.weight.is_tracked() && norm.bias.is_tracked());
+        }
+        let names: Vec<String> = named_parameters(&mut norm)
+            .into_iter()
+            .map(|p| p.0)
+            .collect();
+        assert_eq!(names, ["weight", "bias"]);
+        set_requires_grad(&mut norm, true, |_| true);
+        assert!(norm.weight.is_tracked() && norm.bias.is_tracked());
         Ok(())
     }
 

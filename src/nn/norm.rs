@@ -409,6 +409,34 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_weight_leaves_all_other_gradients_as_they_are() -> Result<()> {
+        let rng = &mut Generator::new(9);
+        let x = Tensor::randn([4, 3, 5, 2], rng, DType::F32)?;
+        let dy = Tensor::randn([4, 3, 5, 2], rng, DType::F32)?;
+        for device in devices()? {
+            let (x, dy) = (x.to(device)?.requires_grad(), dy.to(device)?);
+            let gradients = |frozen: bool| -> Result<_> {
+                let mut norm = BatchNorm2d {
+                    eps: 1e-12,
+                    momentum: 0.4,
+                    ..BatchNorm2d::new(3)?
+                };
+                crate::nn::to_device(&mut norm, device)?;
+                crate::nn::set_requires_grad(&mut norm, !frozen, |name| name == "weight");
+                let y = norm.forward(&x, Mode::Train)?;
+                let grads = y.mul(&dy)?.sum_all()?.backward()?;
+                let of = |t: &Tensor| grads.get(t).map(|g| g.to_vec::<f32>()).transpose();
+                Ok((of(&norm.weight)?, of(&norm.bias)?, of(&x)?))
+            };
+            let (trained, frozen) = (gradients(false)?, gradients(true)?);
+            assert!(trained.0.is_some() && frozen.0.is_none());
+            assert!(frozen.1.is_some() && frozen.2.is_some());
+            assert_eq!((trained.1, trained.2), (frozen.1, frozen.2));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn layer_norm_of_channels_is_that_of_each_pixel() -> Result<()> {
         let rng = &mut Generator::new(3);
         let x = Tensor::randn([2, 5, 3, 4], rng, DType::F32)?;

@@ -12,6 +12,7 @@ pub mod check;
 pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod dropout;
+pub mod eigh;
 pub mod group_norm;
 pub mod index;
 pub mod interpolate;

@@ -25,7 +25,8 @@ use crate::tensor::Tensor;
 /// PyTorch iterates in bfloat16, this in the weights' own dtype.
 ///
 /// All other parameters (biases, norms) are the business of a second optimizer, and so should be
-/// embeddings and the last layer: [`with_selection`](Self::with_selection). Setting the learning
+/// embeddings and the last layer: [`with_selection`](Self::with_selection), and
+/// [`with_other`](Self::with_other) where that one has groups of its own. Setting the learning
 /// rate moves both in proportion; the momentum is Muon's alone.
 pub struct Muon {
     config: MuonConfig,
@@ -55,6 +56,10 @@ pub struct MuonConfig {
     pub ns_steps: usize,
     /// The least norm that a velocity is divided by.
     pub eps: f64,
+    /// Before each step scale every weight to the norm sqrt(rows), so that each output's weights
+    /// have norm 1 on average (airbench94, Jordan 2024): before norms, which undo a weight's scale,
+    /// steps of one size then keep turning it by one angle, and no weight decay is needed.
+    pub normalize_weights: bool,
     /// The optimizer of all other parameters.
     pub other: MuonOther,
 }
@@ -78,6 +83,7 @@ impl Default for MuonConfig {
             nesterov: true,
             ns_steps: 5,
             eps: 1e-7,
+            normalize_weights: false,
             other: MuonOther::AdamW(AdamWConfig::default()),
         }
     }
@@ -132,6 +138,29 @@ impl Muon {
         config: MuonConfig,
         select: impl Fn(&str, &Tensor) -> bool + Send + Sync + 'static,
     ) -> Result<Self> {
+        let other: Box<dyn Optimizer> = match &config.other {
+            MuonOther::Sgd(sgd) => Box::new(Sgd::new(sgd.clone())?),
+            MuonOther::AdamW(adamw) => Box::new(AdamW::new(adamw.clone())?),
+        };
+        Self::with_other(config, select, other)
+    }
+
+    /// The same with any optimizer, say one with groups, for all other parameters;
+    /// [`MuonConfig::other`] is then not used.
+    ///
+    /// ```
+    /// # use cotangent::optim::{Group, Muon, MuonConfig, Sgd, SgdConfig};
+    /// let sgd = |lr| SgdConfig { lr, momentum: 0.9, ..SgdConfig::default() };
+    /// let head = Group::new(|name, _| name == "head.weight", sgd(0.5));
+    /// let other = Box::new(Sgd::with_groups(sgd(0.05), vec![head])?);
+    /// let muon = Muon::with_other(MuonConfig::default(), |name, _| name != "head.weight", other)?;
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn with_other(
+        config: MuonConfig,
+        select: impl Fn(&str, &Tensor) -> bool + Send + Sync + 'static,
+        other: Box<dyn Optimizer>,
+    ) -> Result<Self> {
         check_not_negative("learning_rate", config.lr)?;
         check_not_negative("weight_decay", config.weight_decay)?;
         check_fraction("momentum", config.momentum)?;
@@ -141,10 +170,6 @@ impl Muon {
             let why = format!("{}; expected at least 1 and below 100", config.ns_steps);
             return Err(Error::config("ns_steps", why));
         }
-        let other: Box<dyn Optimizer> = match &config.other {
-            MuonOther::Sgd(sgd) => Box::new(Sgd::new(sgd.clone())?),
-            MuonOther::AdamW(adamw) => Box::new(AdamW::new(adamw.clone())?),
-        };
         if config.lr == 0.0 && other.learning_rate() != 0.0 {
             let why = "0; expected above 0, as the second optimizer's is in proportion to it";
             return Err(Error::config("learning_rate", why));
@@ -182,6 +207,16 @@ impl Muon {
             own,
         }
     }
+}
+
+/// Scale a weight to the norm sqrt(rows); one of zeros stays.
+fn normalize(p: &mut Tensor, rows: usize) -> Result<()> {
+    let _guard = no_grad();
+    // as numbers of the device: nothing waits, and the step can be captured
+    let norm = sum_squares(OP, &[&*p], 1.0 / (rows.max(1) as f64).sqrt(), true)?;
+    let norm = norm.clamp(f32::MIN_POSITIVE.into(), f64::INFINITY)?;
+    let scaled = p.detach().div(&norm.cast(p.dtype())?)?;
+    p.copy_(&scaled)
 }
 
 /// Some of a model's parameters.
@@ -266,6 +301,9 @@ impl Optimizer for Muon {
             let scale = (rows as f64 / columns.max(1) as f64).max(1.0).sqrt();
             let update = orthogonal.mul_scalar(-scale)?.reshape(shape)?;
             updates.insert(p, update);
+            if self.config.normalize_weights {
+                normalize(p, rows)?;
+            }
             Ok(())
         })?;
         let mut part = Part {
@@ -323,7 +361,11 @@ impl Optimizer for Muon {
         let steps = mine.iter().filter(|(name, _)| name.starts_with("step."));
         let steps: Vec<_> = steps.cloned().collect();
         // nothing is changed where one of the three refuses: two begin anew, the third comes last
-        let mut fresh = Muon::with_selection(self.config.clone(), |_, _| true)?;
+        let config = MuonConfig {
+            other: MuonOther::Sgd(SgdConfig::default()),
+            ..self.config.clone()
+        };
+        let mut fresh = Muon::with_selection(config, |_, _| true)?;
         fresh
             .momentum
             .load_state(&mut self.part(model, true), &mine)?;
@@ -347,6 +389,7 @@ impl Optimizer for Muon {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Group;
     use super::super::testing::Bag;
     use super::*;
     use crate::dtype::DType;
@@ -391,27 +434,6 @@ mod tests {
         x
     }
 
-    /// The eigenvalues of a symmetric matrix, by Jacobi's rotations.
-    fn eigenvalues((mut a, n, _): Matrix) -> Vec<f64> {
-        for _ in 0..30 {
-            for p in 0..n {
-                for q in p + 1..n {
-                    let angle = 0.5 * (2.0 * a[p * n + q]).atan2(a[q * n + q] - a[p * n + p]);
-                    let (s, c) = angle.sin_cos();
-                    for i in 0..n {
-                        let (x, y) = (a[i * n + p], a[i * n + q]);
-                        (a[i * n + p], a[i * n + q]) = (c * x - s * y, s * x + c * y);
-                    }
-                    for i in 0..n {
-                        let (x, y) = (a[p * n + i], a[q * n + i]);
-                        (a[p * n + i], a[q * n + i]) = (c * x - s * y, s * x + c * y);
-                    }
-                }
-            }
-        }
-        (0..n).map(|i| a[i * n + i]).collect()
-    }
-
     fn assert_close(got: &[f64], expected: &[f64], what: &str) {
         assert_eq!(got.len(), expected.len(), "{what}");
         for (a, b) in got.iter().zip(expected) {
@@ -433,7 +455,8 @@ mod tests {
             } else {
                 times(&turned(&y), &y)
             };
-            for square in eigenvalues(gram) {
+            let (gram, n, _) = gram;
+            for square in Tensor::from_vec(gram, [n, n])?.eigh()?.0.to_vec::<f64>()? {
                 let range = 0.6..1.25;
                 assert!(
                     range.contains(&square.sqrt()),
@@ -521,6 +544,71 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn weights_are_normalized_before_a_step_and_others_are_the_other_optimizers() -> Result<()> {
+        // airbench94's: p *= sqrt(rows) / |p|, then p -= lr orthogonal(g + momentum v)
+        let mut rng = Generator::new(9);
+        let mut random = |shape: &[usize]| Tensor::randn(shape, &mut rng, DType::F64);
+        let sgd = |lr| SgdConfig {
+            lr,
+            ..SgdConfig::default()
+        };
+        let (lr, momentum, shape) = (0.24, 0.6, [4, 3, 2, 2]);
+        let config = MuonConfig {
+            lr,
+            momentum,
+            ns_steps: 5,
+            weight_decay: 0.0,
+            normalize_weights: true,
+            ..MuonConfig::default()
+        };
+        let last = Group::new(|name, _| name == "2", sgd(0.5));
+        let other = Box::new(Sgd::with_groups(sgd(0.125), vec![last])?);
+        let mut muon = Muon::with_other(config, |_, t| t.rank() == 4, other)?;
+        let leaf = |t: Result<Tensor>| Ok(t?.requires_grad());
+        let mut bag = Bag(vec![
+            leaf(random(&shape))?,
+            leaf(random(&[3]))?,
+            leaf(random(&[2, 3]))?,
+        ]);
+        let values = |t: &Tensor| t.to_vec::<f64>();
+        let mut expected = bag.0.iter().map(values).collect::<Result<Vec<_>>>()?;
+        let mut velocity = vec![0.0; 48];
+        for step in 0..3 {
+            let scale = 1.0 - 0.25 * step as f64;
+            muon.set_learning_rate(lr * scale);
+            let mut grads = Gradients::default();
+            for (i, t) in bag.0.iter().enumerate() {
+                let g = random(&t.shape()[..])?;
+                let (v, p) = (values(&g)?, &mut expected[i]);
+                grads.insert(t, g);
+                if i > 0 {
+                    let far = scale * [0.125, 0.5][i - 1];
+                    p.iter_mut().zip(&v).for_each(|(p, g)| *p -= far * g);
+                    continue;
+                }
+                let ahead = velocity.iter_mut().zip(&v).map(|(v, g)| {
+                    *v = momentum * *v + g;
+                    g + momentum * *v
+                });
+                let o = orthogonal(&(ahead.collect(), 4, 12)).0;
+                let norm = p.iter().map(|p| p * p).sum::<f64>().sqrt();
+                let steps = p.iter_mut().zip(&o);
+                steps.for_each(|(p, o)| *p = *p * 2.0 / norm - lr * scale * o);
+            }
+            muon.step(&mut bag, &grads)?;
+            for (t, e) in bag.0.iter().zip(&expected) {
+                assert_close(&values(t)?, e, &format!("step {step}"));
+            }
+        }
+        // nothing to scale
+        let mut zero = Tensor::zeros([2, 2], DType::F32)?.requires_grad();
+        normalize(&mut zero, 2)?;
+        assert!(zero.is_tracked());
+        assert_eq!(zero.to_vec::<f32>()?, [0.0; 4]);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ pub mod progress;
 pub mod sanity;
 pub mod solver;
 mod step;
+mod tta;
 mod update_rule;
 
 pub use amp::{GradScaler, LossScale, Precision};
@@ -25,4 +26,5 @@ pub use plot::{Plot, Series, save_curves};
 pub use progress::Progress;
 pub use sanity::{SanityConfig, SanityReport, sanity_checks};
 pub use solver::{Outcome, Solver, SolverConfig, SolverData};
+pub use tta::{View, predict, tta_accuracy};
 pub use update_rule::{OptimConfig, UpdateRule};

@@ -51,14 +51,38 @@ pub struct Augment {
     pub transforms: Vec<Transform>,
     /// The probability of a mirror image.
     pub flip: f32,
+    /// Mirror all images in every other epoch: an image's flip is drawn once, for epoch 0, and each
+    /// epoch turns it. Two epochs in a row then show every image both ways, which random flips do
+    /// for half of them only (airbench94, Jordan 2024).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub alternating_flip: bool,
     /// The image moves by up to so many pixels, up or down and left or right, each distance
-    /// equally likely: a crop from an image padded by as many. The padding is 0 after
-    /// normalization, thus of the mean colour.
+    /// equally likely: a crop from an image padded by as many.
     pub crop_padding: usize,
+    /// What the image is padded with.
+    #[serde(skip_serializing_if = "PaddingMode::is_constant")]
+    pub padding_mode: PaddingMode,
     /// One of them, drawn anew for each batch, each equally likely; none for labels as they are.
     /// A loss that takes the shares of classes is then needed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mix: Vec<Mix>,
+}
+
+/// What lies around an image that is moved, by torchvision's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaddingMode {
+    /// 0 after normalization, thus the mean colour.
+    #[default]
+    Constant,
+    /// The image itself, mirrored at its outermost pixels, which are not repeated.
+    Reflect,
+}
+
+impl PaddingMode {
+    fn is_constant(&self) -> bool {
+        *self == PaddingMode::Constant
+    }
 }
 
 /// What is not used is not told, so that the text of a flip and a crop is what it always was:
@@ -68,6 +92,12 @@ impl fmt::Debug for Augment {
         let mut text = f.debug_struct("Augment");
         text.field("flip", &self.flip);
         text.field("crop_padding", &self.crop_padding);
+        if self.alternating_flip {
+            text.field("alternating_flip", &true);
+        }
+        if !self.padding_mode.is_constant() {
+            text.field("padding_mode", &self.padding_mode);
+        }
         if !self.transforms.is_empty() {
             text.field("transforms", &self.transforms);
         }
@@ -126,16 +156,31 @@ impl Augment {
 
     /// What happens to image `i`: block i of the epoch's stream, so that neither the order of
     /// the images nor the number of threads plays a part.
-    fn draw(&self, epoch_seed: u64, i: usize) -> Change {
-        let r = block(epoch_seed, i as u64);
+    fn draw(&self, epoch: EpochSeed, i: usize) -> Change {
+        let r = block(epoch.own, i as u64);
+        let flips = |r: [u32; 4]| unit(r[0]) < self.flip;
         let places = 2 * self.crop_padding as u64 + 1;
         let shift = |r: u32| ((r as u64 * places) >> 32) as isize - self.crop_padding as isize;
         Change {
-            flip: unit(r[0]) < self.flip,
+            flip: match self.alternating_flip {
+                false => flips(r),
+                true => flips(block(epoch.first, i as u64)) != epoch.odd,
+            },
             dy: shift(r[1]),
             dx: shift(r[2]),
         }
     }
+}
+
+/// Where an epoch's random numbers come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct EpochSeed {
+    /// The seed of what is drawn anew.
+    pub own: u64,
+    /// That of epoch 0, for what is drawn once.
+    pub first: u64,
+    /// Whether the epoch's number is odd.
+    pub odd: bool,
 }
 
 /// One image's flip, then pixel (y, x) taken from (y + dy, x + dx).
@@ -153,8 +198,13 @@ mod tests {
     fn draws_are_even() {
         let (n, augment) = (10_000, Augment::standard());
         let (mut flips, mut rows, mut columns) = (0, [0; 9], [0; 9]);
+        let epoch = |number: u64| EpochSeed {
+            own: 5 + number,
+            first: 5,
+            odd: number % 2 == 1,
+        };
         for i in 0..n {
-            let c = augment.draw(5, i);
+            let c = augment.draw(epoch(0), i);
             flips += usize::from(c.flip);
             rows[(c.dy + 4) as usize] += 1;
             columns[(c.dx + 4) as usize] += 1;
@@ -167,7 +217,22 @@ mod tests {
             flip: 1.0,
             ..Augment::none()
         };
-        assert!((0..n).all(|i| always.draw(5, i).flip && !Augment::none().draw(5, i).flip));
+        let draw = |augment: &Augment, number, i| augment.draw(epoch(number), i);
+        assert!((0..n).all(|i| draw(&always, 0, i).flip && !draw(&Augment::none(), 0, i).flip));
+        // drawn in epoch 0, the other way in each epoch after; crops are as they were
+        let turns = Augment {
+            alternating_flip: true,
+            ..Augment::standard()
+        };
+        for i in 0..n {
+            let before = draw(&turns, 0, i);
+            assert_eq!(before.flip, draw(&augment, 0, i).flip);
+            for number in 1..4 {
+                let (now, plain) = (draw(&turns, number, i), draw(&augment, number, i));
+                assert_eq!(now.flip, before.flip != (number % 2 == 1));
+                assert_eq!((now.dy, now.dx), (plain.dy, plain.dx));
+            }
+        }
     }
 
     #[test]
@@ -189,5 +254,19 @@ mod tests {
         assert_eq!(serde_json::from_str::<Augment>(&json).unwrap(), mixed);
         let text = format!("{mixed:?}");
         assert!(text.ends_with("mix: [CutMix { alpha: 1.0 }] }"), "{text}");
+        let airbench = Augment {
+            flip: 0.5,
+            alternating_flip: true,
+            crop_padding: 2,
+            padding_mode: PaddingMode::Reflect,
+            ..Augment::none()
+        };
+        let (text, json) = (
+            "Augment { flip: 0.5, crop_padding: 2, alternating_flip: true, padding_mode: Reflect }",
+            r#"{"flip":0.5,"alternating_flip":true,"crop_padding":2,"padding_mode":"reflect"}"#,
+        );
+        assert_eq!(format!("{airbench:?}"), text);
+        assert_eq!(serde_json::to_string(&airbench).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Augment>(json).unwrap(), airbench);
     }
 }

@@ -9,7 +9,7 @@ use super::canvas::Canvas;
 use super::mix::Mixing;
 use super::ops::Op;
 use super::transform::Draw;
-use super::{Augment, Change};
+use super::{Augment, Change, EpochSeed, PaddingMode};
 use crate::cuda::{Arg, Gpu, kernels};
 use crate::data::normalize::Affine;
 use crate::data::{Batch, Dataset, Normalize, PIXEL_SCALE};
@@ -55,8 +55,9 @@ pub(in crate::data) struct Pipeline {
 /// What [`Pipeline::finish`] makes a batch of.
 #[derive(Clone, Debug)]
 pub(in crate::data) struct Raw {
-    /// One stretch, to be copied at once: four numbers an image (label, flip, dy, dx); the images'
-    /// bytes; the images' programs; the mixing's partners and shares of classes.
+    /// One stretch, to be copied at once: four numbers an image (label; 1 for a flip and 2 for
+    /// reflection beside the image; dy, dx); the images' bytes; the images' programs; the mixing's
+    /// partners and shares of classes.
     words: Vec<i64>,
     /// Where each of the last two parts begins.
     programs: Option<usize>,
@@ -99,20 +100,19 @@ impl Pipeline {
         }
     }
 
-    /// The images `indices` of `data`, which are batch `number` of the epoch whose stream has
-    /// `epoch_seed`.
+    /// The images `indices` of `data`, which are batch `number` of an epoch.
     pub fn batch(
         &self,
         data: &Dataset,
         indices: &[usize],
-        epoch_seed: u64,
+        epoch: EpochSeed,
         number: usize,
     ) -> Batch {
         let n = indices.len();
         let [c, h, w] = self.shape;
         let labels: Vec<i64> = indices.iter().map(|&i| data.label(i) as i64).collect();
-        let mut images = self.gather(data, indices, epoch_seed);
-        let mixing = Mixing::draw(&self.augment.mix, epoch_seed, number, n, [h, w]);
+        let mut images = self.gather(data, indices, epoch);
+        let mixing = Mixing::draw(&self.augment.mix, epoch.own, number, n, [h, w]);
         let targets = mixing.map(|mixing| {
             images = mixing.images(&images, self.shape);
             mixing.targets(&labels, self.classes)
@@ -126,20 +126,20 @@ impl Pipeline {
     }
 
     /// The images before they are mixed.
-    fn gather(&self, data: &Dataset, indices: &[usize], epoch_seed: u64) -> Vec<f32> {
+    fn gather(&self, data: &Dataset, indices: &[usize], epoch: EpochSeed) -> Vec<f32> {
         let pixels = self.shape.iter().product();
         let mut out = vec![0.0; indices.len() * pixels];
         let images = out.par_chunks_mut(pixels).zip(indices);
         if self.augment.transforms.is_empty() {
             images.with_min_len(8).for_each(|(out, &i)| {
-                let change = self.augment.draw(epoch_seed, i);
+                let change = self.augment.draw(epoch, i);
                 self.write(data.image(i), |x| x as f32 * PIXEL_SCALE, &change, out);
             });
         } else {
             let canvas = || Canvas::new(self.most);
             images.for_each_init(canvas, |canvas, (out, &i)| {
-                let image = canvas.run(data.image(i), self.stored, &self.ops(epoch_seed, i));
-                let change = self.augment.draw(epoch_seed, i);
+                let image = canvas.run(data.image(i), self.stored, &self.ops(epoch, i));
+                let change = self.augment.draw(epoch, i);
                 self.write(image, |x| x, &change, out);
             });
         }
@@ -147,22 +147,24 @@ impl Pipeline {
     }
 
     /// What the transforms do to image `i`.
-    fn ops(&self, epoch_seed: u64, i: usize) -> Vec<Op> {
-        let mut draw = Draw::new(self.stored, &self.mean, epoch_seed, i);
+    fn ops(&self, epoch: EpochSeed, i: usize) -> Vec<Op> {
+        let mut draw = Draw::new(self.stored, &self.mean, epoch.own, i);
         let transforms = self.augment.transforms.iter();
         transforms.for_each(|t| t.draw(&mut draw));
         draw.finish()
     }
 
     /// What [`finish`](Self::finish) makes the same batch of.
-    pub fn raw(&self, data: &Dataset, indices: &[usize], epoch_seed: u64, number: usize) -> Raw {
+    pub fn raw(&self, data: &Dataset, indices: &[usize], epoch: EpochSeed, number: usize) -> Raw {
         let (n, pixels) = (indices.len(), self.stored.iter().product::<usize>());
         let mut words = vec![0; 4 * n + (n * pixels).div_ceil(8)];
         let (changes, images) = words.split_at_mut(4 * n);
+        let reflects = (self.augment.padding_mode == PaddingMode::Reflect) as i64;
         for (words, &i) in changes.chunks_exact_mut(4).zip(indices) {
-            let c = self.augment.draw(epoch_seed, i);
+            let c = self.augment.draw(epoch, i);
             let label = data.label(i) as i64;
-            words.copy_from_slice(&[label, c.flip as i64, c.dy as i64, c.dx as i64]);
+            let flip = c.flip as i64 | reflects << 1;
+            words.copy_from_slice(&[label, flip, c.dy as i64, c.dx as i64]);
         }
         let images: &mut [u8] = bytemuck::cast_slice_mut(images);
         for (bytes, &i) in images.chunks_exact_mut(pixels).zip(indices) {
@@ -174,7 +176,7 @@ impl Pipeline {
             for &i in indices {
                 // after the n places, two words of code in each of theirs
                 words.push((2 * n + code.len()) as i64);
-                let ops = self.ops(epoch_seed, i);
+                let ops = self.ops(epoch, i);
                 code.push(ops.len() as u32);
                 ops.iter().for_each(|op| op.encode(&mut code));
             }
@@ -182,7 +184,7 @@ impl Pipeline {
             start
         });
         let [_, h, w] = self.shape;
-        let mixing = Mixing::draw(&self.augment.mix, epoch_seed, number, n, [h, w]);
+        let mixing = Mixing::draw(&self.augment.mix, epoch.own, number, n, [h, w]);
         let mixing = mixing.map(|mixing| {
             let start = words.len();
             let labels: Vec<i64> = indices.iter().map(|&i| data.label(i) as i64).collect();
@@ -297,6 +299,9 @@ impl Pipeline {
         out: &mut [f32],
     ) {
         let [channels, h, w] = self.shape;
+        if self.augment.padding_mode == PaddingMode::Reflect {
+            return self.write_reflected(image, value, change, out);
+        }
         let (ys, xs) = (kept(h, change.dy), kept(w, change.dx));
         // where the row's first kept pixel comes from; in a mirror image the stretch lies mirrored
         let from = xs.start.saturating_add_signed(change.dx);
@@ -323,6 +328,36 @@ impl Pipeline {
             }
         }
     }
+
+    /// The same where the image is reflected at its edges, so that every pixel comes from it.
+    fn write_reflected<X: Copy>(
+        &self,
+        image: &[X],
+        value: impl Fn(X) -> f32,
+        change: &Change,
+        out: &mut [f32],
+    ) {
+        let [_, h, w] = self.shape;
+        let column = |x: usize| match (reflected(x as isize + change.dx, w), change.flip) {
+            (x, true) => w - 1 - x,
+            (x, false) => x,
+        };
+        let columns: Vec<usize> = (0..w).map(column).collect();
+        for (i, row) in out.chunks_exact_mut(w).enumerate() {
+            let (c, y) = (i / h, reflected((i % h) as isize + change.dy, h));
+            let from = (c * h + y) * w;
+            let (mean, scale) = (&self.affine.mean[from..][..w], self.affine.scale[c]);
+            for (o, &x) in row.iter_mut().zip(&columns) {
+                *o = (value(image[from + x]) - mean[x]) * scale;
+            }
+        }
+    }
+}
+
+/// The pixel of `0..n` that place `i`, less than n before or behind it, mirrors.
+fn reflected(i: isize, n: usize) -> usize {
+    let at = i.unsigned_abs();
+    if at < n { at } else { 2 * (n - 1) - at }
 }
 
 /// So many elements that are yet to be written.
@@ -351,6 +386,12 @@ mod tests {
     #[cfg(feature = "emulator")]
     use crate::data::Transform;
     use crate::error::Error;
+
+    const EPOCH: EpochSeed = EpochSeed {
+        own: 5,
+        first: 5,
+        odd: false,
+    };
 
     /// 2 channels of 3x4, pixels 0, 7, 14..; labels 0, 1, 0, 1..
     fn counting(n: usize) -> Dataset {
@@ -421,6 +462,35 @@ mod tests {
     }
 
     #[test]
+    fn reflected_padding_is_the_image_mirrored_at_its_outermost_pixels() {
+        let d = counting(1);
+        let normalize = Normalize::MeanImage((0..24).map(|p| p as f32 * 0.01).collect());
+        let augment = Augment {
+            crop_padding: 2,
+            padding_mode: PaddingMode::Reflect,
+            ..Augment::none()
+        };
+        let t = Pipeline::new(&d, &normalize, augment).unwrap();
+        for flip in [false, true] {
+            for (dy, dx) in (0..25).map(|i| (i / 5 - 2, i % 5 - 2)) {
+                let mut out = vec![f32::NAN; 24];
+                let change = Change { flip, dy, dx };
+                t.write(d.image(0), |x| x as f32 * PIXEL_SCALE, &change, &mut out);
+                for (p, &got) in out.iter().enumerate() {
+                    let (c, y, x) = (p / 12, p / 4 % 3, p % 4);
+                    // 3 rows and 4 columns with two of padding on each side
+                    let sy = [2, 1, 0, 1, 2, 1, 0][(y as isize + dy + 2) as usize];
+                    let sx = [2, 1, 0, 1, 2, 3, 2, 1][(x as isize + dx + 2) as usize];
+                    let sx = if flip { 3 - sx } else { sx };
+                    let source = c * 12 + sy * 4 + sx;
+                    let expected = d.image(0)[source] as f32 * PIXEL_SCALE - source as f32 * 0.01;
+                    assert_eq!(got, expected, "flip {flip} dy {dy} dx {dx} at {p}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn per_channel_divides_by_the_deviation() {
         let d = counting(2);
         let normalize = Normalize::PerChannel {
@@ -428,7 +498,7 @@ mod tests {
             std: vec![0.5, 0.25],
         };
         let t = Pipeline::new(&d, &normalize, Augment::none()).unwrap();
-        let out = t.gather(&d, &[1], 0);
+        let out = t.gather(&d, &[1], EPOCH);
         assert_eq!(out[3], (d.image(1)[3] as f32 * PIXEL_SCALE - 0.25) * 2.0);
         assert_eq!(out[13], (d.image(1)[13] as f32 * PIXEL_SCALE - 0.5) * 4.0);
     }
@@ -454,7 +524,7 @@ mod tests {
             };
             let mut t = Pipeline::new(&d, &normalize, augment)?;
             let all: Vec<usize> = (0..7).collect();
-            let expected = t.batch(&d, &all, 5, 0);
+            let expected = t.batch(&d, &all, EPOCH, 0);
             let device = Device::cuda_emulated()?;
             let Device::Cuda(gpu) = device else {
                 return Err(Error::argument("augment", "no GPU"));
@@ -465,7 +535,7 @@ mod tests {
                 crate::cuda::set_thread_order(order);
                 let images = Tensor::zeros(expected.shape, (DType::F32, device))?;
                 let labels = Tensor::zeros([7], (DType::I64, device))?;
-                t.finish(gpu, t.raw(&d, &all, 5, 0), &images, &labels)?;
+                t.finish(gpu, t.raw(&d, &all, EPOCH, 0), &images, &labels)?;
                 assert_eq!(images.to_vec::<f32>()?, expected.images, "{scratch}");
                 assert_eq!(labels.to_vec::<i64>()?, expected.labels);
             }
