@@ -9,13 +9,10 @@ use crate::cuda;
 use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
-use crate::memory::{MemoryStats, size_class};
-
-/// Every buffer of the pool starts at a cache line, as wide as the widest vector register.
-const ALIGN: usize = 64;
+use crate::memory::{ALIGN, Block, MemoryStats, size_class};
 
 struct Pool {
-    free: HashMap<usize, Vec<Address>>,
+    free: HashMap<usize, Vec<Block>>,
     stats: MemoryStats,
     /// The most bytes that were ever in use: what bounds the memory held for reuse.
     most: usize,
@@ -27,10 +24,6 @@ impl Pool {
         self.most = self.most.max(self.stats.live_bytes);
     }
 }
-
-struct Address(NonNull<u8>);
-// SAFETY: a free buffer's address is owned by the pool alone
-unsafe impl Send for Address {}
 
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 
@@ -82,8 +75,8 @@ struct Buffer {
 }
 
 enum Owner {
-    /// From the pool, with this many bytes.
-    Pool(usize),
+    /// A block of the pool, until it goes back there.
+    Pool(Option<Block>),
     /// Somebody else's vector, kept alive here.
     Foreign(#[allow(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>),
 }
@@ -97,29 +90,22 @@ impl Buffer {
     fn new(bytes: usize) -> Result<Self> {
         let class = size_class(bytes, ALIGN);
         let reused = with_pool(|p| {
-            let a = p.free.get_mut(&class)?.pop()?;
+            let block = p.free.get_mut(&class)?.pop()?;
             p.stats.held_bytes -= class;
-            Some(a.0)
+            Some(block)
         });
-        let ptr = match reused {
-            Some(ptr) => ptr,
-            None => {
-                let layout = std::alloc::Layout::from_size_align(class, ALIGN)
-                    .map_err(|_| out_of_memory(bytes))?;
-                // SAFETY: the size is not 0; zeroed, so that every byte is initialized
-                let ptr = unsafe { std::alloc::alloc_zeroed(layout) };
-                NonNull::new(ptr).ok_or_else(|| out_of_memory(bytes))?
-            }
-        };
+        let hit = reused.is_some();
+        let block = reused.or_else(|| Block::zeroed(class));
+        let block = block.ok_or_else(|| out_of_memory(bytes))?;
         with_pool(|p| {
-            p.stats.allocations += reused.is_none() as usize;
-            p.stats.hits += reused.is_some() as usize;
+            p.stats.allocations += !hit as usize;
+            p.stats.hits += hit as usize;
             p.add(class);
         });
         Ok(Buffer {
-            ptr,
+            ptr: block.ptr(),
             bytes,
-            owner: Owner::Pool(class),
+            owner: Owner::Pool(Some(block)),
         })
     }
 }
@@ -134,30 +120,23 @@ fn out_of_memory(asked: usize) -> Error {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Owner::Pool(class) = self.owner else {
+        let Owner::Pool(block) = &mut self.owner else {
             return with_pool(|p| p.stats.give_back(self.bytes));
         };
-        let ptr = self.ptr;
-        let keep = with_pool(|p| {
+        let Some(block) = block.take() else { return };
+        // dropped without the pool's lock, if at all
+        let _unwanted = with_pool(|p| {
+            let class = block.bytes();
             p.stats.give_back(class);
             // sizes that are in use at different times both stay, so half as much again as was
             // ever needed at once; beyond it memory goes back to the system
-            let keep = p.stats.held_bytes + class + p.stats.live_bytes <= p.most + p.most / 2;
-            if keep {
-                p.stats.held_bytes += class;
-                p.free.entry(class).or_default().push(Address(ptr));
+            if p.stats.held_bytes + class + p.stats.live_bytes > p.most + p.most / 2 {
+                return Some(block);
             }
-            keep
+            p.stats.held_bytes += class;
+            p.free.entry(class).or_default().push(block);
+            None
         });
-        if !keep {
-            // SAFETY: allocated in `new` with this size and alignment, and nobody holds it now
-            unsafe {
-                std::alloc::dealloc(
-                    ptr.as_ptr(),
-                    std::alloc::Layout::from_size_align_unchecked(class, ALIGN),
-                )
-            };
-        }
     }
 }
 

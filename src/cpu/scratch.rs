@@ -3,40 +3,42 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-/// A cache line.
-type Line = [u64; 8];
+use crate::memory::Block;
 
-/// Buffers that a thread keeps; more are given back to the allocator.
+/// Blocks that a thread keeps; more are given back to the system.
 const KEPT: usize = 8;
 
 thread_local! {
-    static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<Block>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A buffer of `len` numbers aligned to a cache line, its contents unspecified. Its memory comes
 /// from the thread's earlier buffers: no allocation and no page faults from the second call on.
 pub struct Scratch<T> {
-    lines: Vec<Line>,
-    start: usize,
+    /// There until it goes back to the thread's list.
+    block: Option<Block>,
     len: usize,
     of: PhantomData<T>,
 }
 
 impl<T: bytemuck::Pod> Scratch<T> {
     /// A buffer of `len` elements.
+    ///
+    /// # Panics
+    /// Where the system has no such memory.
     pub fn new(len: usize) -> Self {
-        // one line more, to align the start
-        let need = (len * size_of::<T>()).div_ceil(size_of::<Line>()) + 1;
+        let need = len * size_of::<T>();
         let kept = FREE.with_borrow_mut(|free| {
-            let fits = |i: &usize| free[*i].len() >= need;
-            let best = (0..free.len()).filter(fits).min_by_key(|&i| free[i].len());
+            let fits = |i: &usize| free[*i].bytes() >= need;
+            let best = (0..free.len())
+                .filter(fits)
+                .min_by_key(|&i| free[i].bytes());
             best.map(|i| free.swap_remove(i))
         });
-        let lines = kept.unwrap_or_else(|| vec![[0; 8]; need]);
-        let start = lines.as_ptr().cast::<u8>().align_offset(64) / size_of::<T>();
+        let block = kept.or_else(|| Block::zeroed(need));
+        assert!(block.is_some(), "no memory for {need} bytes of scratch");
         Scratch {
-            lines,
-            start,
+            block,
             len,
             of: PhantomData,
         }
@@ -48,30 +50,41 @@ impl<T: bytemuck::Pod> Scratch<T> {
         s.fill(T::zeroed());
         s
     }
+
+    fn ptr(&self) -> *mut T {
+        let none = std::ptr::NonNull::<T>::dangling().as_ptr();
+        self.block
+            .as_ref()
+            .map_or(none, |b| b.ptr().as_ptr().cast())
+    }
 }
 
 impl<T: bytemuck::Pod> Deref for Scratch<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[self.start..self.start + self.len]
+        // SAFETY: the block holds `len` plain numbers, initialized and aligned to a cache line
+        unsafe { std::slice::from_raw_parts(self.ptr(), self.len) }
     }
 }
 
 impl<T: bytemuck::Pod> DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[self.start..self.start + self.len]
+        // SAFETY: as above, and `&mut self` makes it the only reference
+        unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len) }
     }
 }
 
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
+        let Some(block) = self.block.take() else {
+            return;
+        };
         // a thread that is ending has no list any more
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
-            free.push(lines);
+            free.push(block);
             if free.len() > KEPT {
-                let smallest = (0..free.len()).min_by_key(|&i| free[i].len());
+                let smallest = (0..free.len()).min_by_key(|&i| free[i].bytes());
                 smallest.map(|i| free.swap_remove(i));
             }
         });
