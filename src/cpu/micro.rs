@@ -44,6 +44,9 @@ pub struct Tile<'a, T> {
     pub c: *mut T,
     /// Where each row of the result begins.
     pub rows: &'a [usize],
+    /// Whether the result is max(sum, 0): for the last visit of an op that ends with ReLU, while
+    /// the sums are still in registers.
+    pub relu: bool,
 }
 
 /// acc\[i\]\[j\] += sum over segments s and pixels p of
@@ -175,7 +178,17 @@ unsafe fn row<V: Simd, const N: usize>(from: *const V::T) -> [V; N] {
 
 /// Write a tile's rows.
 #[inline(always)]
-unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, acc: [[V; N]; P]) {
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, mut acc: [[V; N]; P]) {
+    if t.relu {
+        // by indices: an iterator would take the registers' address and put all sums into memory
+        for p in 0..P {
+            for j in 0..N {
+                // SAFETY: the caller's CPU has the vector.
+                unsafe { acc[p][j] = acc[p][j].nan_max(V::splat(V::T::ZERO)) };
+            }
+        }
+    }
     for (p, row) in acc.iter().enumerate() {
         for (j, v) in row.iter().enumerate() {
             // SAFETY: the caller gives pointers valid for P rows and N vectors.
