@@ -22,6 +22,8 @@ const SHARED: usize = 1024;
 const TASKS: usize = 16;
 /// Multiplications of a block to have at least.
 const WORK: usize = 1 << 18;
+/// Elements of the shared operand above which each task packs its part of both for itself.
+const MOST: usize = 1 << 26;
 /// Elements of the shared operand that the calling thread packs alone.
 const ALONE: usize = 1 << 15;
 
@@ -82,7 +84,7 @@ pub fn gemm_batch<T: Kernel>(
     // many products are the tasks themselves, small ones several together; a few large ones are
     // cut further
     let count = c.len() / (m * n);
-    let together = (WORK / (m * n * k).max(1)).clamp(1, count.max(1));
+    let together = (WORK / (m * n).saturating_mul(k).max(1)).clamp(1, count.max(1));
     let tasks = TASKS.div_ceil(count.max(1));
     let run = |(i, c): (usize, &mut [T])| {
         for (i, c) in (i * together..).zip(c.chunks_exact_mut(m * n)) {
@@ -139,7 +141,8 @@ fn gemm_at<T: Kernel>(
         panel_size: micro.width() * depth,
         shares_b: m >= n,
     };
-    problem.run(tasks.min(m * n * k / WORK), c, c_stride);
+    let work = m.saturating_mul(n).saturating_mul(k);
+    problem.run(tasks.min(work / WORK), c, c_stride);
 }
 
 /// A product and how it is cut.
@@ -215,7 +218,7 @@ impl<T: Kernel> Problem<'_, T> {
                 columns *= 2;
             } else if m >= rows * 2 * 96 {
                 rows *= 2;
-            } else if self.pieces >= parts * 2 {
+            } else if self.pieces >= parts * 2 && rows * columns * parts < TASKS / 2 {
                 parts *= 2;
             } else if n >= columns * 2 * 2 * width {
                 columns *= 2;
@@ -232,17 +235,24 @@ impl<T: Kernel> Problem<'_, T> {
         } else {
             (self.tile_size, self.tiles)
         };
-        let mut shared = Scratch::<T>::new(self.pieces * count * own);
-        let size = shared.len();
-        let to = Shared::new(&mut shared);
-        let strips = count.div_ceil(8);
         let parallel = tasks > 1;
-        each(strips * self.pieces, parallel && size > ALONE, |i| {
-            let (strip, piece) = (part(count, strips, i % strips), i / strips);
-            // SAFETY: each piece and strip is packed by one task.
-            let to = unsafe { to.slice((piece * count + strip.start) * own, strip.len() * own) };
-            self.pack(self.shares_b, strip, self.ks(piece), to);
-        });
+        let size = self.pieces.saturating_mul(count * own);
+        // a block that is alone packs both operands piece by piece, in its own cache
+        let shares = rows * columns > 1 && size <= MOST;
+        let mut shared = Scratch::<T>::new(if shares { size } else { 0 });
+        if shares {
+            let to = Shared::new(&mut shared);
+            let strips = count.div_ceil(8);
+            each(strips * self.pieces, parallel && size > ALONE, |i| {
+                let (strip, piece) = (part(count, strips, i % strips), i / strips);
+                let (at, len) = ((piece * count + strip.start) * own, strip.len() * own);
+                // SAFETY: each piece and strip is packed by one task.
+                self.pack(self.shares_b, strip, self.ks(piece), unsafe {
+                    to.slice(at, len)
+                });
+            });
+        }
+        let shared = shares.then_some(&shared[..]);
 
         // the sums over the first part of the pieces are made in C, the others aside
         let mut aside = Scratch::<T>::new((parts - 1) * m * n);
@@ -260,7 +270,7 @@ impl<T: Kernel> Problem<'_, T> {
                 i => (unsafe { rest.ptr().add((i - 1) * m * n) }, n),
             };
             // SAFETY: the block of C is the task's own.
-            unsafe { self.block(block, &shared, to, stride, whole) };
+            unsafe { self.block(block, shared, to, stride, whole) };
         });
         if !whole {
             each(m, parallel && m * n >= 1 << 14, |i| {
@@ -284,25 +294,36 @@ impl<T: Kernel> Problem<'_, T> {
     ///
     /// # Safety
     /// `c` is where C would begin, its rows `stride` apart, and nobody else uses the block.
-    unsafe fn block(&self, block: Block, shared: &[T], c: *mut T, stride: usize, whole: bool) {
+    unsafe fn block(
+        &self,
+        block: Block,
+        shared: Option<&[T]>,
+        c: *mut T,
+        stride: usize,
+        whole: bool,
+    ) {
         let micro = self.micro;
         let (tiles, panels) = (block.tiles, block.panels);
-        let mut own = Scratch::<T>::new(if self.shares_b {
-            tiles.len() * self.tile_size
-        } else {
-            panels.len() * self.panel_size
-        });
+        let [shared_a, shared_b] = [!self.shares_b, self.shares_b].map(|s| shared.filter(|_| s));
+        let room = |shared: Option<_>, size| Scratch::<T>::new(shared.map_or(size, |_| 0));
+        let mut own_a = room(shared_a, tiles.len() * self.tile_size);
+        let mut own_b = room(shared_b, panels.len() * self.panel_size);
         let Range { start, end } = block.pieces;
         for piece in start..end {
             let ks = self.ks(piece);
-            let (a, b) = if self.shares_b {
-                self.pack(false, tiles.clone(), ks.clone(), &mut own);
-                let b = &shared[(piece * self.panels + panels.start) * self.panel_size..];
-                (&own[..], b)
-            } else {
-                self.pack(true, panels.clone(), ks.clone(), &mut own);
-                let a = &shared[(piece * self.tiles + tiles.start) * self.tile_size..];
-                (a, &own[..])
+            let a = match shared_a {
+                Some(a) => &a[(piece * self.tiles + tiles.start) * self.tile_size..],
+                None => {
+                    self.pack(false, tiles.clone(), ks.clone(), &mut own_a);
+                    &own_a[..]
+                }
+            };
+            let b = match shared_b {
+                Some(b) => &b[(piece * self.panels + panels.start) * self.panel_size..],
+                None => {
+                    self.pack(true, panels.clone(), ks.clone(), &mut own_b);
+                    &own_b[..]
+                }
             };
             for (i, panel) in panels.clone().enumerate() {
                 let columns = self.columns(panel);
