@@ -120,7 +120,9 @@ fn cpu(report: &Report) {
     ] {
         let (a, b, mut c) = (data(m * k), data(k * n), data(m * n));
         case(name, m * n * k, &mut || {
-            gemm(m, n, k, &a, a_strides, &b, b_strides, &mut c, n, None);
+            gemm(
+                m, n, k, &a, a_strides, &b, b_strides, &mut c, n, None, false,
+            );
         });
     }
 

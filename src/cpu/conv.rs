@@ -737,6 +737,7 @@ impl<T: Kernel> Task<'_, T> {
                                 // SAFETY: the channel is one of a pixel's.
                                 c: unsafe { y.ptr().add(self.group * pass.columns + column) },
                                 rows: &out[segment * pixels + pixel..][..p],
+                                relu: false,
                             };
                             // SAFETY: the slab holds the tile's pixels for all taps, the packed
                             // weight the terms, and these outputs are the task's own.

@@ -97,6 +97,7 @@ fn run<T: Kernel>(
                         // SAFETY: the channel is one of a pixel's.
                         c: unsafe { y.ptr().add(channel) },
                         rows: &out[segment * pixels + pixel..][..p],
+                        relu: false,
                     };
                     // SAFETY: the slab holds the tile's pixels for all taps, and these outputs are
                     // the task's own.

@@ -1,23 +1,31 @@
 //! Matrix product, blocked for the caches, for matrices of any strides.
 //!
-//! C is cut into blocks, a task each. A task walks the summation in pieces: it copies
-//! its rows of A into tiles and its columns of B into panels, then multiplies all pairs of a tile
-//! and a panel. The cut depends on the sizes alone and each element of C is summed in one order,
-//! so the bits are the same on any number of threads.
+//! C is cut into tiles, rows x two vectors, whose sums stay in registers: each number of A and B
+//! that is loaded is then used many times. A tile of A and a panel of B are copied first, so that
+//! the innermost loop walks through both in the order of memory.
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::micro::{self, DEPTH, Kernel, Micro, Start, Term, Tile, TileKernel, VECTORS};
+use super::micro::{self, Kernel, Micro, Product, Start, Tile, TileKernel, VECTORS};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 
-/// Elements of the summation between two visits of C: a panel and a tile stay in L1 meanwhile.
+/// Elements of the summation between two visits of C: a panel of B stays in L1 meanwhile.
 const SUM: usize = 256;
-/// Rows and columns of the largest block of C: its operands stay in L2.
-const BLOCK: usize = 256;
+/// Tiles of the largest block of C, or panels where A is the shared operand: with SUM they are
+/// what stays in L2.
+const OWN: usize = 256;
+/// Columns, or rows, of the shared operand that a block takes.
+const SHARED: usize = 1024;
 /// Blocks to have at least, if they do not become too small to pay for their copies.
-const TASKS: usize = 8;
-/// Multiplications below which a product is computed by the calling thread alone.
-const PARALLEL: usize = 1 << 17;
+const TASKS: usize = 16;
+/// Multiplications of a block to have at least.
+const WORK: usize = 1 << 18;
+/// Elements of the shared operand above which each task packs its part of both for itself.
+const MOST: usize = 1 << 26;
+/// Elements of the shared operand that the calling thread packs alone.
+const ALONE: usize = 1 << 15;
 
 /// A matrix in memory: element (i, j) at `data[i * strides.0 + j * strides.1]`.
 #[derive(Clone, Copy)]
@@ -26,9 +34,15 @@ struct Matrix<'a, T> {
     strides: (usize, usize),
 }
 
+impl<'a, T> Matrix<'a, T> {
+    fn new(data: &'a [T], strides: (usize, usize)) -> Self {
+        Matrix { data, strides }
+    }
+}
+
 /// C = A B + bias, C \[m, n\] with rows `c_stride` apart and overwritten, A \[m, k\] and
-/// B \[k, n\] with any (row, column) strides, bias \[n\] added to every row. With k = 0 it is the
-/// bias.
+/// B \[k, n\] with any (row, column) strides, bias \[n\] added to every row; with `relu` the
+/// greater of that and 0. With k = 0 it is the bias.
 ///
 /// # Panics
 /// If a slice is too short for its matrix.
@@ -44,18 +58,54 @@ pub fn gemm<T: Kernel>(
     c: &mut [T],
     c_stride: usize,
     bias: Option<&[T]>,
+    relu: bool,
 ) {
-    let a = Matrix {
-        data: a,
-        strides: a_strides,
-    };
-    let b = Matrix {
-        data: b,
-        strides: b_strides,
-    };
-    gemm_at(level(), [m, n, k], a, b, c, c_stride, bias);
+    let (a, b) = (Matrix::new(a, a_strides), Matrix::new(b, b_strides));
+    gemm_at(level(), [m, n, k], a, b, c, c_stride, (bias, relu), TASKS);
 }
 
+/// A stack of products of one size, C's after one another; `at` gives where A and B of one begin.
+///
+/// # Panics
+/// If a slice is too short for a matrix.
+#[allow(clippy::too_many_arguments)] // as above
+pub fn gemm_batch<T: Kernel>(
+    [m, n, k]: [usize; 3],
+    a: &[T],
+    a_strides: (usize, usize),
+    b: &[T],
+    b_strides: (usize, usize),
+    c: &mut [T],
+    at: impl Fn(usize) -> [usize; 2] + Sync,
+) {
+    if m * n == 0 {
+        return;
+    }
+    // many products are the tasks themselves, small ones several together; a few large ones are
+    // cut further
+    let count = c.len() / (m * n);
+    let together = (WORK / (m * n).saturating_mul(k).max(1)).clamp(1, count.max(1));
+    let tasks = TASKS.div_ceil(count.max(1));
+    let run = |(i, c): (usize, &mut [T])| {
+        for (i, c) in (i * together..).zip(c.chunks_exact_mut(m * n)) {
+            let [at_a, at_b] = at(i);
+            let (a, b) = (&a[at_a.min(a.len())..], &b[at_b.min(b.len())..]);
+            let (a, b) = (Matrix::new(a, a_strides), Matrix::new(b, b_strides));
+            gemm_at(level(), [m, n, k], a, b, c, n, (None, false), tasks);
+        }
+    };
+    if count <= together {
+        run((0, c));
+    } else {
+        c.par_chunks_mut(m * n * together)
+            .enumerate()
+            .with_max_len(1)
+            .for_each(run);
+    }
+}
+
+/// A product in at most about `tasks` tasks.
+#[allow(clippy::too_many_arguments)] // as above
 fn gemm_at<T: Kernel>(
     level: Level,
     [m, n, k]: [usize; 3],
@@ -63,49 +113,406 @@ fn gemm_at<T: Kernel>(
     b: Matrix<T>,
     c: &mut [T],
     c_stride: usize,
-    bias: Option<&[T]>,
+    (bias, relu): (Option<&[T]>, bool),
+    tasks: usize,
 ) {
     if m == 0 || n == 0 {
         return;
     }
-    let micro = T::micro(level);
     let last = |i: usize, j: usize, s: (usize, usize)| (i - 1) * s.0 + (j - 1) * s.1;
     assert!(last(m, n, (c_stride, 1)) < c.len() && (c_stride >= n || m == 1));
     assert!(k == 0 || last(m, k, a.strides) < a.data.len() && last(k, n, b.strides) < b.data.len());
-    let bias = padded_bias(bias, n, micro);
+    assert!(bias.is_none_or(|b| b.len() >= n));
+    let micro = T::micro(level);
+    let pieces = k.div_ceil(SUM).max(1); // at least once: an empty sum is the bias
+    let depth = k.div_ceil(pieces);
+    let problem = Problem {
+        micro,
+        size: [m, n, k],
+        a,
+        b,
+        bias,
+        relu,
+        tiles: m.div_ceil(micro.rows()),
+        panels: n.div_ceil(micro.width()),
+        pieces,
+        // the stores of a tile may run over its end by a vector
+        tile_size: (micro.rows() * depth + micro.lanes).next_multiple_of(16),
+        panel_size: micro.width() * depth,
+        shares_b: m >= n,
+    };
+    let work = m.saturating_mul(n).saturating_mul(k);
+    problem.run(tasks.min(work / WORK), c, c_stride);
+}
 
-    let blocks = |size: usize, block: usize| size.div_ceil(block);
-    let (mut rows, mut columns) = (BLOCK, BLOCK.max(micro.width()));
-    while blocks(m, rows) * blocks(n, columns) < TASKS {
-        if n > columns / 2 && columns / 2 >= 2 * micro.width() {
-            columns /= 2;
-        } else if m > rows / 2 && rows / 2 >= 64 {
-            rows /= 2;
+/// A product and how it is cut.
+struct Problem<'a, T: 'static> {
+    micro: &'static Micro<T>,
+    size: [usize; 3],
+    a: Matrix<'a, T>,
+    b: Matrix<'a, T>,
+    bias: Option<&'a [T]>,
+    relu: bool,
+    /// Tiles of rows, panels of columns, pieces of the summation.
+    tiles: usize,
+    panels: usize,
+    pieces: usize,
+    /// Elements of a packed tile and panel.
+    tile_size: usize,
+    panel_size: usize,
+    /// Whether B is packed once for all tasks, and A by each for itself; or the other way.
+    shares_b: bool,
+}
+
+/// A task's part of a product.
+struct Block {
+    tiles: Range<usize>,
+    panels: Range<usize>,
+    pieces: Range<usize>,
+}
+
+/// All of 0..n, by all threads or by this one.
+fn each(n: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
+    if parallel && n > 1 {
+        (0..n).into_par_iter().with_max_len(1).for_each(f);
+    } else {
+        (0..n).for_each(f);
+    }
+}
+
+/// Range `i` of `total` cut into `parts` that differ by at most one.
+fn part(total: usize, parts: usize, i: usize) -> Range<usize> {
+    i * total / parts..(i + 1) * total / parts
+}
+
+impl<T: Kernel> Problem<'_, T> {
+    fn rows(&self, tile: usize) -> Range<usize> {
+        part(self.size[0], self.tiles, tile)
+    }
+
+    fn columns(&self, panel: usize) -> Range<usize> {
+        let width = self.micro.width();
+        panel * width..((panel + 1) * width).min(self.size[1])
+    }
+
+    fn ks(&self, piece: usize) -> Range<usize> {
+        part(self.size[2], self.pieces, piece)
+    }
+
+    fn run(&self, tasks: usize, c: &mut [T], c_stride: usize) {
+        let [m, n, _] = self.size;
+        let (height, width) = (self.micro.rows(), self.micro.width());
+        // how many parts each of rows, columns and the summation gives
+        let limits = if self.shares_b {
+            (OWN, SHARED)
         } else {
-            break;
+            (SHARED, OWN)
+        };
+        let mut rows = m.div_ceil(limits.0);
+        let mut columns = n.div_ceil(limits.1);
+        let mut parts = 1;
+        while rows * columns * parts < tasks {
+            if self.shares_b && m >= rows * 2 * 96 {
+                rows *= 2;
+            } else if n >= columns * 2 * 256 {
+                columns *= 2;
+            } else if m >= rows * 2 * 96 {
+                rows *= 2;
+            } else if self.pieces >= parts * 2 && rows * columns * parts < TASKS / 2 {
+                parts *= 2;
+            } else if n >= columns * 2 * 2 * width {
+                columns *= 2;
+            } else if m >= rows * 2 * 4 * height {
+                rows *= 2;
+            } else {
+                break;
+            }
+        }
+        (rows, columns) = (rows.min(self.tiles), columns.min(self.panels));
+
+        let (own, count) = if self.shares_b {
+            (self.panel_size, self.panels)
+        } else {
+            (self.tile_size, self.tiles)
+        };
+        let parallel = tasks > 1;
+        let size = self.pieces.saturating_mul(count * own);
+        // a block that is alone packs both operands piece by piece, in its own cache
+        let shares = rows * columns > 1 && size <= MOST;
+        let mut shared = Scratch::<T>::new(if shares { size } else { 0 });
+        if shares {
+            let to = Shared::new(&mut shared);
+            let strips = count.div_ceil(8);
+            each(strips * self.pieces, parallel && size > ALONE, |i| {
+                let (strip, piece) = (part(count, strips, i % strips), i / strips);
+                let (at, len) = ((piece * count + strip.start) * own, strip.len() * own);
+                // SAFETY: each piece and strip is packed by one task.
+                self.pack(self.shares_b, strip, self.ks(piece), unsafe {
+                    to.slice(at, len)
+                });
+            });
+        }
+        let shared = shares.then_some(&shared[..]);
+
+        // the sums over the first part of the pieces are made in C, the others aside
+        let mut aside = Scratch::<T>::new((parts - 1) * m * n);
+        let (c, rest) = (Shared::new(c), Shared::new(&mut aside));
+        let whole = parts == 1;
+        each(rows * columns * parts, parallel, |i| {
+            let block = Block {
+                tiles: part(self.tiles, rows, i % rows),
+                panels: part(self.panels, columns, i / rows % columns),
+                pieces: part(self.pieces, parts, i / rows / columns),
+            };
+            let (to, stride) = match i / rows / columns {
+                0 => (c.ptr(), c_stride),
+                // SAFETY: the part's sums lie in the scratch.
+                i => (unsafe { rest.ptr().add((i - 1) * m * n) }, n),
+            };
+            // SAFETY: the block of C is the task's own.
+            unsafe { self.block(block, shared, to, stride, whole) };
+        });
+        if !whole {
+            each(m, parallel && m * n >= 1 << 14, |i| {
+                // SAFETY: a row is one task's.
+                let row = unsafe { c.slice(i * c_stride, n) };
+                for part in 0..parts - 1 {
+                    let from = &aside[(part * m + i) * n..][..n];
+                    row.iter_mut().zip(from).for_each(|(c, &x)| *c += x);
+                }
+                if let Some(bias) = self.bias {
+                    row.iter_mut().zip(bias).for_each(|(c, &x)| *c += x);
+                }
+                if self.relu {
+                    row.iter_mut().for_each(|c| *c = c.nan_max(T::ZERO));
+                }
+            });
         }
     }
-    let row_blocks = blocks(m, rows);
-    rows = m.div_ceil(row_blocks); // equal blocks
 
-    let c = Shared::new(c);
-    let task = |i: usize| {
-        let (i, j) = (i % row_blocks * rows, i / row_blocks * columns);
-        let block = Block {
-            micro,
-            a,
-            b,
-            rows: i..(i + rows).min(m),
-            columns: j..(j + columns).min(n),
-            sum: k,
+    /// One task: a block of C, or of a part of its sums.
+    ///
+    /// # Safety
+    /// `c` is where C would begin, its rows `stride` apart, and nobody else uses the block.
+    unsafe fn block(
+        &self,
+        block: Block,
+        shared: Option<&[T]>,
+        c: *mut T,
+        stride: usize,
+        whole: bool,
+    ) {
+        let micro = self.micro;
+        let (tiles, panels) = (block.tiles, block.panels);
+        let [shared_a, shared_b] = [!self.shares_b, self.shares_b].map(|s| shared.filter(|_| s));
+        let room = |shared: Option<_>, size| Scratch::<T>::new(shared.map_or(size, |_| 0));
+        let mut own_a = room(shared_a, tiles.len() * self.tile_size);
+        let mut own_b = room(shared_b, panels.len() * self.panel_size);
+        let Range { start, end } = block.pieces;
+        for piece in start..end {
+            let ks = self.ks(piece);
+            let a = match shared_a {
+                Some(a) => &a[(piece * self.tiles + tiles.start) * self.tile_size..],
+                None => {
+                    self.pack(false, tiles.clone(), ks.clone(), &mut own_a);
+                    &own_a[..]
+                }
+            };
+            let b = match shared_b {
+                Some(b) => &b[(piece * self.panels + panels.start) * self.panel_size..],
+                None => {
+                    self.pack(true, panels.clone(), ks.clone(), &mut own_b);
+                    &own_b[..]
+                }
+            };
+            for (i, panel) in panels.clone().enumerate() {
+                let columns = self.columns(panel);
+                let start = match self.bias {
+                    _ if piece > start => Some(Start::Load),
+                    Some(bias) if whole => Some(Start::Bias(bias[columns.start..].as_ptr())),
+                    _ => None,
+                };
+                for (j, tile) in tiles.clone().enumerate() {
+                    let rows = self.rows(tile);
+                    let product = Product {
+                        a: a[j * self.tile_size..].as_ptr(),
+                        b: b[i * self.panel_size..].as_ptr(),
+                        next: b.as_ptr().wrapping_add(
+                            (i + 1) * self.panel_size + j * micro::asked_for::<T>(ks.len()),
+                        ),
+                        b_stride: micro.vectors(columns.len()) * micro.lanes,
+                        sum: ks.len(),
+                        start,
+                        // SAFETY: the tile lies in C.
+                        c: unsafe { c.add(rows.start * stride + columns.start) },
+                        c_stride: stride,
+                        relu: self.relu && whole && piece + 1 == end,
+                    };
+                    // SAFETY: the scratches hold the tile and the panel, the caller gives C.
+                    unsafe { run_product(micro, product, rows.len(), columns.len()) };
+                }
+            }
+        }
+    }
+
+    /// Pack tiles of A, or panels of B.
+    fn pack(&self, panels: bool, which: Range<usize>, ks: Range<usize>, to: &mut [T]) {
+        if panels {
+            let columns = self.columns(which.start).start..self.columns(which.end - 1).end;
+            self.pack_b(columns, &ks, to);
+        } else {
+            self.pack_a(which, &ks, to);
+        }
+    }
+
+    /// Tiles of A: the rows of each side by side for each k. Whole vectors are stored, in the
+    /// order of memory, so that what one writes too much the next overwrites.
+    fn pack_a(&self, tiles: Range<usize>, ks: &Range<usize>, to: &mut [T]) {
+        let lanes = self.micro.lanes;
+        let place = |tile: usize, k: usize| {
+            (tile - tiles.start) * self.tile_size + (k - ks.start) * self.rows(tile).len()
         };
-        block.run(c, c_stride, &bias);
-    };
-    let tasks = row_blocks * blocks(n, columns);
-    if tasks == 1 || m * n * k < PARALLEL {
-        (0..tasks).for_each(task);
-    } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        let mut steps = |tile: usize, k: usize| {
+            let len = (ks.end - k).min(lanes);
+            self.pack_rows(self.rows(tile), k..k + len, &mut to[place(tile, k)..]);
+        };
+        // the rows of all tiles are neighbours in memory, or the elements of a row are
+        if self.a.strides.0 == 1 {
+            for k in ks.clone().step_by(lanes) {
+                tiles.clone().for_each(|tile| steps(tile, k));
+            }
+        } else {
+            for tile in tiles.clone() {
+                ks.clone().step_by(lanes).for_each(|k| steps(tile, k));
+            }
+        }
+    }
+
+    /// At most as many elements as a vector has of a tile's rows.
+    fn pack_rows(&self, rows: Range<usize>, ks: Range<usize>, to: &mut [T]) {
+        let (data, (rs, cs)) = (self.a.data, self.a.strides);
+        let (row, p, k, len, lanes) =
+            (rows.start, rows.len(), ks.start, ks.len(), self.micro.lanes);
+        let vectors = p.div_ceil(lanes);
+        let inside = |row: usize, k: usize| row * rs + k * cs + lanes <= data.len();
+        if rs == 1 && row + vectors * lanes + (k + len - 1) * cs <= data.len() {
+            let block = micro::Copy {
+                from: data[row + k * cs..].as_ptr(),
+                from_stride: cs,
+                to: to[..(len - 1) * p + vectors * lanes].as_mut_ptr(),
+                to_stride: p,
+                vectors,
+                rows: len,
+            };
+            // SAFETY: the last row's vectors end in `data` and in `to`.
+            unsafe { (self.micro.copy)(&block) };
+        } else if cs == 1 && inside(row + p - 1, k) {
+            // the last rows first: their vectors reach into the next k's first rows
+            for p0 in (0..p).step_by(lanes).rev() {
+                let mut aside = [T::ZERO; 16 * 16];
+                let mut from = data[(row + p0) * rs + k..].as_ptr();
+                let mut from_stride = rs;
+                if !inside(row + p0 + lanes - 1, k) {
+                    let block = micro::Copy {
+                        from,
+                        from_stride: rs,
+                        to: aside.as_mut_ptr(),
+                        to_stride: lanes,
+                        vectors: 1,
+                        rows: (p - p0).min(lanes),
+                    };
+                    // SAFETY: the last of the rows' vectors ends in `data`.
+                    unsafe { (self.micro.copy)(&block) };
+                    (from, from_stride) = (aside.as_ptr(), lanes);
+                }
+                let block = micro::Copy {
+                    from,
+                    from_stride,
+                    to: to[..(len - 1) * p + vectors * lanes][p0..].as_mut_ptr(),
+                    to_stride: p,
+                    vectors: 1,
+                    rows: len,
+                };
+                // SAFETY: lanes x lanes elements of A or aside; the last row's vector ends in `to`.
+                unsafe { (self.micro.transpose)(&block) };
+            }
+        } else {
+            for i in 0..len {
+                for r in 0..p {
+                    to[i * p + r] = data[(row + r) * rs + (k + i) * cs];
+                }
+            }
+        }
+    }
+
+    /// Panels of B, a row of whole vectors for each k; the last panel is as many vectors wide as
+    /// its columns need, and filled up with zeros.
+    fn pack_b(&self, columns: Range<usize>, ks: &Range<usize>, to: &mut [T]) {
+        let (lanes, width) = (self.micro.lanes, self.micro.width());
+        let mut steps = |j: usize, k: usize| {
+            let strip = j..(j + width).min(columns.end);
+            let rows = (ks.end - k).min(lanes);
+            let row = self.micro.vectors(strip.len()) * lanes;
+            let to = &mut to[(j - columns.start) / width * self.panel_size..];
+            self.pack_columns(
+                strip,
+                k..k + rows,
+                &mut to[(k - ks.start) * row..][..rows * row],
+            );
+        };
+        if self.b.strides.1 == 1 {
+            for k in ks.clone().step_by(lanes) {
+                columns.clone().step_by(width).for_each(|j| steps(j, k));
+            }
+        } else {
+            for j in columns.clone().step_by(width) {
+                ks.clone().step_by(lanes).for_each(|k| steps(j, k));
+            }
+        }
+    }
+
+    /// At most as many rows as a vector has lanes of at most a panel's columns.
+    fn pack_columns(&self, columns: Range<usize>, ks: Range<usize>, to: &mut [T]) {
+        let (data, (rs, cs)) = (self.b.data, self.b.strides);
+        let (j, k, rows, lanes) = (columns.start, ks.start, ks.len(), self.micro.lanes);
+        let vectors = self.micro.vectors(columns.len());
+        if cs == 1 && columns.len() == vectors * lanes {
+            let block = micro::Copy {
+                from: data[k * rs + j..].as_ptr(),
+                from_stride: rs,
+                to: to.as_mut_ptr(),
+                to_stride: columns.len(),
+                vectors,
+                rows,
+            };
+            // SAFETY: all of the columns are B's; `to` has the size.
+            unsafe { (self.micro.copy)(&block) };
+            return;
+        }
+        for v in 0..vectors {
+            let from = k * rs + (j + v * lanes) * cs;
+            let columns = (columns.len() - v * lanes).min(lanes);
+            if rs == 1 && columns == lanes && from + (lanes - 1) * cs + lanes <= data.len() {
+                let block = micro::Copy {
+                    from: data[from..].as_ptr(),
+                    from_stride: cs,
+                    to: to[v * lanes..].as_mut_ptr(),
+                    to_stride: vectors * lanes,
+                    vectors: 1,
+                    rows,
+                };
+                // SAFETY: the last of lanes x lanes ends in `data`; `to` has the size.
+                unsafe { (self.micro.transpose)(&block) };
+                continue;
+            }
+            for r in 0..rows {
+                let row = &mut to[(r * vectors + v) * lanes..][..lanes];
+                for (c, x) in row[..columns].iter_mut().enumerate() {
+                    *x = data[from + r * rs + c * cs];
+                }
+                row[columns..].fill(T::ZERO);
+            }
+        }
     }
 }
 
@@ -124,175 +531,6 @@ pub(super) fn balanced(total: usize, parts: usize) -> impl Iterator<Item = (usiz
         let start = i * total / parts;
         (start, (i + 1) * total / parts - start)
     })
-}
-
-/// One task: a block of C.
-struct Block<'a, T: 'static> {
-    micro: &'static Micro<T>,
-    a: Matrix<'a, T>,
-    b: Matrix<'a, T>,
-    rows: std::ops::Range<usize>,
-    columns: std::ops::Range<usize>,
-    sum: usize,
-}
-
-impl<T: Kernel> Block<'_, T> {
-    fn run(&self, c: Shared<T>, c_stride: usize, bias: &[T]) {
-        let (micro, m, n) = (self.micro, self.rows.len(), self.columns.len());
-        let (height, width) = (micro.rows(), micro.width());
-        let depth = self.sum.min(SUM);
-        let (tiles, panels) = (m.div_ceil(height), n.div_ceil(width));
-        let tile_size = height * depth.next_multiple_of(DEPTH);
-        let mut a = Scratch::new(tiles * tile_size);
-        let mut b = Scratch::new(panels * width * depth);
-        let c_rows: Vec<usize> = (0..height).map(|p| p * c_stride).collect();
-
-        // at least once: an empty sum is the bias
-        let mut k0 = 0;
-        loop {
-            let ks = k0..(k0 + SUM).min(self.sum);
-            let terms: Vec<Term> = (0..ks.len().div_ceil(DEPTH))
-                .map(|t| Term {
-                    offset: t * height * DEPTH,
-                    len: (ks.len() - t * DEPTH).min(DEPTH),
-                })
-                .collect();
-            for (t, (row, p)) in balanced(m, tiles).enumerate() {
-                self.pack_a(row, p, &ks, &mut a[t * tile_size..][..tile_size]);
-            }
-            self.pack_b(&ks, &mut b);
-            for panel in 0..panels {
-                let column = self.columns.start + panel * width;
-                let columns = (n - panel * width).min(width);
-                for (t, (row, p)) in balanced(m, tiles).enumerate() {
-                    let tile = Tile {
-                        a: a[t * tile_size..].as_ptr(),
-                        terms: &terms,
-                        b: b[panel * width * ks.len()..].as_ptr(),
-                        start: if k0 == 0 {
-                            Start::Bias(bias[column..].as_ptr())
-                        } else {
-                            Start::Load
-                        },
-                        // SAFETY: the block lies in C.
-                        c: unsafe { c.ptr().add((self.rows.start + row) * c_stride + column) },
-                        rows: &c_rows[..p],
-                    };
-                    // SAFETY: the scratch holds the tile and the panel, the rows of C are the
-                    // task's own.
-                    unsafe { run_tile(micro, &micro.tile, tile, columns) };
-                }
-            }
-            k0 += SUM;
-            if k0 >= self.sum {
-                break;
-            }
-        }
-    }
-
-    /// `p` rows of A from `row` of the block on, as \[k / DEPTH\]\[tile height\]\[DEPTH\].
-    fn pack_a(&self, row: usize, p: usize, ks: &std::ops::Range<usize>, to: &mut [T]) {
-        let (data, (rs, cs)) = (self.a.data, self.a.strides);
-        let lanes = self.micro.lanes;
-        let row = self.rows.start + row;
-        for (t, k) in ks.clone().step_by(DEPTH).enumerate() {
-            let len = (ks.end - k).min(DEPTH);
-            let to = &mut to[t * self.micro.rows() * DEPTH..][..self.micro.rows() * DEPTH];
-            let vectors = len.div_ceil(lanes);
-            if cs == 1 && (row + p - 1) * rs + k + vectors * lanes <= data.len() {
-                let rows = micro::Copy {
-                    from: data[row * rs + k..].as_ptr(),
-                    from_stride: rs,
-                    to: to.as_mut_ptr(),
-                    to_stride: DEPTH,
-                    vectors,
-                    rows: p,
-                };
-                // SAFETY: the last vector of the last row ends in `data`; `to` has height rows.
-                unsafe { (self.micro.copy)(&rows) };
-                continue;
-            }
-            for p0 in (0..p).step_by(lanes) {
-                for k1 in (0..len).step_by(lanes) {
-                    let from = (row + p0) * rs + (k + k1) * cs;
-                    let rows = (p - p0).min(lanes);
-                    let whole = k1 + lanes <= len && from + (lanes - 1) * cs + lanes <= data.len();
-                    if rs == 1 && whole {
-                        let block = micro::Copy {
-                            from: data[from..].as_ptr(),
-                            from_stride: cs,
-                            to: to[p0 * DEPTH + k1..].as_mut_ptr(),
-                            to_stride: DEPTH,
-                            vectors: 1,
-                            rows,
-                        };
-                        // SAFETY: the last of the lanes x lanes ends in `data`; `to` as above.
-                        unsafe { (self.micro.transpose)(&block) };
-                    } else {
-                        for r in 0..rows {
-                            for k in 0..lanes.min(len - k1) {
-                                to[(p0 + r) * DEPTH + k1 + k] = data[from + r * rs + k * cs];
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The block's columns of B as \[panel\]\[k\]\[width\]; the last panel is as many vectors wide
-    /// as its columns need, and filled up with zeros.
-    fn pack_b(&self, ks: &std::ops::Range<usize>, to: &mut [T]) {
-        let (data, (rs, cs)) = (self.b.data, self.b.strides);
-        let (lanes, width) = (self.micro.lanes, self.micro.width());
-        // a few rows of all panels at a time: they are neighbours in memory
-        for k in ks.clone().step_by(lanes) {
-            let rows = (ks.end - k).min(lanes);
-            for (panel, j) in self.columns.clone().step_by(width).enumerate() {
-                let columns = (self.columns.end - j).min(width);
-                let vectors = self.micro.vectors(columns);
-                let panel = panel * width * ks.len() + (k - ks.start) * vectors * lanes;
-                let to = &mut to[panel..][..rows * vectors * lanes];
-                if cs == 1 && columns == vectors * lanes {
-                    let block = micro::Copy {
-                        from: data[k * rs + j..].as_ptr(),
-                        from_stride: rs,
-                        to: to.as_mut_ptr(),
-                        to_stride: columns,
-                        vectors,
-                        rows,
-                    };
-                    // SAFETY: all of the columns are B's; `to` was cut to the size.
-                    unsafe { (self.micro.copy)(&block) };
-                    continue;
-                }
-                for v in 0..vectors {
-                    let from = k * rs + (j + v * lanes) * cs;
-                    let columns = (columns - v * lanes).min(lanes);
-                    if rs == 1 && columns == lanes && rows == lanes {
-                        let block = micro::Copy {
-                            from: data[from..].as_ptr(),
-                            from_stride: cs,
-                            to: to[v * lanes..].as_mut_ptr(),
-                            to_stride: vectors * lanes,
-                            vectors: 1,
-                            rows,
-                        };
-                        // SAFETY: lanes x lanes elements of B; `to` was cut to the size.
-                        unsafe { (self.micro.transpose)(&block) };
-                        continue;
-                    }
-                    for r in 0..rows {
-                        let row = &mut to[(r * vectors + v) * lanes..][..lanes];
-                        for (c, x) in row[..columns].iter_mut().enumerate() {
-                            *x = data[from + r * rs + c * cs];
-                        }
-                        row[columns..].fill(T::ZERO);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Compute a tile of which only `columns` columns exist in C, with one of `kernels`.
@@ -333,6 +571,44 @@ pub(super) unsafe fn run_tile<T: Kernel>(
         for r in 0..p {
             let c = std::slice::from_raw_parts_mut(t.c.add(t.rows[r]), columns);
             c.copy_from_slice(&aside[rows[r]..][..columns]);
+        }
+    }
+}
+
+/// Compute a product's tile of `p` rows of which only `columns` columns exist in C.
+///
+/// # Safety
+/// The pointers of `t` are valid as [`Product`] says, those to C and the bias for `columns` columns.
+unsafe fn run_product<T: Kernel>(micro: &Micro<T>, t: Product<T>, p: usize, columns: usize) {
+    const MOST: usize = 32;
+    let vectors = micro.vectors(columns);
+    let kernel = micro.product[vectors - 1][p - 1];
+    if columns == vectors * micro.lanes {
+        // SAFETY: the caller's promise.
+        unsafe { kernel(&t) };
+        return;
+    }
+    // a ragged panel goes through a whole tile aside
+    let mut aside = [[T::ZERO; MOST]; 16];
+    // SAFETY: each row of C has `columns` columns, each row aside MOST, which no panel exceeds.
+    unsafe {
+        for (r, aside) in aside[..p].iter_mut().enumerate() {
+            let from = match t.start {
+                None => break,
+                Some(Start::Bias(bias)) => bias,
+                Some(Start::Load) => t.c.add(r * t.c_stride).cast_const(),
+            };
+            aside[..columns].copy_from_slice(std::slice::from_raw_parts(from, columns));
+        }
+        kernel(&Product {
+            c: aside.as_mut_ptr().cast(),
+            c_stride: MOST,
+            start: t.start.map(|_| Start::Load),
+            ..t
+        });
+        for (r, aside) in aside[..p].iter().enumerate() {
+            let c = std::slice::from_raw_parts_mut(t.c.add(r * t.c_stride), columns);
+            c.copy_from_slice(&aside[..columns]);
         }
     }
 }
@@ -415,6 +691,7 @@ pub(super) mod tests {
                 let bias = numbers::<T>(n, 7);
                 let bias = (layout % 2 == 0).then_some(&bias[..]);
                 let c_stride = n + layout % 2;
+                let relu = layout % 3 == 1;
                 let mut expected = vec![9.0; m * c_stride];
                 for i in 0..m {
                     for j in 0..n {
@@ -423,21 +700,15 @@ pub(super) mod tests {
                             sum +=
                                 a[i * sa.0 + l * sa.1].to_f64() * b[l * sb.0 + j * sb.1].to_f64();
                         }
-                        expected[i * c_stride + j] = sum;
+                        expected[i * c_stride + j] = if relu { sum.max(0.0) } else { sum };
                     }
                 }
                 for level in Level::available() {
                     let run = || {
                         let mut c = vec![T::of(9.0); m * c_stride];
-                        let a = Matrix {
-                            data: &a,
-                            strides: sa,
-                        };
-                        let b = Matrix {
-                            data: &b,
-                            strides: sb,
-                        };
-                        gemm_at(level, [m, n, k], a, b, &mut c, c_stride, bias);
+                        let (a, b) = (Matrix::new(&a, sa), Matrix::new(&b, sb));
+                        let end = (bias, relu);
+                        gemm_at(level, [m, n, k], a, b, &mut c, c_stride, end, TASKS);
                         c
                     };
                     let c = run();
@@ -447,7 +718,7 @@ pub(super) mod tests {
                         tolerance::<T>(),
                         &format!("{level:?} {m} {n} {k} {layout}"),
                     );
-                    if m * n * k >= PARALLEL {
+                    if m * n * k >= WORK {
                         assert!(on_threads(1, run) == c && on_threads(3, run) == c);
                     }
                 }

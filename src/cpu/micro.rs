@@ -22,6 +22,7 @@ pub struct Term {
 }
 
 /// What a tile starts from.
+#[derive(Clone, Copy)]
 pub enum Start<T> {
     /// The vectors at this address, in every row.
     Bias(*const T),
@@ -44,6 +45,33 @@ pub struct Tile<'a, T> {
     pub c: *mut T,
     /// Where each row of the result begins.
     pub rows: &'a [usize],
+    /// Whether the result is max(sum, 0): for the last visit of an op that ends with ReLU, while
+    /// the sums are still in registers.
+    pub relu: bool,
+}
+
+/// c\[p * c_stride + j\] = start + sum over k < sum of a\[k * P + p\] * b\[k * b_stride + j\]
+/// for P rows: a product of matrices, whose A is packed so that one pointer walks through it.
+pub struct Product<T> {
+    /// A tile of A, its P rows side by side for each k.
+    pub a: *const T,
+    /// The panel.
+    pub b: *const T,
+    /// Elements between the rows of the panel.
+    pub b_stride: usize,
+    /// What comes after this tile, a cache line for every fourth element of the sum, asked for
+    /// from L3; it need not be valid.
+    pub next: *const T,
+    /// Elements to sum over.
+    pub sum: usize,
+    /// What to add to; nothing is zero.
+    pub start: Option<Start<T>>,
+    /// The result.
+    pub c: *mut T,
+    /// Elements between the rows of the result.
+    pub c_stride: usize,
+    /// Whether the result is max(sum, 0).
+    pub relu: bool,
 }
 
 /// acc\[i\]\[j\] += sum over segments s and pixels p of
@@ -100,6 +128,8 @@ pub struct Copy<T> {
 
 /// A kernel of [`Tile`].
 pub type TileKernel<T> = unsafe fn(&Tile<T>);
+/// A kernel of [`Product`].
+pub type ProductKernel<T> = unsafe fn(&Product<T>);
 /// A kernel of [`Outer`].
 pub type OuterKernel<T> = unsafe fn(&Outer<T>);
 /// A kernel of [`Taps`].
@@ -111,7 +141,9 @@ pub struct Micro<T: 'static> {
     pub lanes: usize,
     /// The kernels of a tile by vectors - 1 and rows - 1.
     pub tile: [&'static [TileKernel<T>]; VECTORS],
-    /// The same with a tile's rows multiplied lane by lane: c\[rows\[p\] + j\] (+)= sum over terms
+    /// The kernels of a product by vectors - 1 and rows - 1.
+    pub product: [&'static [ProductKernel<T>]; VECTORS],
+    /// As `tile`, with a tile's rows multiplied lane by lane: c\[rows\[p\] + j\] (+)= sum over terms
     /// of a\[offset + p * DEPTH + j\] * b\[term\]\[j\].
     pub lanewise: [&'static [TileKernel<T>]; VECTORS],
     /// The kernels of an outer product by vectors - 1 and rows - 1.
@@ -175,7 +207,17 @@ unsafe fn row<V: Simd, const N: usize>(from: *const V::T) -> [V; N] {
 
 /// Write a tile's rows.
 #[inline(always)]
-unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, acc: [[V; N]; P]) {
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, mut acc: [[V; N]; P]) {
+    if t.relu {
+        // by indices: an iterator would take the registers' address and put all sums into memory
+        for p in 0..P {
+            for j in 0..N {
+                // SAFETY: the caller's CPU has the vector.
+                unsafe { acc[p][j] = acc[p][j].nan_max(V::splat(V::T::ZERO)) };
+            }
+        }
+    }
     for (p, row) in acc.iter().enumerate() {
         for (j, v) in row.iter().enumerate() {
             // SAFETY: the caller gives pointers valid for P rows and N vectors.
@@ -205,6 +247,102 @@ unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
             }
         }
         finish(t, acc);
+    }
+}
+
+/// Ask for the cache line at `p`, which need not be valid, to come into L1, or into L2 alone.
+#[inline(always)]
+fn prefetch<T, const L2: bool>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if L2 {
+            _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Elements of the summation between two looks at what to ask for.
+const STEP: usize = 4;
+
+/// How much of a panel a tile's [`Product::next`] covers.
+pub fn asked_for<T>(sum: usize) -> usize {
+    sum / STEP * (LINE / size_of::<T>())
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+unsafe fn product<V: Simd, const P: usize, const N: usize>(t: &Product<V::T>) {
+    let line = LINE / size_of::<V::T>();
+    // SAFETY: the caller gives pointers valid for P rows, N vectors and the sum.
+    unsafe {
+        // C is needed at the end: asked for now, it comes while the sums are made
+        for p in 0..P {
+            prefetch::<_, false>(t.c.add(p * t.c_stride));
+            prefetch::<_, false>(t.c.add(p * t.c_stride + N * V::LANES - 1));
+        }
+        let mut acc = [[V::splat(V::T::ZERO); N]; P];
+        let (mut a, mut b, mut next) = (t.a, t.b, t.next);
+        for _ in 0..t.sum / STEP {
+            for k in 0..STEP {
+                let row: [V; N] = row(b);
+                for p in 0..P {
+                    let x = V::splat(*a.add(k * P + p));
+                    for j in 0..N {
+                        acc[p][j] = x.mul_add(row[j], acc[p][j]);
+                    }
+                }
+                b = b.add(t.b_stride);
+            }
+            // A comes from L2, eight lines before it is needed
+            for i in 0..(STEP * P).div_ceil(line) {
+                prefetch::<_, false>(a.wrapping_add((8 + i) * line));
+            }
+            prefetch::<_, true>(next);
+            (a, next) = (a.add(STEP * P), next.wrapping_add(line));
+        }
+        for _ in 0..t.sum % STEP {
+            let row: [V; N] = row(b);
+            for p in 0..P {
+                let x = V::splat(*a.add(p));
+                for j in 0..N {
+                    acc[p][j] = x.mul_add(row[j], acc[p][j]);
+                }
+            }
+            (a, b) = (a.add(P), b.add(t.b_stride));
+        }
+        let (start, stride) = match t.start {
+            Some(Start::Bias(bias)) => (bias, 0),
+            Some(Start::Load) => (t.c.cast_const(), t.c_stride),
+            None => (std::ptr::null(), 0),
+        };
+        if !start.is_null() {
+            for p in 0..P {
+                let row: [V; N] = row(start.add(p * stride));
+                for j in 0..N {
+                    acc[p][j] = acc[p][j].add(row[j]);
+                }
+            }
+        }
+        if t.relu {
+            for p in 0..P {
+                for j in 0..N {
+                    acc[p][j] = acc[p][j].nan_max(V::splat(V::T::ZERO));
+                }
+            }
+        }
+        for p in 0..P {
+            for j in 0..N {
+                acc[p][j].store(t.c.add(p * t.c_stride + j * V::LANES));
+            }
+        }
     }
 }
 
@@ -321,7 +459,11 @@ unsafe fn transpose<V: Simd>(c: &Copy<V::T>) {
     unsafe {
         let mut m = [V::splat(V::T::ZERO); 16];
         for i in 0..V::LANES {
-            m[i] = V::load(c.from.add(i * c.from_stride));
+            let from = c.from.add(i * c.from_stride);
+            m[i] = V::load(from);
+            // whoever transposes goes on along the rows, which no prefetcher of the CPU expects
+            // of so many
+            prefetch::<_, false>(from.wrapping_add(4 * LINE / size_of::<V::T>()));
         }
         for _ in 0..V::LANES.ilog2() {
             let old = m;
@@ -355,6 +497,11 @@ macro_rules! table {
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
+            unsafe fn products<const P: usize, const N: usize>(t: &Product<$t>) {
+                unsafe { product::<$v, P, N>(t) }
+            }
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            $(#[$features])?
             unsafe fn outers<const P: usize, const N: usize>(o: &Outer<$t>) {
                 unsafe { outer::<$v, P, N>(o) }
             }
@@ -381,6 +528,7 @@ macro_rules! table {
             Micro {
                 lanes: <$v as Simd>::LANES,
                 tile: [&[$(tiles::<$p, 1>),*], &[$(tiles::<$p, 2>),*]],
+                product: [&[$(products::<$p, 1>),*], &[$(products::<$p, 2>),*]],
                 lanewise: [&[$(lanewises::<$p, 1>),*], &[$(lanewises::<$p, 2>),*]],
                 taps: [&[$(all_taps::<$p, 1>),*], &[$(all_taps::<$p, 2>),*]],
                 outer: [&[$(outers::<$p, 1>),*], &[$(outers::<$p, 2>),*]],

@@ -1,9 +1,7 @@
 //! Matrix products: matmul (batched, broadcast, vectors) and linear (with bias).
 
-use rayon::prelude::*;
-
 use crate::autograd::{Op, apply};
-use crate::cpu::gemm::gemm;
+use crate::cpu::gemm::{gemm, gemm_batch};
 use crate::cuda::gemm::Plan;
 use crate::cuda::{Arg, Gpu, Kernels, float_kernels};
 use crate::device::Device;
@@ -12,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::ops::precision::lowered;
-use crate::ops::unary::{relu_grad, relu_in_place};
+use crate::ops::unary::relu_grad;
 use crate::shape::{self, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -91,16 +89,9 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     with_real!(op, a.dtype(), T => {
         let (x, y) = (a.storage_slice::<T>(op)?, b.storage_slice::<T>(op)?);
         Tensor::build::<T>(Layout::contiguous(out), a.device(), |out| {
-            let one = |i: usize, c: &mut [T]| {
-                let (oa, sa) = matrix(&la, i);
-                let (ob, sb) = matrix(&lb, i);
-                gemm(m, n, k, &x[oa.min(x.len())..], sa, &y[ob.min(y.len())..], sb, c, n, None);
-            };
-            match out.len() / (m * n).max(1) {
-                1 => one(0, out),
-                _ if m * n > 0 => out.par_chunks_mut(m * n).enumerate().for_each(|(i, c)| one(i, c)),
-                _ => {}
-            }
+            let (sa, sb) = (matrix(&la, 0).1, matrix(&lb, 0).1);
+            let at = |i: usize| [matrix(&la, i).0, matrix(&lb, i).0];
+            gemm_batch([m, n, k], x, sa, y, sb, out, at);
         })
     })
 }
@@ -333,10 +324,8 @@ impl<const N: usize> Op<N> for Linear {
             let ((ox, sx), (ow, sw)) = (matrix(x.layout(), 0), matrix(w.layout(), 0));
             let out = Layout::contiguous(Shape::new(&[m, n])?);
             Tensor::build::<T>(out, x.device(), |y| {
-                gemm(m, n, k, &xs[ox.min(xs.len())..], sx, &ws[ow.min(ws.len())..], (sw.1, sw.0), y, n, bias);
-                if self.relu {
-                    relu_in_place(y);
-                }
+                let (xs, ws) = (&xs[ox.min(xs.len())..], &ws[ow.min(ws.len())..]);
+                gemm(m, n, k, xs, sx, ws, (sw.1, sw.0), y, n, bias, self.relu);
             })
         })?;
         Ok((y.clone(), saved(&y)))
