@@ -177,6 +177,7 @@ impl<T: Kernel> Block<'_, T> {
                         // SAFETY: the block lies in C.
                         c: unsafe { c.ptr().add((self.rows.start + row) * c_stride + column) },
                         rows: &c_rows[..p],
+                        relu: false,
                     };
                     // SAFETY: the scratch holds the tile and the panel, the rows of C are the
                     // task's own.

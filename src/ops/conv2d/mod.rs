@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::precision::lowered;
-use crate::ops::unary::{relu_grad, relu_in_place};
+use crate::ops::unary::relu_grad;
 use crate::ops::{Formula, one_dtype};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -125,10 +125,7 @@ impl<const N: usize> Op<N> for Conv2d {
             let (xs, ws) = (x.dense_slice::<T>(self.op())?, w.dense_slice::<T>(self.op())?);
             let bias = bias.as_ref().map(|b| b.dense_slice::<T>(self.op())).transpose()?;
             Tensor::build::<T>(out, x.device(), |y| {
-                conv::forward(&s, xs, ws, bias, y);
-                if self.relu {
-                    relu_in_place(y);
-                }
+                conv::forward(&s, xs, ws, bias, self.relu, y);
             })
         })?;
         Ok((y.clone(), ([x, w], self.relu.then_some(y))))
