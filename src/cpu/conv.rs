@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use super::depthwise;
 use super::gemm::{balanced, padded_bias, run_tile};
 use super::micro::{DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
+use super::pack::{pack, unpack};
 use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes, joins};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
@@ -111,40 +112,6 @@ impl<T: Kernel> Packed<T> {
             passes: passes.into_iter().map(pack).collect(),
         }
     }
-}
-
-/// The panels of one pass.
-fn pack<T: Kernel>(
-    micro: &'static Micro<T>,
-    pass: &Pass,
-    groups: usize,
-    weight: &[T],
-) -> Scratch<T> {
-    let panels = pass.panels(micro);
-    let size = pass.depth * pass.taps.len() * micro.width();
-    let mut packed = Scratch::new(groups * panels * size);
-    if size == 0 {
-        return packed; // no tap reaches this pass's pixels
-    }
-    packed.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
-        let column = i % panels * micro.width();
-        let columns = (pass.columns - column).min(micro.width());
-        let from = &weight[i / panels * pass.weight_group + column * pass.weight_column..];
-        let mut rows = to.chunks_exact_mut(micro.vectors(columns) * micro.lanes);
-        for block in 0..pass.blocks() {
-            for tap in &pass.weight_tap {
-                for depth in &pass.weight_depth[pass.block(block)] {
-                    if let Some(row) = rows.next() {
-                        for (j, x) in row[..columns].iter_mut().enumerate() {
-                            *x = from[j * pass.weight_column + depth + tap];
-                        }
-                        row[columns..].fill(T::ZERO);
-                    }
-                }
-            }
-        }
-    });
-    packed
 }
 
 /// The weight \[co, ci / groups, kernel\] packed for [`forward_packed`].
@@ -420,28 +387,7 @@ fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T],
             }
         }
     });
-    let dw = Shared::new(dw);
-    (0..shape.groups * panels).into_par_iter().for_each(|i| {
-        let (group, panel) = (i / panels, i % panels);
-        let column = panel * micro.width();
-        let columns = (pass.columns - column).min(micro.width());
-        let width = micro.vectors(columns) * micro.lanes;
-        let start = group * pass.weight_group + column * pass.weight_column;
-        // SAFETY: the weights of these output channels are this task's alone.
-        let dw = unsafe { dw.slice(start, columns * pass.weight_column) };
-        for block in 0..pass.blocks() {
-            let depths = &pass.weight_depth[pass.block(block)];
-            let sums = &first[((group * pass.blocks() + block) * panels + panel) * size..];
-            for j in 0..columns {
-                for (t, tap) in pass.weight_tap.iter().enumerate() {
-                    for (k, depth) in depths.iter().enumerate() {
-                        dw[j * pass.weight_column + depth + tap] =
-                            sums[(t * depths.len() + k) * width + j];
-                    }
-                }
-            }
-        }
-    });
+    unpack(micro, pass, shape.groups, first, size, dw);
 }
 
 /// A part of the weight gradient: a block of a group's input channels times some panels of its

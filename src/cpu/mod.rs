@@ -5,6 +5,7 @@ mod depthwise;
 pub mod gather;
 pub mod gemm;
 mod micro;
+mod pack;
 mod pass;
 pub mod rows;
 mod scratch;
