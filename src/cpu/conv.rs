@@ -35,6 +35,8 @@ const GRADIENT_PIXELS: usize = 128;
 pub(super) const TASKS: usize = 8;
 /// Terms between two visits of the output: so many rows of a panel stay in L1.
 const TERMS: usize = 9;
+/// Elements of a task of a bias gradient.
+const PART: usize = 1 << 15;
 /// Panels of a task of the weight gradient: its sums stay in L2.
 const GRADIENT_PANELS: usize = 4;
 
@@ -444,23 +446,57 @@ impl<T: Kernel> Part<'_, T> {
 /// # Panics
 /// If `dy` is not whole rows.
 pub fn bias_grad<T: Kernel>(dy: &[T], db: &mut [T]) {
-    const ROWS: usize = 512;
-    let co = db.len();
+    let part = part(dy, db);
+    sum_parts(dy.par_chunks(part), db, |sum, dy| {
+        for row in dy.chunks_exact(sum.len()) {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
+        }
+    });
+}
+
+/// The backward of ReLU, from its output y: dy becomes 0 where y is not above 0. In the same pass
+/// over memory [`bias_grad`] of that.
+///
+/// # Panics
+/// If `dy` is not whole rows, or not as long as `y`.
+pub fn relu_bias_grad<T: Kernel>(y: &[T], dy: &mut [T], db: &mut [T]) {
+    assert_eq!(y.len(), dy.len());
+    let part = part(dy, db);
+    let parts = dy.par_chunks_mut(part).zip(y.par_chunks(part));
+    sum_parts(parts, db, |sum, (dy, y)| {
+        let rows = dy.chunks_exact_mut(sum.len());
+        for (dy, y) in rows.zip(y.chunks_exact(sum.len())) {
+            for ((sum, dy), y) in sum.iter_mut().zip(dy).zip(y) {
+                *dy *= if *y > T::ZERO { T::ONE } else { T::ZERO };
+                *sum += *dy;
+            }
+        }
+    });
+}
+
+/// Elements of dy whose rows are summed by one task.
+fn part<T>(dy: &[T], db: &[T]) -> usize {
+    let co = db.len().max(1);
+    assert_eq!(dy.len() % co, 0);
+    (PART / co).max(1) * co
+}
+
+/// db = the sum of what `add` adds up of each part, the parts in their order.
+fn sum_parts<T: Kernel, P: Send>(
+    parts: impl IndexedParallelIterator<Item = P>,
+    db: &mut [T],
+    add: impl Fn(&mut [T], P) + Sync,
+) {
     db.fill(T::ZERO);
-    if co == 0 {
+    if db.is_empty() {
         return;
     }
-    assert_eq!(dy.len() % co, 0);
-    let add = |to: &mut [T], row: &[T]| {
-        for (to, x) in to.iter_mut().zip(row) {
-            *to += *x;
-        }
-    };
-    let parts = dy.len().div_ceil(ROWS * co);
-    let mut sums = Scratch::<T>::zeros(parts * co);
-    let pairs = sums.par_chunks_mut(co).zip(dy.par_chunks(ROWS * co));
-    pairs.for_each(|(sum, rows)| rows.chunks_exact(co).for_each(|row| add(sum, row)));
-    sums.chunks_exact(co).for_each(|sum| add(db, sum));
+    let mut sums = Scratch::<T>::zeros(parts.len() * db.len());
+    let pairs = sums.par_chunks_mut(db.len()).zip(parts);
+    pairs.for_each(|(sum, part)| add(sum, part));
+    for sum in sums.chunks_exact(db.len()) {
+        db.iter_mut().zip(sum).for_each(|(db, x)| *db += *x);
+    }
 }
 
 #[cfg(test)]
@@ -659,7 +695,7 @@ mod tests {
 
     #[test]
     fn bias_gradient_is_the_column_sum() {
-        for (pixels, co) in [(0, 3), (1, 1), (5, 17), (1300, 6)] {
+        for (pixels, co) in [(0, 3), (1, 1), (5, 17), (13000, 6)] {
             let dy = numbers::<f64>(pixels * co, 1);
             let mut expected = vec![0.0; co];
             for (i, x) in dy.iter().enumerate() {
@@ -668,6 +704,18 @@ mod tests {
             let mut db = vec![f64::NAN; co];
             bias_grad(&dy, &mut db);
             assert_close(&db, &expected, 1e-12, "db");
+
+            // the same of what ReLU passes
+            let mut y = numbers::<f64>(pixels * co, 2);
+            y.iter_mut().step_by(3).for_each(|y| *y = f64::NAN);
+            let passed: Vec<f64> = (dy.iter().zip(&y))
+                .map(|(dy, y)| if *y > 0.0 { *dy } else { 0.0 })
+                .collect();
+            let mut expected = vec![0.0; co];
+            bias_grad(&passed, &mut expected);
+            let mut dy = dy;
+            relu_bias_grad(&y, &mut dy, &mut db);
+            assert_eq!((dy, db), (passed, expected));
         }
     }
 }

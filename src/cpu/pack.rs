@@ -45,16 +45,6 @@ fn stretches<'a>(
     })
 }
 
-/// Fill `to`, which is a vector long: of a length known here, the copy needs no call.
-#[inline(always)]
-fn copy_vector<T: Copy>(from: &[T], to: &mut [T]) {
-    match to.len() {
-        16 => to.copy_from_slice(&from[..16]),
-        8 => to.copy_from_slice(&from[..8]),
-        n => to.copy_from_slice(&from[..n]),
-    }
-}
-
 /// The panels of one pass, \[group\]\[panel\]\[channel block\]\[tap\]\[channel\]\[panel width\].
 pub(super) fn pack<T: Kernel>(
     micro: &'static Micro<T>,
@@ -83,6 +73,7 @@ pub(super) fn pack<T: Kernel>(
             }
             return;
         }
+        let mut square = [T::ZERO; LANES * LANES];
         for j in (0..columns).step_by(lanes) {
             let (from, columns) = (&from[j * pass.weight_column..], (columns - j).min(lanes));
             for stretch in stretches(pass, &elements, lanes) {
@@ -90,7 +81,6 @@ pub(super) fn pack<T: Kernel>(
                 if columns == lanes
                     && first + (lanes - 1) * pass.weight_column + lanes <= from.len()
                 {
-                    let mut square = [T::ZERO; LANES * LANES];
                     let block = micro::Copy {
                         from: from[first..].as_ptr(),
                         from_stride: pass.weight_column,
@@ -104,7 +94,7 @@ pub(super) fn pack<T: Kernel>(
                     unsafe { (micro.transpose)(&block) };
                     for &(at, row) in stretch {
                         let row = &mut to[row * width + j..][..lanes];
-                        copy_vector(&square[(at - first) * lanes..], row);
+                        row.copy_from_slice(&square[(at - first) * lanes..][..lanes]);
                     }
                     continue;
                 }
@@ -148,13 +138,13 @@ pub(super) fn unpack<T: Kernel>(
             let block = group * pass.blocks() + row / rows;
             (block * panels + panel) * size + row % rows * width
         };
+        let (mut square, mut turned) = ([T::ZERO; LANES * LANES], [T::ZERO; LANES * LANES]);
         for j in (0..columns).step_by(lanes) {
             for stretch in stretches(pass, &elements, lanes) {
-                let (mut square, mut turned) = ([T::ZERO; LANES * LANES], [T::ZERO; LANES * LANES]);
                 let first = stretch[0].0;
                 for &(at, row) in stretch {
                     let to = &mut square[(at - first) * lanes..][..lanes];
-                    copy_vector(&sums[place(row) + j..], to);
+                    to.copy_from_slice(&sums[place(row) + j..][..lanes]);
                 }
                 let block = micro::Copy {
                     from: square.as_ptr(),
