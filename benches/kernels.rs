@@ -146,7 +146,7 @@ fn cpu(report: &Report) {
         let (mut dx, mut dw, mut y) = (x.clone(), w.clone(), dy.clone());
         let macs = shape.output() * shape.weight() / co;
         case(&format!("{name} forward"), macs, &mut || {
-            conv::forward(&shape, &x, &w, Some(&bias), &mut y);
+            conv::forward(&shape, &x, &w, Some(&bias), false, &mut y);
         });
         case(&format!("{name} input grad"), macs, &mut || {
             conv::input_grad(&shape, &dy, &w, None, &mut dx);

@@ -19,19 +19,24 @@ use rayon::prelude::*;
 
 use super::depthwise;
 use super::gemm::{balanced, padded_bias, run_tile};
-use super::micro::{self, DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
+use super::micro::{DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
+use super::pack::{pack, unpack};
+use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes, joins};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
+use super::slab::Slab;
 use crate::shape::Window;
 
 /// Output pixels of a task: its slab, its part of the output and a panel of weights stay in L2.
-pub(super) const PIXELS: usize = 256;
+const PIXELS: usize = 256;
 /// Output pixels of a slab of the weight gradient, less because all of it should stay in L1.
-pub(super) const GRADIENT_PIXELS: usize = 128;
+const GRADIENT_PIXELS: usize = 128;
 /// Tasks to have at least, if the shape gives them.
 pub(super) const TASKS: usize = 8;
 /// Terms between two visits of the output: so many rows of a panel stay in L1.
 const TERMS: usize = 9;
+/// Elements of a task of a bias gradient.
+const PART: usize = 1 << 15;
 /// Panels of a task of the weight gradient: its sums stay in L2.
 const GRADIENT_PANELS: usize = 4;
 
@@ -87,413 +92,6 @@ impl ConvShape {
     }
 }
 
-/// Where a tap reads: `row` input rows from the output row's, in the plane's columns.
-#[derive(Clone, Copy)]
-pub(super) struct Tap {
-    row: isize,
-    plane: usize,
-}
-
-/// A convolution of one stride as the core sees it:
-/// out\[y, x, j\] = sum over taps and k < depth of
-/// in\[(y * row_step + tap.row) * in_row + x * pixel_step + plane + k\] * w\[tap, k, j\],
-/// where an element outside its row counts as zero.
-pub(super) struct Pass {
-    in_height: usize,
-    in_row: usize,
-    row_step: usize,
-    pixel_step: usize,
-    /// Where a window's columns begin, in elements from the output pixel's place.
-    planes: Vec<isize>,
-    pub(super) taps: Vec<Tap>,
-    pub(super) depth: usize,
-
-    height: usize,
-    pub(super) width: usize,
-    columns: usize,
-    pub(super) out_start: usize,
-    out_pixel: usize,
-    out_row: usize,
-    out_image: usize,
-
-    /// The weight of (group, j, k, tap) is at group * weight_group + j * weight_column +
-    /// weight_depth\[k\] + weight_tap\[tap\].
-    weight_group: usize,
-    weight_column: usize,
-    weight_depth: Vec<usize>,
-    pub(super) weight_tap: Vec<usize>,
-}
-
-impl Pass {
-    /// The row offsets of the topmost and the lowest tap.
-    fn tap_rows(&self) -> (isize, isize) {
-        let rows = || self.taps.iter().map(|t| t.row);
-        (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
-    }
-
-    /// The number of blocks of DEPTH channels.
-    pub(super) fn blocks(&self) -> usize {
-        self.depth.div_ceil(DEPTH)
-    }
-
-    /// The channels of a block.
-    pub(super) fn block(&self, i: usize) -> Range<usize> {
-        i * DEPTH..((i + 1) * DEPTH).min(self.depth)
-    }
-
-    /// Where a band's pixels lie in the output.
-    pub(super) fn out_pixels(&self, band: &Band) -> Vec<usize> {
-        let mut out = Vec::with_capacity(band.pixels(self));
-        for image in band.images.clone() {
-            for row in band.rows.clone() {
-                let row = self.out_start + image * self.out_image + row * self.out_row;
-                out.extend((0..self.width).map(|x| row + x * self.out_pixel));
-            }
-        }
-        out
-    }
-
-    /// The panels that hold the output channels of a group.
-    fn panels<T: Kernel>(&self, micro: &Micro<T>) -> usize {
-        self.columns.div_ceil(micro.width())
-    }
-}
-
-/// Whether the window's columns and the channels are taken as one run: few channels, which lie
-/// side by side.
-fn joins(s: &ConvShape) -> bool {
-    s.ci < 16 && s.groups == 1 && s.window.dilation[1] == 1
-}
-
-/// The pass of a convolution itself, the window's columns joined with the channels or not.
-pub(super) fn forward_pass(s: &ConvShape, joined: bool) -> Pass {
-    let Window {
-        kernel,
-        stride,
-        padding,
-        dilation,
-    } = s.window;
-    let (depth, taps) = (s.ci / s.groups, s.taps());
-    let at = |t: usize, i: usize| (t * dilation[i]) as isize - padding[i] as isize;
-    let columns = if joined { 1 } else { kernel[1] };
-    let tap = |y, x| Tap {
-        row: at(y, 0),
-        plane: x,
-    };
-    Pass {
-        in_height: s.h,
-        in_row: s.w * s.ci,
-        row_step: stride[0],
-        pixel_step: stride[1] * s.ci,
-        planes: (0..columns).map(|x| at(x, 1) * s.ci as isize).collect(),
-        taps: (0..kernel[0])
-            .flat_map(|y| (0..columns).map(move |x| tap(y, x)))
-            .collect(),
-        depth: if joined { depth * kernel[1] } else { depth },
-        height: s.oh,
-        width: s.ow,
-        columns: s.co / s.groups,
-        out_start: 0,
-        out_pixel: s.co,
-        out_row: s.ow * s.co,
-        out_image: s.oh * s.ow * s.co,
-        weight_group: s.weight() / s.groups,
-        weight_column: depth * taps,
-        weight_depth: if joined {
-            (0..kernel[1] * depth)
-                .map(|k| k % depth * taps + k / depth)
-                .collect()
-        } else {
-            (0..depth).map(|k| k * taps).collect()
-        },
-        weight_tap: (0..kernel[0] * columns)
-            .map(|t| t / columns * kernel[1] + t % columns)
-            .collect(),
-    }
-}
-
-/// The passes of the input gradient. Output row o reads input row i through tap t if
-/// o * stride = i + padding - t * dilation: the rows i of one remainder by the stride are a
-/// convolution of the output's gradient with those taps t that leave none.
-pub(super) fn input_grad_passes(s: &ConvShape) -> Vec<Pass> {
-    let window = s.window;
-    // the taps along an axis that reach remainder r, and where they read
-    let reach = |axis: usize, r: usize| -> Vec<(usize, isize)> {
-        let [kernel, stride, padding, dilation] = [
-            window.kernel[axis],
-            window.stride[axis],
-            window.padding[axis],
-            window.dilation[axis],
-        ];
-        (0..kernel)
-            .map(|t| (t, (r + padding) as isize - (t * dilation) as isize))
-            .filter(|(_, at)| at.rem_euclid(stride as isize) == 0)
-            .map(|(t, at)| (t, at / stride as isize))
-            .collect()
-    };
-    let (depth, columns) = (s.co / s.groups, s.ci / s.groups);
-    let mut passes = Vec::new();
-    for y in 0..window.stride[0].min(s.h) {
-        for x in 0..window.stride[1].min(s.w) {
-            let (rows, cols) = (reach(0, y), reach(1, x));
-            let pairs = || {
-                rows.iter()
-                    .flat_map(|&r| cols.iter().enumerate().map(move |(i, &c)| (r, i, c)))
-            };
-            passes.push(Pass {
-                in_height: s.oh,
-                in_row: s.ow * s.co,
-                row_step: 1,
-                pixel_step: s.co,
-                planes: cols.iter().map(|&(_, at)| at * s.co as isize).collect(),
-                taps: pairs()
-                    .map(|((_, row), plane, _)| Tap { row, plane })
-                    .collect(),
-                depth,
-                height: (s.h - y).div_ceil(window.stride[0]),
-                width: (s.w - x).div_ceil(window.stride[1]),
-                columns,
-                out_start: (y * s.w + x) * s.ci,
-                out_pixel: window.stride[1] * s.ci,
-                out_row: window.stride[0] * s.w * s.ci,
-                out_image: s.h * s.w * s.ci,
-                weight_group: s.weight() / s.groups,
-                weight_column: s.taps(),
-                weight_depth: (0..depth).map(|k| k * columns * s.taps()).collect(),
-                weight_tap: pairs()
-                    .map(|((r, _), _, (c, _))| r * window.kernel[1] + c)
-                    .collect(),
-            });
-        }
-    }
-    passes
-}
-
-/// The part of one task: images, output rows.
-#[derive(Clone)]
-pub(super) struct Band {
-    pub(super) images: Range<usize>,
-    pub(super) rows: Range<usize>,
-}
-
-impl Band {
-    pub(super) fn pixels(&self, pass: &Pass) -> usize {
-        self.images.len() * self.rows.len() * pass.width
-    }
-}
-
-/// All bands of about `pixels` output pixels: some rows of an image, or some images.
-pub(super) fn bands(pass: &Pass, n: usize, pixels: usize) -> Vec<Band> {
-    let image = (pass.height * pass.width).max(1);
-    let cut = (image as f64 / pixels as f64).round() as usize;
-    let row_parts = cut.clamp(1, pass.height.max(1));
-    let images = if row_parts > 1 {
-        1
-    } else {
-        (pixels / image).max(1)
-    };
-    let mut bands = Vec::new();
-    for (i, images) in balanced(n, n.div_ceil(images)) {
-        for (r, rows) in balanced(pass.height, row_parts) {
-            bands.push(Band {
-                images: i..i + images,
-                rows: r..r + rows,
-            });
-        }
-    }
-    bands
-}
-
-/// How a slab lies in memory: \[channel block\]\[plane\]\[image\]\[phase\]\[row\]\[pixel\]\[DEPTH\],
-/// where row j of a phase is input row (first output row + j) * row_step + phase.
-pub(super) struct Slab<'a, T: 'static> {
-    micro: &'static Micro<T>,
-    pass: &'a Pass,
-    /// The row offsets of taps modulo `row_step`, from the topmost tap's on.
-    phases: Vec<isize>,
-    /// Rows of a phase beyond the output rows of the band.
-    extra: usize,
-    row: usize,
-    phase: usize,
-    pub(super) image: usize,
-    plane: usize,
-    pub(super) block: usize,
-}
-
-impl<'a, T: Kernel> Slab<'a, T> {
-    /// Room for any of `bands`.
-    pub(super) fn new(micro: &'static Micro<T>, pass: &'a Pass, bands: &[Band]) -> Self {
-        let images = bands.iter().map(|b| b.images.len()).max().unwrap_or(0);
-        let rows = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
-        let (first, last) = pass.tap_rows();
-        let mut phases: Vec<isize> = Vec::new();
-        for tap in &pass.taps {
-            let phase = first + (tap.row - first) % pass.row_step as isize;
-            if !phases.contains(&phase) {
-                phases.push(phase);
-            }
-        }
-        let extra = (last - first) as usize / pass.row_step;
-        let row = pass.width * DEPTH;
-        let phase = (rows + extra) * row;
-        let image = phases.len() * phase;
-        let plane = images * image;
-        Slab {
-            micro,
-            pass,
-            block: pass.planes.len() * plane,
-            phases,
-            extra,
-            row,
-            phase,
-            image,
-            plane,
-        }
-    }
-
-    /// Where a tap's first pixel lies in a channel block.
-    pub(super) fn offset(&self, tap: Tap) -> usize {
-        let step = self.pass.row_step as isize;
-        let below = |phase: &isize| (tap.row - phase) % step == 0;
-        let index = self.phases.iter().position(below).unwrap_or(0);
-        let shift = ((tap.row - self.phases[index]) / step) as usize;
-        tap.plane * self.plane + index * self.phase + shift * self.row
-    }
-
-    /// The stretches of a band's pixels that are neighbours in the slab: (how many, pixels each),
-    /// one `self.image` after the other.
-    pub(super) fn segments(&self, band: &Band) -> (usize, usize) {
-        let pixels = band.rows.len() * self.pass.width;
-        if self.image == pixels * DEPTH {
-            (1, band.images.len() * pixels)
-        } else {
-            (band.images.len(), pixels)
-        }
-    }
-
-    /// Copy `blocks` of DEPTH channels, counted from `channel`, of a band's input.
-    pub(super) fn fill(
-        &self,
-        band: &Band,
-        x: &[T],
-        channel: usize,
-        blocks: Range<usize>,
-        to: &mut [T],
-    ) {
-        let pass = self.pass;
-        for (b, block) in blocks.enumerate() {
-            let run = pass.block(block);
-            for (p, plane) in pass.planes.iter().enumerate() {
-                let first = plane + (channel + run.start) as isize;
-                for (i, image) in band.images.clone().enumerate() {
-                    for (f, phase) in self.phases.iter().enumerate() {
-                        for j in 0..band.rows.len() + self.extra {
-                            let start = b * self.block
-                                + p * self.plane
-                                + i * self.image
-                                + f * self.phase
-                                + j * self.row;
-                            let to = &mut to[start..][..self.row];
-                            let row = ((band.rows.start + j) * pass.row_step) as isize + phase;
-                            if row < 0 || row >= pass.in_height as isize {
-                                to.fill(T::ZERO);
-                                continue;
-                            }
-                            let row = (image * pass.in_height + row as usize) * pass.in_row;
-                            self.fill_row(&x[row..], first, run.len(), to);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// One row of the slab: `len` elements for each output pixel, the first pixel's from `first`
-    /// on of the input row that `x` begins with; zeros where they lie outside of the row.
-    fn fill_row(&self, x: &[T], first: isize, len: usize, to: &mut [T]) {
-        let (step, end) = (self.pass.pixel_step, self.pass.in_row as isize);
-        let (pixels, vectors) = (self.pass.width, len.div_ceil(self.micro.lanes));
-        let start = |pixel: usize| first + (pixel * step) as isize;
-        // the pixels whose run lies inside of the row and whose whole vectors inside of `x`
-        let limit = end.min((x.len() + len) as isize - (vectors * self.micro.lanes) as isize);
-        let room = limit - len as isize - first;
-        let right = if room < 0 {
-            0
-        } else {
-            (room as usize / step + 1).min(pixels)
-        };
-        let left = ((-first).max(0) as usize).div_ceil(step).min(right);
-        if left < right {
-            let rows = micro::Copy {
-                from: x[start(left) as usize..].as_ptr(),
-                from_stride: step,
-                to: to[left * DEPTH..].as_mut_ptr(),
-                to_stride: DEPTH,
-                vectors,
-                rows: right - left,
-            };
-            // SAFETY: by the choice of left and right; a pixel of `to` has DEPTH elements, which
-            // is a multiple of the lanes.
-            unsafe { (self.micro.copy)(&rows) };
-        }
-        for pixel in (0..left).chain(right..pixels) {
-            let (at, to) = (start(pixel), &mut to[pixel * DEPTH..][..len]);
-            let low = (-at).clamp(0, len as isize) as usize;
-            let high = (end - at).clamp(low as isize, len as isize) as usize;
-            to[..low].fill(T::ZERO);
-            if low < high {
-                let from = (at + low as isize) as usize;
-                to[low..high].copy_from_slice(&x[from..from + high - low]);
-            }
-            to[high..].fill(T::ZERO);
-        }
-    }
-
-    /// Copy `columns` channels from `channel` on, at most a panel, of a band of dy, pixel after
-    /// pixel; returns how many vectors wide. What fills up the last vector is unspecified: it
-    /// only reaches sums that nobody reads.
-    pub(super) fn copy_panel(
-        &self,
-        band: &Band,
-        channel: usize,
-        columns: usize,
-        dy: &[T],
-        to: &mut [T],
-    ) -> usize {
-        let (pass, micro) = (self.pass, self.micro);
-        let vectors = micro.vectors(columns);
-        let width = vectors * micro.lanes;
-        let pixels = band.rows.len() * pass.width;
-        for (i, image) in band.images.clone().enumerate() {
-            let from = image * pass.out_image + band.rows.start * pass.out_row;
-            let from = &dy[from + channel..];
-            let to = &mut to[i * pixels * width..][..pixels * width];
-            // the last pixels' whole vectors may end outside
-            let whole = from.len().saturating_sub(width) / pass.out_pixel + 1;
-            let whole = if from.len() < width {
-                0
-            } else {
-                whole.min(pixels)
-            };
-            let rows = micro::Copy {
-                from: from.as_ptr(),
-                from_stride: pass.out_pixel,
-                to: to.as_mut_ptr(),
-                to_stride: width,
-                vectors,
-                rows: whole,
-            };
-            // SAFETY: by the choice of `whole`; `to` was cut to the size.
-            unsafe { (micro.copy)(&rows) };
-            for p in whole..pixels {
-                let pixel = &from[p * pass.out_pixel..][..columns];
-                to[p * width..][..columns].copy_from_slice(pixel);
-            }
-        }
-        vectors
-    }
-}
-
 /// A weight copied into the order in which [`forward_packed`] or [`input_grad_packed`] reads it.
 pub struct Packed<T: 'static> {
     shape: ConvShape,
@@ -518,40 +116,6 @@ impl<T: Kernel> Packed<T> {
     }
 }
 
-/// The panels of one pass.
-fn pack<T: Kernel>(
-    micro: &'static Micro<T>,
-    pass: &Pass,
-    groups: usize,
-    weight: &[T],
-) -> Scratch<T> {
-    let panels = pass.panels(micro);
-    let size = pass.depth * pass.taps.len() * micro.width();
-    let mut packed = Scratch::new(groups * panels * size);
-    if size == 0 {
-        return packed; // no tap reaches this pass's pixels
-    }
-    packed.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
-        let column = i % panels * micro.width();
-        let columns = (pass.columns - column).min(micro.width());
-        let from = &weight[i / panels * pass.weight_group + column * pass.weight_column..];
-        let mut rows = to.chunks_exact_mut(micro.vectors(columns) * micro.lanes);
-        for block in 0..pass.blocks() {
-            for tap in &pass.weight_tap {
-                for depth in &pass.weight_depth[pass.block(block)] {
-                    if let Some(row) = rows.next() {
-                        for (j, x) in row[..columns].iter_mut().enumerate() {
-                            *x = from[j * pass.weight_column + depth + tap];
-                        }
-                        row[columns..].fill(T::ZERO);
-                    }
-                }
-            }
-        }
-    });
-    packed
-}
-
 /// The weight \[co, ci / groups, kernel\] packed for [`forward_packed`].
 pub fn pack_forward<T: Kernel>(shape: &ConvShape, weight: &[T]) -> Packed<T> {
     Packed::new(
@@ -567,7 +131,8 @@ pub fn pack_input_grad<T: Kernel>(shape: &ConvShape, weight: &[T]) -> Packed<T> 
     Packed::new(level(), shape, input_grad_passes(shape), weight)
 }
 
-/// y = x * weight + bias, x \[n, h, w, ci\], bias \[co\], y \[n, oh, ow, co\], overwritten.
+/// y = x * weight + bias, x \[n, h, w, ci\], bias \[co\], y \[n, oh, ow, co\], overwritten; with
+/// `relu` the maximum of that and 0.
 ///
 /// # Panics
 /// If a slice's length is not its shape's.
@@ -576,12 +141,13 @@ pub fn forward<T: Kernel>(
     x: &[T],
     weight: &[T],
     bias: Option<&[T]>,
+    relu: bool,
     y: &mut [T],
 ) {
     if shape.is_depthwise() {
-        depthwise::forward(level(), shape, x, weight, bias, y);
+        depthwise::forward(level(), shape, x, weight, bias, relu, y);
     } else {
-        forward_packed(&pack_forward(shape, weight), shape.n, x, bias, y);
+        forward_packed(&pack_forward(shape, weight), shape.n, x, bias, relu, y);
     }
 }
 
@@ -591,11 +157,12 @@ pub fn forward_packed<T: Kernel>(
     n: usize,
     x: &[T],
     bias: Option<&[T]>,
+    relu: bool,
     y: &mut [T],
 ) {
     let shape = ConvShape { n, ..weight.shape };
     assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
-    run(weight, n, x, bias, y);
+    run(weight, n, x, bias, relu, y);
 }
 
 /// dx \[n, h, w, ci\] of dy \[n, oh, ow, co\]: all of it written, zeros where no window reaches. With
@@ -627,11 +194,18 @@ pub fn input_grad_packed<T: Kernel>(
 ) {
     let shape = ConvShape { n, ..weight.shape };
     assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
-    run(weight, n, dy, bias, dx);
+    run(weight, n, dy, bias, false, dx);
 }
 
 /// All passes of a convolution.
-fn run<T: Kernel>(weight: &Packed<T>, n: usize, x: &[T], bias: Option<&[T]>, y: &mut [T]) {
+fn run<T: Kernel>(
+    weight: &Packed<T>,
+    n: usize,
+    x: &[T],
+    bias: Option<&[T]>,
+    relu: bool,
+    y: &mut [T],
+) {
     let (micro, groups) = (weight.micro, weight.shape.groups);
     let y = Shared::new(y);
     for (pass, packed) in &weight.passes {
@@ -660,6 +234,7 @@ fn run<T: Kernel>(weight: &Packed<T>, n: usize, x: &[T], bias: Option<&[T]>, y: 
                 band: &bands[i / splits.len() / groups],
                 group,
                 panels: start..start + len,
+                relu,
             };
             task.run(x, y);
         };
@@ -678,6 +253,7 @@ struct Task<'a, T: 'static> {
     band: &'a Band,
     group: usize,
     panels: Range<usize>,
+    relu: bool,
 }
 
 impl<T: Kernel> Task<'_, T> {
@@ -702,6 +278,7 @@ impl<T: Kernel> Task<'_, T> {
                 &mut scratch,
             );
             let terms: Vec<Term> = blocks
+                .clone()
                 .enumerate()
                 .flat_map(|(i, block)| {
                     pass.taps.iter().map(move |&tap| Term {
@@ -737,7 +314,8 @@ impl<T: Kernel> Task<'_, T> {
                                 // SAFETY: the channel is one of a pixel's.
                                 c: unsafe { y.ptr().add(self.group * pass.columns + column) },
                                 rows: &out[segment * pixels + pixel..][..p],
-                                relu: false,
+                                // with the last terms the sum is whole
+                                relu: self.relu && blocks.end == pass.blocks() && part + 1 == parts,
                             };
                             // SAFETY: the slab holds the tile's pixels for all taps, the packed
                             // weight the terms, and these outputs are the task's own.
@@ -811,28 +389,7 @@ fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T],
             }
         }
     });
-    let dw = Shared::new(dw);
-    (0..shape.groups * panels).into_par_iter().for_each(|i| {
-        let (group, panel) = (i / panels, i % panels);
-        let column = panel * micro.width();
-        let columns = (pass.columns - column).min(micro.width());
-        let width = micro.vectors(columns) * micro.lanes;
-        let start = group * pass.weight_group + column * pass.weight_column;
-        // SAFETY: the weights of these output channels are this task's alone.
-        let dw = unsafe { dw.slice(start, columns * pass.weight_column) };
-        for block in 0..pass.blocks() {
-            let depths = &pass.weight_depth[pass.block(block)];
-            let sums = &first[((group * pass.blocks() + block) * panels + panel) * size..];
-            for j in 0..columns {
-                for (t, tap) in pass.weight_tap.iter().enumerate() {
-                    for (k, depth) in depths.iter().enumerate() {
-                        dw[j * pass.weight_column + depth + tap] =
-                            sums[(t * depths.len() + k) * width + j];
-                    }
-                }
-            }
-        }
-    });
+    unpack(micro, pass, shape.groups, first, size, dw);
 }
 
 /// A part of the weight gradient: a block of a group's input channels times some panels of its
@@ -889,23 +446,57 @@ impl<T: Kernel> Part<'_, T> {
 /// # Panics
 /// If `dy` is not whole rows.
 pub fn bias_grad<T: Kernel>(dy: &[T], db: &mut [T]) {
-    const ROWS: usize = 512;
-    let co = db.len();
+    let part = part(dy, db);
+    sum_parts(dy.par_chunks(part), db, |sum, dy| {
+        for row in dy.chunks_exact(sum.len()) {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
+        }
+    });
+}
+
+/// The backward of ReLU, from its output y: dy becomes 0 where y is not above 0. In the same pass
+/// over memory [`bias_grad`] of that.
+///
+/// # Panics
+/// If `dy` is not whole rows, or not as long as `y`.
+pub fn relu_bias_grad<T: Kernel>(y: &[T], dy: &mut [T], db: &mut [T]) {
+    assert_eq!(y.len(), dy.len());
+    let part = part(dy, db);
+    let parts = dy.par_chunks_mut(part).zip(y.par_chunks(part));
+    sum_parts(parts, db, |sum, (dy, y)| {
+        let rows = dy.chunks_exact_mut(sum.len());
+        for (dy, y) in rows.zip(y.chunks_exact(sum.len())) {
+            for ((sum, dy), y) in sum.iter_mut().zip(dy).zip(y) {
+                *dy *= if *y > T::ZERO { T::ONE } else { T::ZERO };
+                *sum += *dy;
+            }
+        }
+    });
+}
+
+/// Elements of dy whose rows are summed by one task.
+fn part<T>(dy: &[T], db: &[T]) -> usize {
+    let co = db.len().max(1);
+    assert_eq!(dy.len() % co, 0);
+    (PART / co).max(1) * co
+}
+
+/// db = the sum of what `add` adds up of each part, the parts in their order.
+fn sum_parts<T: Kernel, P: Send>(
+    parts: impl IndexedParallelIterator<Item = P>,
+    db: &mut [T],
+    add: impl Fn(&mut [T], P) + Sync,
+) {
     db.fill(T::ZERO);
-    if co == 0 {
+    if db.is_empty() {
         return;
     }
-    assert_eq!(dy.len() % co, 0);
-    let add = |to: &mut [T], row: &[T]| {
-        for (to, x) in to.iter_mut().zip(row) {
-            *to += *x;
-        }
-    };
-    let parts = dy.len().div_ceil(ROWS * co);
-    let mut sums = Scratch::<T>::zeros(parts * co);
-    let pairs = sums.par_chunks_mut(co).zip(dy.par_chunks(ROWS * co));
-    pairs.for_each(|(sum, rows)| rows.chunks_exact(co).for_each(|row| add(sum, row)));
-    sums.chunks_exact(co).for_each(|sum| add(db, sum));
+    let mut sums = Scratch::<T>::zeros(parts.len() * db.len());
+    let pairs = sums.par_chunks_mut(db.len()).zip(parts);
+    pairs.for_each(|(sum, part)| add(sum, part));
+    for sum in sums.chunks_exact(db.len()) {
+        db.iter_mut().zip(sum).for_each(|(db, x)| *db += *x);
+    }
 }
 
 #[cfg(test)]
@@ -966,6 +557,9 @@ mod tests {
             (3, [4, 4], 24, 24, [7, 7], [1, 1], [3, 3], [1, 1], 24),
             (1, [16, 24], 40, 40, [7, 7], [1, 1], [3, 3], [1, 1], 40),
             (2, [5, 5], 8, 8, [1, 1], [2, 2], [0, 0], [1, 1], 8),
+            (1, [20, 37], 20, 20, [9, 11], [1, 1], [4, 5], [1, 1], 20),
+            (2, [13, 40], 17, 17, [7, 7], [2, 2], [3, 3], [1, 1], 17),
+            (1, [30, 9], 18, 18, [3, 5], [5, 1], [1, 2], [1, 2], 18),
             (0, [3, 3], 2, 2, [3, 3], [1, 1], [1, 1], [1, 1], 1),
         ];
         let shape = |(n, [h, w], ci, co, kernel, stride, padding, dilation, groups): Row| {
@@ -1037,12 +631,16 @@ mod tests {
                 expected_dx[i] += dys[o] * ws[k];
                 expected_dw[k] += dys[o] * xs[i];
             });
+            let relu = i % 3 == 0;
+            if relu {
+                expected_y.iter_mut().for_each(|y| *y = y.max(0.0));
+            }
             for level in Level::available() {
                 let run = || {
                     let nan = T::of(f64::NAN);
                     let mut y = vec![nan; s.output()];
                     let packed = Packed::new(level, s, vec![forward_pass(s, joins(s))], &weight);
-                    forward_packed(&packed, s.n, &x, bias, &mut y);
+                    forward_packed(&packed, s.n, &x, bias, relu, &mut y);
                     let mut dx = vec![nan; s.input()];
                     let packed = Packed::new(level, s, input_grad_passes(s), &weight);
                     input_grad_packed(&packed, s.n, &dy, None, &mut dx);
@@ -1053,7 +651,7 @@ mod tests {
                 let depthwise = || {
                     let nan = T::of(f64::NAN);
                     let mut y = vec![nan; s.output()];
-                    depthwise::forward(level, s, &x, &weight, bias, &mut y);
+                    depthwise::forward(level, s, &x, &weight, bias, relu, &mut y);
                     let mut dx = vec![nan; s.input()];
                     depthwise::input_grad(level, s, &dy, &weight, None, &mut dx);
                     let mut dw = vec![nan; s.weight()];
@@ -1097,7 +695,7 @@ mod tests {
 
     #[test]
     fn bias_gradient_is_the_column_sum() {
-        for (pixels, co) in [(0, 3), (1, 1), (5, 17), (1300, 6)] {
+        for (pixels, co) in [(0, 3), (1, 1), (5, 17), (13000, 6)] {
             let dy = numbers::<f64>(pixels * co, 1);
             let mut expected = vec![0.0; co];
             for (i, x) in dy.iter().enumerate() {
@@ -1106,6 +704,18 @@ mod tests {
             let mut db = vec![f64::NAN; co];
             bias_grad(&dy, &mut db);
             assert_close(&db, &expected, 1e-12, "db");
+
+            // the same of what ReLU passes
+            let mut y = numbers::<f64>(pixels * co, 2);
+            y.iter_mut().step_by(3).for_each(|y| *y = f64::NAN);
+            let passed: Vec<f64> = (dy.iter().zip(&y))
+                .map(|(dy, y)| if *y > 0.0 { *dy } else { 0.0 })
+                .collect();
+            let mut expected = vec![0.0; co];
+            bias_grad(&passed, &mut expected);
+            let mut dy = dy;
+            relu_bias_grad(&y, &mut dy, &mut db);
+            assert_eq!((dy, db), (passed, expected));
         }
     }
 }

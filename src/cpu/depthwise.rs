@@ -1,25 +1,221 @@
 //! Depthwise convolution: each channel has its own window. Called through [`conv`](super::conv).
 //!
-//! The slab is the same as every convolution's, one block of channels at a time; a tile's rows are
-//! multiplied by the weights lane by lane instead of summed over channels.
+//! A task takes one vector of channels of some rows. It copies them, with the zeros around them,
+//! so that neighbouring output pixels read neighbouring vectors whatever the stride and the number
+//! of channels: then the window slides along a row in registers (`slide.rs`). A row is copied just
+//! before the first output that reads it, and serves all of the kernel's rows from L1.
 use rayon::prelude::*;
 
-use super::conv::{
-    ConvShape, GRADIENT_PIXELS, PIXELS, Pass, Slab, TASKS, bands, forward_pass, input_grad_passes,
-};
-use super::gemm::{balanced, padded_bias, run_tile};
-use super::micro::{DEPTH, Kernel, Micro, Start, Taps, Term, Tile};
+use super::conv::{ConvShape, TASKS};
+use super::gemm::{balanced, padded_bias};
+use super::micro::{self, Kernel, Micro};
+use super::pass::{Pass, bands, forward_pass, input_grad_passes};
 use super::scratch::{Scratch, Shared};
 use super::simd::Level;
+use super::slide::{Lines, Run, Strip, TAPS};
 
-/// Taps whose sums are taken at once: their addresses fit the general registers.
-const TAPS: usize = 7;
+/// Output pixels of a task: more, and the rows above and below them are copied for less; fewer,
+/// and the copy stays in L2.
+const PIXELS: usize = 1024;
+/// Output rows between two visits of the weight gradient's sums.
+const ROWS: usize = 4;
 
 /// The shape as the passes should see it: all channels side by side.
 fn merged(shape: &ConvShape) -> ConvShape {
     ConvShape {
         groups: 1,
         ..*shape
+    }
+}
+
+/// Pixels of an input row that lie `step` columns apart, side by side in the slab.
+struct Phase {
+    /// The input column of the first.
+    first: isize,
+    /// How many of them taps read.
+    pixels: usize,
+    /// Where they begin in a row of the slab.
+    offset: usize,
+}
+
+/// How a slab lies in memory: \[input row\]\[phase\]\[pixel\]\[lanes\].
+struct Slab<'a, T: 'static> {
+    micro: &'static Micro<T>,
+    pass: &'a Pass,
+    channels: usize,
+    /// Input columns from output pixel to output pixel.
+    step: usize,
+    phases: Vec<Phase>,
+    /// Elements of a row.
+    row: usize,
+    /// Rows that an output pixel reads, and the first's offset from the output pixel's own.
+    rows: usize,
+    top: isize,
+    /// The taps, those runs that have as many taps one after another.
+    runs: Vec<Run>,
+    /// The weight's place of each tap in the order of the runs.
+    order: Vec<usize>,
+}
+
+impl<'a, T: Kernel> Slab<'a, T> {
+    fn new(micro: &'static Micro<T>, pass: &'a Pass, channels: usize) -> Self {
+        let step = pass.pixel_step / channels;
+        let (top, bottom) = pass.tap_rows();
+        // each tap as (row, phase, place among the phase's pixels, place in the weight)
+        let mut taps: Vec<(isize, isize, isize, usize)> = pass
+            .taps
+            .iter()
+            .zip(&pass.weight_tap)
+            .map(|(tap, &weight)| {
+                let column = pass.planes[tap.plane] / channels as isize;
+                let step = step as isize;
+                let (phase, place) = (column.rem_euclid(step), column.div_euclid(step));
+                (tap.row, phase, place, weight)
+            })
+            .collect();
+        taps.sort_unstable();
+
+        // a strip computes more pixels than it writes: they are read beyond the last
+        let room = pass.width + micro.slide.strip[0].0;
+        let (mut phases, mut starts, mut row) = (Vec::new(), Vec::new(), 0);
+        for phase in 0..step as isize {
+            let places = || taps.iter().filter(|t| t.1 == phase).map(|t| t.2);
+            let (low, high) = (places().min().unwrap_or(0), places().max().unwrap_or(0));
+            let span = (high - low) as usize;
+            phases.push(Phase {
+                first: low * step as isize + phase,
+                pixels: if places().count() > 0 {
+                    pass.width + span
+                } else {
+                    0
+                },
+                offset: row,
+            });
+            starts.push(low);
+            row += (room + span) * micro.lanes;
+        }
+
+        let follows = |a: &(isize, isize, isize, usize), b: &(isize, isize, isize, usize)| {
+            (a.0, a.1, a.2 + 1) == (b.0, b.1, b.2)
+        };
+        let mut runs = Vec::new();
+        for side_by_side in taps.chunk_by(follows) {
+            let n = side_by_side.len();
+            for (start, len) in balanced(n, n.div_ceil(TAPS)) {
+                let (y, phase, place, _) = side_by_side[start];
+                let phase = phase as usize;
+                let run = Run {
+                    offset: (y - top) as usize * row
+                        + phases[phase].offset
+                        + (place - starts[phase]) as usize * micro.lanes,
+                    taps: len,
+                };
+                runs.push((run, &side_by_side[start..start + len]));
+            }
+        }
+        runs.sort_by_key(|(run, _)| run.taps);
+        Slab {
+            micro,
+            pass,
+            channels,
+            step,
+            phases,
+            row,
+            rows: (bottom - top) as usize + 1,
+            top,
+            order: runs
+                .iter()
+                .flat_map(|(_, t)| t.iter().map(|t| t.3))
+                .collect(),
+            runs: runs.into_iter().map(|(run, _)| run).collect(),
+        }
+    }
+
+    /// Elements of a slab of so many output rows.
+    fn len(&self, rows: usize) -> usize {
+        (rows.max(1) - 1) * self.line() + self.rows * self.row
+    }
+
+    /// Elements between what one output row reads and the next.
+    fn line(&self) -> usize {
+        self.pass.row_step * self.row
+    }
+
+    /// The blocks of channels: (first, how many).
+    fn blocks(&self) -> Vec<(usize, usize)> {
+        let lanes = self.micro.lanes;
+        let first = (0..self.channels).step_by(lanes);
+        first.map(|c| (c, (self.channels - c).min(lanes))).collect()
+    }
+
+    /// Copy the rows that output rows up to `end`, counted from `first`, read, except those that
+    /// rows up to `start` have read.
+    fn fill(
+        &self,
+        image: &[T],
+        [first, start, end]: [usize; 3],
+        (channel, columns): (usize, usize),
+        to: &mut [T],
+    ) {
+        let (pass, lanes) = (self.pass, self.micro.lanes);
+        let filled = if start == 0 {
+            0
+        } else {
+            (start - 1) * pass.row_step + self.rows
+        };
+        // a stride above the kernel's height leaves rows out that nobody reads
+        for j in filled.max(start * pass.row_step)..(end - 1) * pass.row_step + self.rows {
+            let to = &mut to[j * self.row..][..self.row];
+            let row = (first * pass.row_step + j) as isize + self.top;
+            if row < 0 || row >= pass.in_height as isize {
+                to.fill(T::ZERO);
+                continue;
+            }
+            let x = &image[row as usize * pass.in_row..];
+            let width = (pass.in_row / self.channels) as isize;
+            let step = self.step as isize;
+            for phase in &self.phases {
+                let to = &mut to[phase.offset..][..phase.pixels * lanes];
+                // the pixels that lie within the row
+                let below = |column: isize| {
+                    let pixels = (column - phase.first + step - 1).div_euclid(step);
+                    pixels.clamp(0, phase.pixels as isize) as usize
+                };
+                let (left, right) = (below(0), below(width));
+                to[..left * lanes].fill(T::ZERO);
+                if left < right {
+                    let column = (phase.first + left as isize * step) as usize;
+                    let from = &x[column * self.channels + channel..];
+                    let to = &mut to[left * lanes..right * lanes];
+                    copy_pixels(self.micro, from, self.step * self.channels, columns, to);
+                }
+                to[right * lanes..].fill(T::ZERO);
+            }
+        }
+    }
+}
+
+/// Copy `columns` channels of each pixel, `step` elements apart, into vectors of which the rest
+/// is unspecified: it stays in its own lanes, which nobody reads.
+fn copy_pixels<T: Kernel>(micro: &Micro<T>, from: &[T], step: usize, columns: usize, to: &mut [T]) {
+    let (lanes, pixels) = (micro.lanes, to.len() / micro.lanes);
+    // the last pixels' whole vectors may end outside
+    let whole = match from.len().checked_sub(lanes) {
+        Some(room) => (room / step + 1).min(pixels),
+        None => 0,
+    };
+    let rows = micro::Copy {
+        from: from.as_ptr(),
+        from_stride: step,
+        to: to.as_mut_ptr(),
+        to_stride: lanes,
+        vectors: 1,
+        rows: whole,
+    };
+    // SAFETY: by the choice of `whole`.
+    unsafe { (micro.copy)(&rows) };
+    for p in whole..pixels {
+        to[p * lanes..][..columns].copy_from_slice(&from[p * step..][..columns]);
     }
 }
 
@@ -30,11 +226,12 @@ pub(super) fn forward<T: Kernel>(
     x: &[T],
     weight: &[T],
     bias: Option<&[T]>,
+    relu: bool,
     y: &mut [T],
 ) {
     assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
     let pass = forward_pass(&merged(shape), false);
-    run(T::micro(level), shape, &pass, x, weight, bias, y);
+    run(T::micro(level), shape, &pass, x, weight, bias, relu, y);
 }
 
 /// As [`conv::input_grad`](super::conv::input_grad).
@@ -48,10 +245,11 @@ pub(super) fn input_grad<T: Kernel>(
 ) {
     assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
     for pass in &input_grad_passes(&merged(shape)) {
-        run(T::micro(level), shape, pass, dy, weight, bias, dx);
+        run(T::micro(level), shape, pass, dy, weight, bias, false, dx);
     }
 }
 
+#[allow(clippy::too_many_arguments)] // a convolution's, and its pass
 fn run<T: Kernel>(
     micro: &'static Micro<T>,
     shape: &ConvShape,
@@ -59,69 +257,80 @@ fn run<T: Kernel>(
     x: &[T],
     weight: &[T],
     bias: Option<&[T]>,
+    relu: bool,
     y: &mut [T],
 ) {
     assert_eq!(weight.len(), shape.weight());
-    let (width, taps) = (micro.width(), pass.taps.len());
-    let bias = padded_bias(bias, shape.co, micro);
-    let packed = pack(micro, pass, shape, weight);
-    let bands = bands(pass, shape.n, PIXELS);
-    let slab = Slab::new(micro, pass, &bands);
-    let terms: Vec<Term> = pass
-        .taps
-        .iter()
-        .map(|&tap| Term {
-            offset: slab.offset(tap),
-            len: 1,
-        })
-        .collect();
+    let lanes = micro.lanes;
+    let bias = padded_bias(bias, shape.ci, micro);
+    let slab = Slab::new(micro, pass, shape.ci);
+    let packed = pack(&slab, shape, weight);
+    let (bands, blocks) = (bands(pass, shape.n, PIXELS), slab.blocks());
+    // strips of equal width, and the kernel that is just wide enough
+    let most = micro.slide.strip[0].0;
+    let strips = pass.width.div_ceil(most);
+    let widest = pass.width.div_ceil(strips.max(1));
+    let mut kernels = micro.slide.strip.iter().rev();
+    let Some(&(_, kernel)) = kernels.find(|k| k.0 >= widest) else {
+        return;
+    };
     let y = Shared::new(y);
     let task = |i: usize| {
-        let (band, block) = (&bands[i / pass.blocks()], i % pass.blocks());
-        let mut scratch = Scratch::new(slab.block);
-        slab.fill(band, x, 0, block..block + 1, &mut scratch);
-        let out = pass.out_pixels(band);
-        let (segments, pixels) = slab.segments(band);
-        let channels = pass.block(block);
-        for channel in channels.clone().step_by(width) {
-            let columns = (channels.end - channel).min(width);
-            for segment in 0..segments {
-                for (pixel, p) in balanced(pixels, pixels.div_ceil(micro.rows())) {
-                    let place = segment * slab.image + pixel * DEPTH + channel - channels.start;
-                    let tile = Tile {
+        let (band, b) = (&bands[i / blocks.len()], i % blocks.len());
+        let (channel, columns) = blocks[b];
+        let mut a = Scratch::new(slab.len(band.rows.len()));
+        for image in band.images.clone() {
+            let from = &x[image * pass.in_height * pass.in_row..];
+            for (o, row) in band.rows.clone().enumerate() {
+                let rows = [band.rows.start, o, o + 1];
+                slab.fill(from, rows, blocks[b], &mut a);
+                let out = pass.out_start + image * pass.out_image + row * pass.out_row + channel;
+                for (pixel, pixels) in balanced(pass.width, strips) {
+                    let mut strip = Strip {
                         // without taps the slab is empty and unread
-                        a: scratch.as_ptr().wrapping_add(place),
-                        terms: &terms,
-                        b: packed[channel * taps..].as_ptr(),
-                        start: Start::Bias(bias[channel..].as_ptr()),
-                        // SAFETY: the channel is one of a pixel's.
-                        c: unsafe { y.ptr().add(channel) },
-                        rows: &out[segment * pixels + pixel..][..p],
-                        relu: false,
+                        a: a.as_ptr().wrapping_add(o * slab.line() + pixel * lanes),
+                        runs: &slab.runs,
+                        w: packed[b * slab.order.len() * lanes..].as_ptr(),
+                        bias: bias[channel..].as_ptr(),
+                        // SAFETY: the pixel is one of the output's.
+                        c: unsafe { y.ptr().add(out + pixel * pass.out_pixel) },
+                        step: pass.out_pixel,
+                        pixels,
+                        relu,
                     };
-                    // SAFETY: the slab holds the tile's pixels for all taps, and these outputs are
-                    // the task's own.
-                    unsafe { run_tile(micro, &micro.lanewise, tile, columns) };
+                    if columns == lanes {
+                        // SAFETY: the slab holds what a strip's pixels read, and room for those
+                        // that are not written; these outputs are the task's own.
+                        unsafe { kernel(&strip) };
+                        continue;
+                    }
+                    // ragged channels go through whole vectors aside
+                    let mut aside = [T::ZERO; 16 * 16];
+                    (strip.c, strip.step) = (aside.as_mut_ptr(), lanes);
+                    // SAFETY: as above; no kernel has more than 16 pixels and 16 lanes.
+                    unsafe { kernel(&strip) };
+                    for p in 0..pixels {
+                        // SAFETY: this pixel's channels are the task's own.
+                        let to = unsafe { y.slice(out + (pixel + p) * pass.out_pixel, columns) };
+                        to.copy_from_slice(&aside[p * lanes..][..columns]);
+                    }
                 }
             }
         }
     };
-    (0..bands.len() * pass.blocks())
+    (0..bands.len() * blocks.len())
         .into_par_iter()
         .with_max_len(1)
         .for_each(task);
 }
 
-/// The weight \[channels, kernel\] as \[panel\]\[tap\]\[panel width\], filled up with zeros.
-fn pack<T: Kernel>(micro: &Micro<T>, pass: &Pass, shape: &ConvShape, weight: &[T]) -> Scratch<T> {
-    let (width, taps) = (micro.width(), pass.taps.len());
-    let mut packed = Scratch::zeros(shape.ci.next_multiple_of(width) * taps);
+/// The weight \[channels, kernel\] as \[block\]\[tap\]\[lanes\], filled up with zeros.
+fn pack<T: Kernel>(slab: &Slab<T>, shape: &ConvShape, weight: &[T]) -> Scratch<T> {
+    let (lanes, taps) = (slab.micro.lanes, slab.order.len());
+    let mut packed = Scratch::zeros(shape.ci.next_multiple_of(lanes) * taps);
     for (c, weight) in weight.chunks_exact(shape.taps()).enumerate() {
-        // the last panel is as wide as its vectors
-        let panel = c / width * width;
-        let width = micro.vectors((shape.ci - panel).min(width)) * micro.lanes;
-        for (t, &tap) in pass.weight_tap.iter().enumerate() {
-            packed[panel * taps + t * width + c - panel] = weight[tap];
+        for (t, &tap) in slab.order.iter().enumerate() {
+            packed[(c / lanes * taps + t) * lanes + c % lanes] = weight[tap];
         }
     }
     packed
@@ -138,60 +347,73 @@ pub(super) fn weight_grad<T: Kernel>(
     assert_eq!((x.len(), dy.len()), (shape.input(), shape.output()));
     assert_eq!(dw.len(), shape.weight());
     let micro = T::micro(level);
+    let (lanes, taps) = (micro.lanes, shape.taps());
     let pass = &forward_pass(&merged(shape), false);
-    let bands = bands(pass, shape.n, GRADIENT_PIXELS);
-    let slab = Slab::new(micro, pass, &bands);
-    let (width, taps) = (micro.width(), pass.taps.len());
-    let most = bands.iter().map(|b| b.pixels(pass)).max().unwrap_or(0);
-    let offsets: Vec<usize> = pass.taps.iter().map(|&tap| slab.offset(tap)).collect();
+    let slab = Slab::new(micro, pass, shape.ci);
+    let (bands, blocks) = (bands(pass, shape.n, PIXELS), slab.blocks());
+    // the runs that a kernel takes together: as many taps in each
+    let mut visits: Vec<&[Run]> = Vec::new();
+    for same in slab.runs.chunk_by(|a, b| a.taps == b.taps) {
+        let parts = same
+            .len()
+            .div_ceil(micro.slide.lines[same[0].taps - 1].len());
+        visits.extend(balanced(same.len(), parts).map(|(start, len)| &same[start..start + len]));
+    }
+    let offsets: Vec<usize> = slab.runs.iter().map(|r| r.offset).collect();
 
-    // each chunk of bands has its own sums, [channel block][panel][tap][panel width]
-    let chunks = TASKS.div_ceil(pass.blocks()).min(bands.len()).max(1);
-    let size = taps * DEPTH;
-    let total = pass.blocks() * size;
-    let mut sums = Scratch::zeros(chunks * total);
+    // each chunk of bands has its own sums, [channel block][tap][lanes]
+    let chunks = TASKS.div_ceil(blocks.len()).min(bands.len()).max(1);
+    let size = taps * lanes;
+    let mut sums = Scratch::zeros(chunks * blocks.len() * size);
     let chunk_bands: Vec<(usize, usize)> = balanced(bands.len(), chunks).collect();
-    sums.par_chunks_mut(size)
-        .with_max_len(1)
-        .enumerate()
-        .for_each(|(i, sums)| {
-            let (start, len) = chunk_bands[i / pass.blocks()];
-            let block = i % pass.blocks();
-            let channels = pass.block(block);
-            let mut a = Scratch::new(slab.block);
-            let mut b = Scratch::new(most * width);
-            for band in &bands[start..start + len] {
-                slab.fill(band, x, 0, block..block + 1, &mut a);
-                let (segments, pixels) = slab.segments(band);
-                for channel in channels.clone().step_by(width) {
-                    let columns = (channels.end - channel).min(width);
-                    let vectors = slab.copy_panel(band, channel, columns, dy, &mut b);
-                    let row = vectors * micro.lanes;
-                    let sums = &mut sums[(channel - channels.start) * taps..];
-                    for (t, p) in balanced(taps, taps.div_ceil(micro.rows().min(TAPS))) {
-                        let part = Taps {
-                            a: a[channel - channels.start..].as_ptr(),
-                            offsets: &offsets[t..t + p],
-                            stride: slab.image,
-                            segments,
-                            pixels,
+    let task = |(i, sums): (usize, &mut [T])| {
+        let (start, len) = chunk_bands[i / blocks.len()];
+        let block @ (channel, columns) = blocks[i % blocks.len()];
+        let rows = |b: &super::pass::Band| b.rows.len();
+        let most = bands.iter().map(rows).max().unwrap_or(0);
+        let mut a = Scratch::new(slab.len(most));
+        let mut b = Scratch::new(ROWS * pass.width * lanes);
+        for band in &bands[start..start + len] {
+            for image in band.images.clone() {
+                let from = &x[image * pass.in_height * pass.in_row..];
+                for o in (0..band.rows.len()).step_by(ROWS) {
+                    let lines = ROWS.min(band.rows.len() - o);
+                    slab.fill(from, [band.rows.start, o, o + lines], block, &mut a);
+                    let row = image * pass.out_image + (band.rows.start + o) * pass.out_row;
+                    let b = &mut b[..lines * pass.width * lanes];
+                    copy_pixels(micro, &dy[row + channel..], pass.out_pixel, columns, b);
+                    let (mut run, mut tap) = (0, 0);
+                    for visit in &visits {
+                        let (k, r) = (visit[0].taps, visit.len());
+                        let lines = Lines {
+                            a: a[o * slab.line()..].as_ptr(),
+                            offsets: &offsets[run..run + r],
+                            line: slab.line(),
+                            lines,
+                            pixels: pass.width,
                             b: b.as_ptr(),
-                            acc: sums[t * row..][..p * row].as_mut_ptr(),
+                            acc: sums[tap * lanes..][..k * r * lanes].as_mut_ptr(),
                         };
-                        // SAFETY: the slab holds the band's pixels for each tap, `b` as many
-                        // rows, and `acc` was cut to the size.
-                        unsafe { micro.taps[vectors - 1][p - 1](&part) };
+                        // SAFETY: the slab holds the rows' pixels for each tap, `b` as many
+                        // vectors, and `acc` was cut to the size.
+                        unsafe { micro.slide.lines[k - 1][r - 1](&lines) };
+                        run += r;
+                        tap += k * r;
                     }
                 }
             }
-        });
+        }
+    };
+    sums.par_chunks_mut(size)
+        .with_max_len(1)
+        .enumerate()
+        .for_each(task);
 
     for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
-        let (panel, lane) = (c / width * width, c % width);
-        let row = micro.vectors((shape.ci - panel).min(width)) * micro.lanes;
-        for (t, dw) in dw.iter_mut().enumerate() {
-            let place = panel * taps + t * row + lane;
-            *dw = sums[place..].iter().step_by(total).copied().sum();
+        for (t, &tap) in slab.order.iter().enumerate() {
+            let place = (c / lanes * taps + t) * lanes + c % lanes;
+            let parts = sums[place..].iter().step_by(blocks.len() * size);
+            dw[tap] = parts.copied().sum();
         }
     }
 }

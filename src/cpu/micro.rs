@@ -4,6 +4,7 @@
 //! where its rows (pixels) lie [`DEPTH`] elements apart: the stride is a constant of the
 //! compiled code, which a run-time stride would slow down by a third.
 use super::simd::{Level, Portable, Simd};
+use super::slide::{Slide, slides};
 use crate::dtype::Real;
 
 /// Elements between the rows of a scratch, and the most that one row holds.
@@ -91,25 +92,6 @@ pub struct Outer<T> {
     pub acc: *mut T,
 }
 
-/// acc\[t\]\[j\] += sum over segments s and pixels p of
-/// a\[offsets\[t\] + s * stride + p * DEPTH + j\] * b\[s * pixels + p\]\[j\].
-pub struct Taps<'a, T> {
-    /// The scratch, at the first pixel and channel.
-    pub a: *const T,
-    /// Where each tap begins.
-    pub offsets: &'a [usize],
-    /// Elements of `a` between segments.
-    pub stride: usize,
-    /// Number of segments.
-    pub segments: usize,
-    /// Pixels of a segment.
-    pub pixels: usize,
-    /// A row of vectors for each pixel.
-    pub b: *const T,
-    /// The sums, a row of vectors for each tap.
-    pub acc: *mut T,
-}
-
 /// `rows` rows of `vectors` whole vectors, copied.
 pub struct Copy<T> {
     /// The source.
@@ -132,8 +114,6 @@ pub type TileKernel<T> = unsafe fn(&Tile<T>);
 pub type ProductKernel<T> = unsafe fn(&Product<T>);
 /// A kernel of [`Outer`].
 pub type OuterKernel<T> = unsafe fn(&Outer<T>);
-/// A kernel of [`Taps`].
-pub type TapsKernel<T> = unsafe fn(&Taps<T>);
 
 /// The kernels of one level for one element type; all need valid pointers and that level's CPU.
 pub struct Micro<T: 'static> {
@@ -143,13 +123,10 @@ pub struct Micro<T: 'static> {
     pub tile: [&'static [TileKernel<T>]; VECTORS],
     /// The kernels of a product by vectors - 1 and rows - 1.
     pub product: [&'static [ProductKernel<T>]; VECTORS],
-    /// As `tile`, with a tile's rows multiplied lane by lane: c\[rows\[p\] + j\] (+)= sum over terms
-    /// of a\[offset + p * DEPTH + j\] * b\[term\]\[j\].
-    pub lanewise: [&'static [TileKernel<T>]; VECTORS],
     /// The kernels of an outer product by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterKernel<T>]; VECTORS],
-    /// The kernels of a lane by lane sum by vectors - 1 and taps - 1.
-    pub taps: [&'static [TapsKernel<T>]; VECTORS],
+    /// The kernels of depthwise convolution.
+    pub slide: Slide<T>,
     /// Copies rows.
     pub copy: unsafe fn(&Copy<T>),
     /// Transposes a block of lanes x lanes, of which it writes `rows` rows.
@@ -205,23 +182,22 @@ unsafe fn row<V: Simd, const N: usize>(from: *const V::T) -> [V; N] {
     }
 }
 
-/// Write a tile's rows.
+/// Write a tile's rows. By indices: an iterator over all sums would keep them in memory throughout
+/// the tile.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
-unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, mut acc: [[V; N]; P]) {
-    if t.relu {
-        // by indices: an iterator would take the registers' address and put all sums into memory
+unsafe fn finish<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>, acc: [[V; N]; P]) {
+    // SAFETY: the caller gives pointers valid for P rows and N vectors.
+    unsafe {
         for p in 0..P {
+            let to = t.c.add(*t.rows.get_unchecked(p));
             for j in 0..N {
-                // SAFETY: the caller's CPU has the vector.
-                unsafe { acc[p][j] = acc[p][j].nan_max(V::splat(V::T::ZERO)) };
+                let mut v = acc[p][j];
+                if t.relu {
+                    v = v.nan_max(V::splat(V::T::ZERO));
+                }
+                v.store(to.add(j * V::LANES));
             }
-        }
-    }
-    for (p, row) in acc.iter().enumerate() {
-        for (j, v) in row.iter().enumerate() {
-            // SAFETY: the caller gives pointers valid for P rows and N vectors.
-            unsafe { v.store(t.c.add(*t.rows.get_unchecked(p) + j * V::LANES)) };
         }
     }
 }
@@ -346,58 +322,6 @@ unsafe fn product<V: Simd, const P: usize, const N: usize>(t: &Product<V::T>) {
     }
 }
 
-#[inline(always)]
-#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
-unsafe fn lanewise<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
-    // SAFETY: the caller gives pointers valid for P rows, N vectors and all terms.
-    unsafe {
-        let mut acc: [[V; N]; P] = start(t);
-        let mut b = t.b;
-        for term in t.terms {
-            let a = t.a.add(term.offset);
-            let weight: [V; N] = row(b);
-            b = b.add(N * V::LANES);
-            for p in 0..P {
-                for j in 0..N {
-                    let x = V::load(a.add(p * DEPTH + j * V::LANES));
-                    acc[p][j] = x.mul_add(weight[j], acc[p][j]);
-                }
-            }
-        }
-        finish(t, acc);
-    }
-}
-
-#[inline(always)]
-#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
-unsafe fn taps<V: Simd, const P: usize, const N: usize>(t: &Taps<V::T>) {
-    debug_assert!(t.offsets.len() >= P);
-    // SAFETY: the caller gives pointers valid for all pixels, P taps and N vectors.
-    unsafe {
-        let mut acc = [[V::splat(V::T::ZERO); N]; P];
-        let mut offsets = [0; P];
-        for i in 0..P {
-            offsets[i] = *t.offsets.get_unchecked(i);
-        }
-        let mut b = t.b;
-        for s in 0..t.segments {
-            let mut a = t.a.add(s * t.stride);
-            for _ in 0..t.pixels {
-                let row: [V; N] = row(b);
-                b = b.add(N * V::LANES);
-                for i in 0..P {
-                    for j in 0..N {
-                        let x = V::load(a.add(offsets[i] + j * V::LANES));
-                        acc[i][j] = x.mul_add(row[j], acc[i][j]);
-                    }
-                }
-                a = a.add(DEPTH);
-            }
-        }
-        add_to(t.acc, acc);
-    }
-}
-
 /// Add to the sums in memory.
 #[inline(always)]
 unsafe fn add_to<V: Simd, const P: usize, const N: usize>(to: *mut V::T, acc: [[V; N]; P]) {
@@ -487,7 +411,7 @@ pub trait Kernel: Real {
 
 /// The table of one vector type, its functions compiled with the vector's instruction set.
 macro_rules! table {
-    ($name:ident, $t:ty, $v:ty, $(#[$features:meta])? [$($p:literal)*]) => {
+    ($name:ident, $t:ty, $v:ty, $(#[$features:meta])? [$($p:literal)*] $($slide:tt)*) => {
         static $name: Micro<$t> = {
             // SAFETY of the bodies: the table's contract is the functions' own.
             #[allow(clippy::undocumented_unsafe_blocks)]
@@ -507,16 +431,6 @@ macro_rules! table {
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
-            unsafe fn lanewises<const P: usize, const N: usize>(t: &Tile<$t>) {
-                unsafe { lanewise::<$v, P, N>(t) }
-            }
-            #[allow(clippy::undocumented_unsafe_blocks)]
-            $(#[$features])?
-            unsafe fn all_taps<const P: usize, const N: usize>(t: &Taps<$t>) {
-                unsafe { taps::<$v, P, N>(t) }
-            }
-            #[allow(clippy::undocumented_unsafe_blocks)]
-            $(#[$features])?
             unsafe fn copies(c: &Copy<$t>) {
                 unsafe { copy::<$v>(c) }
             }
@@ -529,11 +443,10 @@ macro_rules! table {
                 lanes: <$v as Simd>::LANES,
                 tile: [&[$(tiles::<$p, 1>),*], &[$(tiles::<$p, 2>),*]],
                 product: [&[$(products::<$p, 1>),*], &[$(products::<$p, 2>),*]],
-                lanewise: [&[$(lanewises::<$p, 1>),*], &[$(lanewises::<$p, 2>),*]],
-                taps: [&[$(all_taps::<$p, 1>),*], &[$(all_taps::<$p, 2>),*]],
                 outer: [&[$(outers::<$p, 1>),*], &[$(outers::<$p, 2>),*]],
                 copy: copies,
                 transpose: transposes,
+                slide: slides!($t, $v, [$($features)?] $($slide)*),
             }
         };
     };
@@ -544,13 +457,17 @@ macro_rules! kernel {
         impl Kernel for $t {
             fn micro(level: Level) -> &'static Micro<Self> {
                 // accumulators, a panel's row and a broadcast fill 32, 16 and 16 registers
-                table!(PORTABLE, $t, Portable<$t>, [1 2 3 4]);
+                table!(PORTABLE, $t, Portable<$t>, [1 2 3 4]
+                    [4] [1: 1 2 3 4] [2: 1 2 3 4] [3: 1 2 3] [4: 1 2] [5: 1 2] [6: 1] [7: 1]);
                 #[cfg(target_arch = "x86_64")]
                 {
                     use super::simd::{$narrow, $wide};
-                    table!(AVX2, $t, $narrow, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+                    table!(AVX2, $t, $narrow, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]
+                        [8 4] [1: 1 2 3 4] [2: 1 2 3 4] [3: 1 2 3] [4: 1 2] [5: 1 2] [6: 1] [7: 1]);
                     table!(AVX512, $t, $wide, #[target_feature(enable = "avx512f")]
-                        [1 2 3 4 5 6 7 8 9 10 11 12]);
+                        [1 2 3 4 5 6 7 8 9 10 11 12]
+                        [16 12 8 4] [1: 1 2 3 4] [2: 1 2 3 4] [3: 1 2 3 4] [4: 1 2 3 4]
+                        [5: 1 2 3] [6: 1 2 3] [7: 1 2 3]);
                     match level {
                         Level::Avx512 if level.is_available() => &AVX512,
                         Level::Avx2 if level.is_available() => &AVX2,

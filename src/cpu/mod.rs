@@ -5,9 +5,13 @@ mod depthwise;
 pub mod gather;
 pub mod gemm;
 mod micro;
+mod pack;
+mod pass;
 pub mod rows;
 mod scratch;
 pub mod simd;
+mod slab;
+mod slide;
 pub mod strided;
 
 pub use micro::Kernel;

@@ -115,7 +115,7 @@ impl<const N: usize> Op<N> for ConvTranspose2d {
             let dys = dy.dense_slice::<T>(NAME)?;
             if needs[0] {
                 let (ws, like) = (w.dense_slice::<T>(NAME)?, *x.layout());
-                grads[0] = Some(Tensor::build::<T>(like, x.device(), |dx| conv::forward(&s, dys, ws, None, dx))?);
+                grads[0] = Some(Tensor::build::<T>(like, x.device(), |dx| conv::forward(&s, dys, ws, None, false, dx))?);
             }
             if needs[1] {
                 let (xs, like) = (x.dense_slice::<T>(NAME)?, *w.layout());

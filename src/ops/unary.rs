@@ -3,8 +3,6 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use crate::autograd::{Op, apply};
 use crate::cpu::strided;
 use crate::cuda::{Arg, Gpu, Kernels, Walk, float_kernels};
@@ -266,12 +264,6 @@ fn phi<T: Real>(x: T) -> T {
 #[inline(always)]
 fn gelu_inner<T: Real>(x: T) -> T {
     T::of(GELU_SCALE) * (x + T::of(GELU_CUBE) * x * x * x)
-}
-
-/// [`Tensor::relu`] of what another op has computed, in its place.
-pub(crate) fn relu_in_place<T: Real>(y: &mut [T]) {
-    let each = |part: &mut [T]| part.iter_mut().for_each(|y| *y = Relu.f(*y));
-    y.par_chunks_mut(1 << 14).for_each(each);
 }
 
 /// The backward of [`Tensor::relu`], from its output: with it begins that of an op that ends with

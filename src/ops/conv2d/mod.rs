@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::check::{Case, Input};
 use crate::ops::precision::lowered;
-use crate::ops::unary::{relu_grad, relu_in_place};
+use crate::ops::unary::relu_grad;
 use crate::ops::{Formula, one_dtype};
 use crate::shape::{Layout, Shape, Window};
 use crate::tensor::Tensor;
@@ -125,10 +125,7 @@ impl<const N: usize> Op<N> for Conv2d {
             let (xs, ws) = (x.dense_slice::<T>(self.op())?, w.dense_slice::<T>(self.op())?);
             let bias = bias.as_ref().map(|b| b.dense_slice::<T>(self.op())).transpose()?;
             Tensor::build::<T>(out, x.device(), |y| {
-                conv::forward(&s, xs, ws, bias, y);
-                if self.relu {
-                    relu_in_place(y);
-                }
+                conv::forward(&s, xs, ws, bias, self.relu, y);
             })
         })?;
         Ok((y.clone(), ([x, w], self.relu.then_some(y))))
@@ -140,13 +137,13 @@ impl<const N: usize> Op<N> for Conv2d {
         mut dy: Tensor,
         needs: [bool; N],
     ) -> Result<[Option<Tensor>; N]> {
-        if let Some(y) = y {
-            dy = relu_grad(y, &dy)?;
-        }
         let s = self.shape(x.shape(), w.shape())?;
-        let dy = dy.channels_last()?;
         let mut grads = [const { None }; N];
         if let Device::Cuda(gpu) = dy.device() {
+            if let Some(y) = y {
+                dy = relu_grad(y, &dy)?;
+            }
+            let dy = dy.channels_last()?;
             if needs[0] {
                 grads[0] = Some(cuda::input_grad(
                     self.op(),
@@ -171,7 +168,20 @@ impl<const N: usize> Op<N> for Conv2d {
             }
             return Ok(grads);
         }
+        dy = dy.channels_last()?;
         with_real!(self.op(), dy.dtype(), T => {
+            let layout = Layout::contiguous(Shape::new(&[s.co])?);
+            if let Some(y) = &y {
+                // in place: of dy, the engine keeps no copy
+                let (ys, dys) = (y.dense_slice::<T>(self.op())?, dy.make_mut::<T>()?);
+                let db = Tensor::build::<T>(layout, y.device(), |db| conv::relu_bias_grad(ys, dys, db))?;
+                if N > 2 && needs[2] {
+                    grads[2] = Some(db);
+                }
+            } else if N > 2 && needs[2] {
+                let dys = dy.dense_slice::<T>(self.op())?;
+                grads[2] = Some(Tensor::build::<T>(layout, dy.device(), |db| conv::bias_grad(dys, db))?);
+            }
             let dys = dy.dense_slice::<T>(self.op())?;
             if needs[0] {
                 let ws = w.dense_slice::<T>(self.op())?;
@@ -180,10 +190,6 @@ impl<const N: usize> Op<N> for Conv2d {
             if needs[1] {
                 let xs = x.dense_slice::<T>(self.op())?;
                 grads[1] = Some(Tensor::build::<T>(*w.layout(), w.device(), |dw| conv::weight_grad(&s, xs, dys, dw))?);
-            }
-            if N > 2 && needs[2] {
-                let layout = Layout::contiguous(Shape::new(&[s.co])?);
-                grads[2] = Some(Tensor::build::<T>(layout, dy.device(), |db| conv::bias_grad(dys, db))?);
             }
             Ok(grads)
         })
