@@ -6,7 +6,7 @@ pub mod gather;
 pub mod gemm;
 mod micro;
 pub mod rows;
-mod scratch;
+pub(crate) mod scratch;
 pub mod simd;
 pub mod strided;
 

@@ -11,6 +11,7 @@ use crate::cuda::{Arg, Gpu, Kernels, Walk, float_kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
+use crate::level;
 use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::tensor::Tensor;
@@ -56,7 +57,9 @@ impl<P: Pointwise> Op<1> for Unary<P> {
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
         let p = self.0;
         let y = match x.device() {
-            Device::Cpu => with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), |x| p.f(x)))?,
+            Device::Cpu => {
+                with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), #[inline(always)] |x| p.f(x)))?
+            }
             Device::Cuda(gpu) => launch(gpu, P::kernels()[0], [x], p.settings())?,
         };
         let kept = match P::KEEP {
@@ -84,8 +87,8 @@ fn backward<P: Pointwise>(p: P, kept: Option<Tensor>, dy: &Tensor) -> Result<Ten
         return launch(gpu, P::kernels()[1], [kept, dy], p.settings());
     }
     with_real!(P::NAME, dy.dtype(), T => match kept {
-        Some(kept) => zip::<T>(&kept, dy, P::NAME, |k, dy| p.df(k) * dy),
-        None => map::<T>(dy, P::NAME, |dy| p.df(T::ZERO) * dy),
+        Some(kept) => zip::<T>(&kept, dy, P::NAME, #[inline(always)] |k, dy| p.df(k) * dy),
+        None => map::<T>(dy, P::NAME, #[inline(always)] |dy| p.df(T::ZERO) * dy),
     })
 }
 
@@ -147,7 +150,10 @@ pub(crate) fn zip<T: Real>(
 
 /// `Name "pytorch_name" Keep, f, df;` for functions without settings.
 macro_rules! pointwise {
-    ($($(#[$doc:meta])* $name:ident $method:ident $keep:ident, $f:expr, $df:expr;)*) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $method:ident $keep:ident, |$x:ident| $f:expr, |$k:pat_param| $df:expr;
+    )*) => {
         $(
             #[derive(Clone, Copy)]
             struct $name;
@@ -156,9 +162,9 @@ macro_rules! pointwise {
                 const KEEP: Keep = Keep::$keep;
                 formula_kernels!(stringify!($method));
                 #[inline(always)]
-                fn f<T: Real>(self, x: T) -> T { let f: fn(T) -> T = $f; f(x) }
+                fn f<T: Real>(self, $x: T) -> T { $f }
                 #[inline(always)]
-                fn df<T: Real>(self, k: T) -> T { let f: fn(T) -> T = $df; f(k) }
+                fn df<T: Real>(self, $k: T) -> T { $df }
             }
         )*
         impl Tensor {
@@ -176,7 +182,7 @@ pointwise! {
     /// -x.
     Neg neg Nothing, |x| -x, |_| -T::ONE;
     /// |x|; the derivative at 0 is 0, as PyTorch has it.
-    Abs abs X, |x| x.abs(), sign;
+    Abs abs X, |x| x.abs(), |x| sign(x);
     /// x^2.
     Square square X, |x| x * x, |x| x + x;
     /// 1 / x.
@@ -202,7 +208,7 @@ pointwise! {
     /// The hyperbolic tangent.
     Tanh tanh Y, |x| x.tanh(), |y| T::ONE - y * y;
     /// 1 / (1 + e^-x).
-    Sigmoid sigmoid Y, sigmoid, |y| y * (T::ONE - y);
+    Sigmoid sigmoid Y, |x| sigmoid(x), |y| y * (T::ONE - y);
     /// max(x, 0); the derivative at 0 is 0.
     ///
     /// ```
@@ -270,7 +276,12 @@ fn gelu_inner<T: Real>(x: T) -> T {
 
 /// [`Tensor::relu`] of what another op has computed, in its place.
 pub(crate) fn relu_in_place<T: Real>(y: &mut [T]) {
-    let each = |part: &mut [T]| part.iter_mut().for_each(|y| *y = Relu.f(*y));
+    let each = |part: &mut [T]| {
+        level::run(
+            #[inline(always)]
+            || part.iter_mut().for_each(|y| *y = Relu.f(*y)),
+        )
+    };
     y.par_chunks_mut(1 << 14).for_each(each);
 }
 
