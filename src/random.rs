@@ -1,29 +1,37 @@
 //! Random numbers: Philox 4x32-10, counter based, so that element i of a stream is known without
 //! the ones before it, and any number of threads (or a GPU) makes the same numbers.
 
+use std::array::from_fn;
+
 use rayon::prelude::*;
+
+use crate::level;
 
 /// One block of the Philox 4x32-10 bijection (Salmon et al. 2011, "Parallel random numbers: as
 /// easy as 1, 2, 3").
 #[inline]
-pub fn philox4x32_10(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
-    for round in 0..10 {
-        if round > 0 {
-            k = [
-                k[0].wrapping_add(0x9E37_79B9),
-                k[1].wrapping_add(0xBB67_AE85),
-            ];
+pub fn philox4x32_10(c: [u32; 4], k: [u32; 2]) -> [u32; 4] {
+    philox(c.map(|c| [c as u64]), k).map(|[r]| r)
+}
+
+/// W blocks side by side. Each 32-bit word lies in 64 bits, of which the upper half is noise:
+/// vectors multiply so, without moving lanes.
+#[inline(always)]
+fn philox<const W: usize>(mut c: [[u64; W]; 4], k: [u32; 2]) -> [[u32; W]; 4] {
+    const LOW: u64 = u32::MAX as u64;
+    let mut k = k.map(u64::from);
+    for _ in 0..10 {
+        for l in 0..W {
+            let p0 = 0xD251_1F53 * (c[0][l] & LOW);
+            let p1 = 0xCD9E_8D57 * (c[2][l] & LOW);
+            c[0][l] = (p1 >> 32) ^ c[1][l] ^ k[0];
+            c[1][l] = p1;
+            c[2][l] = (p0 >> 32) ^ c[3][l] ^ k[1];
+            c[3][l] = p0;
         }
-        let p0 = 0xD251_1F53u64 * c[0] as u64;
-        let p1 = 0xCD9E_8D57u64 * c[2] as u64;
-        c = [
-            (p1 >> 32) as u32 ^ c[1] ^ k[0],
-            p1 as u32,
-            (p0 >> 32) as u32 ^ c[3] ^ k[1],
-            p0 as u32,
-        ];
+        k = [k[0] + 0x9E37_79B9, k[1] + 0xBB67_AE85];
     }
-    c
+    c.map(|c| c.map(|c| c as u32))
 }
 
 /// A stream of random numbers: a seed (the key) and how many blocks of four were taken.
@@ -40,6 +48,8 @@ pub struct Generator {
 
 /// Elements a parallel task fills; a multiple of 4 so that tasks start at whole blocks.
 const CHUNK: usize = 1 << 14;
+/// Blocks that are made side by side.
+const BLOCKS: usize = 16;
 
 impl Generator {
     /// A stream from its start.
@@ -80,7 +90,7 @@ impl Generator {
     /// A float, normal with mean 0 and variance 1.
     pub fn normal(&mut self) -> f64 {
         let b = self.take(1);
-        normals(self.seed, b)[0]
+        normals(block(self.seed, b))[0]
     }
 
     /// 0..n in a random order (Fisher and Yates).
@@ -94,38 +104,57 @@ impl Generator {
 
     /// Fill with uniform numbers in [0, 1), 24 bits each, as `f` takes them.
     pub fn fill_uniform<T: Send>(&mut self, out: &mut [T], f: impl Fn(f32) -> T + Sync) {
-        let seed = self.seed;
-        self.fill(out, |b| block(seed, b).map(|x| f(unit(x))));
+        self.fill(
+            out,
+            #[inline(always)]
+            |r| r.map(|x| f(unit(x))),
+        );
     }
 
     /// Fill with normal numbers of mean 0 and variance 1, as `f` takes them.
     pub fn fill_normal<T: Send>(&mut self, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
-        let seed = self.seed;
-        self.fill(out, |b| normals(seed, b).map(&f));
+        self.fill(out, |r| normals(r).map(&f));
     }
 
-    fn fill<T: Send>(&mut self, out: &mut [T], four: impl Fn(u64) -> [T; 4] + Sync) {
-        let start = self.take(out.len().div_ceil(4) as u64);
-        out.par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(i, chunk)| {
-                let first = start + (i * CHUNK / 4) as u64;
-                for (j, quad) in chunk.chunks_mut(4).enumerate() {
-                    for (o, v) in quad.iter_mut().zip(four(first + j as u64)) {
-                        *o = v;
+    /// Fill with what `four` makes of each block.
+    fn fill<T: Send>(&mut self, out: &mut [T], four: impl Fn([u32; 4]) -> [T; 4] + Sync) {
+        let (start, seed) = (self.take(out.len().div_ceil(4) as u64), self.seed);
+        out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+            let start = start.wrapping_add((i * CHUNK / 4) as u64);
+            level::run(
+                #[inline(always)]
+                || {
+                    for (j, out) in out.chunks_mut(4 * BLOCKS).enumerate() {
+                        let r = blocks(seed, start.wrapping_add((j * BLOCKS) as u64));
+                        for (quad, r) in out.chunks_mut(4).zip(r) {
+                            for (o, v) in quad.iter_mut().zip(four(r)) {
+                                *o = v;
+                            }
+                        }
                     }
-                }
-            });
+                },
+            );
+        });
     }
+}
+
+/// The blocks of the stream of `seed` from `offset` on.
+#[inline(always)]
+fn blocks(seed: u64, offset: u64) -> [[u32; 4]; BLOCKS] {
+    let at: [u64; BLOCKS] = from_fn(|l| offset.wrapping_add(l as u64));
+    let zero = [0; BLOCKS];
+    let words = philox([at, at.map(|o| o >> 32), zero, zero], key(seed));
+    from_fn(|l| words.map(|w| w[l]))
+}
+
+fn key(seed: u64) -> [u32; 2] {
+    [seed as u32, (seed >> 32) as u32]
 }
 
 /// Block `offset` of the stream of `seed`.
 #[inline]
 pub fn block(seed: u64, offset: u64) -> [u32; 4] {
-    philox4x32_10(
-        [offset as u32, (offset >> 32) as u32, 0, 0],
-        [seed as u32, (seed >> 32) as u32],
-    )
+    philox4x32_10([offset as u32, (offset >> 32) as u32, 0, 0], key(seed))
 }
 
 /// 32 random bits as a float in [0, 1): the upper 24 bits, so that every value is exact in f32.
@@ -134,9 +163,8 @@ pub fn unit(x: u32) -> f32 {
     (x >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// Four normal numbers of a block, by Box and Muller (1958).
-fn normals(seed: u64, offset: u64) -> [f64; 4] {
-    let r = block(seed, offset);
+/// Four normal numbers from a block, by Box and Muller (1958).
+fn normals(r: [u32; 4]) -> [f64; 4] {
     let pair = |a: u32, b: u32| {
         // (0, 1], so that the logarithm is finite
         let u = (a as f64 + 1.0) / 4294967296.0;
@@ -170,6 +198,21 @@ mod tests {
             ),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
         );
+    }
+
+    #[test]
+    fn blocks_side_by_side_are_those_alone_at_all_levels() {
+        let (seed, offset) = (u64::MAX - 5, u32::MAX as u64 - 7);
+        let alone: Vec<_> = (0..BLOCKS as u64)
+            .map(|i| block(seed, offset + i))
+            .collect();
+        for level in level::Level::available() {
+            let together = level.run(
+                #[inline(always)]
+                || blocks(seed, offset),
+            );
+            assert_eq!(together[..], alone, "{level:?}");
+        }
     }
 
     #[test]

@@ -64,25 +64,31 @@ pub fn gather<T: Real>(
     let high = rows.ends.len();
     let row = columns.ends.len() * channels;
     let work = channels * columns.taps.len() * rows.taps.len().div_ceil(high.max(1));
-    strided::rows(y, row, work.max(row), |y, r| {
-        let (image, i) = (r / high, r % high);
-        for (j, y) in y.chunks_exact_mut(channels).enumerate() {
-            let mut first = true;
-            for &(a, up) in rows.of(i) {
-                for &(b, across) in columns.of(j) {
-                    let from = ((image * height + a) * width + b) * channels;
-                    let (x, weight) = (&x[from..][..channels], up * across);
-                    let pixel = y.iter_mut().zip(x);
-                    if std::mem::take(&mut first) {
-                        pixel.for_each(|(y, &x)| *y = x * weight);
-                    } else {
-                        pixel.for_each(|(y, &x)| *y += x * weight);
+    strided::rows(
+        y,
+        row,
+        work.max(row),
+        #[inline(always)]
+        |y, r| {
+            let (image, i) = (r / high, r % high);
+            for (j, y) in y.chunks_exact_mut(channels).enumerate() {
+                let mut first = true;
+                for &(a, up) in rows.of(i) {
+                    for &(b, across) in columns.of(j) {
+                        let from = ((image * height + a) * width + b) * channels;
+                        let (x, weight) = (&x[from..][..channels], up * across);
+                        let pixel = y.iter_mut().zip(x);
+                        if std::mem::take(&mut first) {
+                            pixel.for_each(|(y, &x)| *y = x * weight);
+                        } else {
+                            pixel.for_each(|(y, &x)| *y += x * weight);
+                        }
                     }
                 }
+                if first {
+                    y.fill(T::ZERO);
+                }
             }
-            if first {
-                y.fill(T::ZERO);
-            }
-        }
-    });
+        },
+    );
 }

@@ -8,7 +8,7 @@ mod micro;
 mod pack;
 mod pass;
 pub mod rows;
-mod scratch;
+pub(crate) mod scratch;
 pub mod simd;
 mod slab;
 mod slide;

@@ -7,9 +7,10 @@ use rayon::prelude::*;
 
 use super::strided::{self, PARALLEL};
 use crate::dtype::Real;
+use crate::level;
 
 /// Call `f(row of a, row of b, index)` for each row, `a` and `b` having rows of these lengths; in
-/// parallel if `work` a row makes it worth it.
+/// parallel if `work` a row makes it worth it, by [`level::run`].
 pub fn rows2<A: Send, B: Send>(
     (a, la): (&mut [A], usize),
     (b, lb): (&mut [B], usize),
@@ -19,11 +20,18 @@ pub fn rows2<A: Send, B: Send>(
     if a.is_empty() || b.is_empty() {
         return;
     }
-    a.par_chunks_mut(la)
-        .zip(b.par_chunks_mut(lb))
-        .enumerate()
-        .with_min_len((PARALLEL / 4).div_ceil(work.max(1)))
-        .for_each(|(i, (a, b))| f(a, b, i));
+    let some = (PARALLEL / 4).div_ceil(work.max(1));
+    let parts = a.par_chunks_mut(some * la).zip(b.par_chunks_mut(some * lb));
+    parts.enumerate().for_each(|(c, (a, b))| {
+        level::run(
+            #[inline(always)]
+            || {
+                for (i, (a, b)) in a.chunks_mut(la).zip(b.chunks_mut(lb)).enumerate() {
+                    f(a, b, c * some + i);
+                }
+            },
+        )
+    });
 }
 
 /// `out[r][c] = f(x[r][c], y[r][c], constants of c)`.
@@ -34,15 +42,57 @@ pub fn map<T: Real, const K: usize>(
     out: &mut [T],
     f: impl Fn(T, T, [T; K]) -> T + Sync,
 ) {
-    strided::rows(out, width, width, |out, r| {
-        let here = r * width..(r + 1) * width;
-        let (x, y) = (&x[here.clone()], &y[here]);
-        // all of one length, known here: no bounds checks in the loop
-        let (out, k) = (&mut out[..width], columns.map(|k| &k[..width]));
-        for c in 0..width {
-            out[c] = f(x[c], y[c], from_fn(|j| k[j][c]));
+    strided::rows(
+        out,
+        width,
+        width,
+        #[inline(always)]
+        |out, r| {
+            let here = r * width..(r + 1) * width;
+            let (x, y) = (&x[here.clone()], &y[here]);
+            // all of one length, known here: no bounds checks in the loop
+            let (out, k) = (&mut out[..width], columns.map(|k| &k[..width]));
+            for c in 0..width {
+                out[c] = f(x[c], y[c], from_fn(|j| k[j][c]));
+            }
+        },
+    );
+}
+
+/// A normalization of each column, y = (x - k) a + b. k is the mean rounded to T and `rest` what the
+/// rounding added, so that numbers far from 0 keep their digits.
+pub struct Affine<T> {
+    /// k, a and b.
+    pub kab: [Vec<T>; 3],
+    /// k - mean.
+    pub rest: Vec<f64>,
+    /// 1 / sqrt(var + eps).
+    pub invstd: Vec<f64>,
+}
+
+impl<T: Real> Affine<T> {
+    /// From column c's `mean_invstd(c)`; without `bias` it is 0.
+    pub fn new(mean_invstd: impl Fn(usize) -> [f64; 2], weight: &[T], bias: Option<&[T]>) -> Self {
+        let (mean, invstd): (Vec<f64>, Vec<f64>) =
+            (0..weight.len()).map(|c| mean_invstd(c).into()).unzip();
+        let rounded = |v: &[f64]| -> Vec<T> { v.iter().map(|&x| T::of(x)).collect() };
+        let each = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..weight.len()).map(f).collect() };
+        let k = rounded(&mean);
+        let rest = each(&|c| k[c].to_f64() - mean[c]);
+        let scale = each(&|c| weight[c].to_f64() * invstd[c]);
+        let b = each(&|c| bias.map_or(0.0, |b| b[c].to_f64()) + rest[c] * scale[c]);
+        Affine {
+            kab: [k, rounded(&scale), rounded(&b)],
+            rest,
+            invstd,
         }
-    });
+    }
+
+    /// y.
+    #[inline(always)]
+    pub fn at(x: T, [k, a, b]: [T; 3]) -> T {
+        (x - k) * a + b
+    }
 }
 
 /// Rows that are summed in T before the sum goes on in f64.
@@ -58,24 +108,49 @@ pub fn column_sums<T: Real, const K: usize>(
     width: usize,
     f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
 ) -> [Vec<f64>; 2] {
-    sums::<T, K, false>([x, y], columns, width, f)
+    // units take no memory: no output
+    let none = &mut vec![(); x.len()];
+    map_and_sums([x, y], columns, width, none, |_, _, _, _| {}, f)
+}
+
+/// [`column_sums`], before which `row(r, x[r], y[r], out[r])` is called for each row: both find x
+/// and y in the cache.
+pub fn map_and_sums<T: Real, U: Send, const K: usize>(
+    xy: [&[T]; 2],
+    columns: [&[T]; K],
+    width: usize,
+    out: &mut [U],
+    row: impl Fn(usize, &[T], &[T], &mut [U]) + Sync,
+    f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
+) -> [Vec<f64>; 2] {
+    sums::<T, U, K, false>(xy, columns, width, out, row, f)
 }
 
 /// For each column c the sums over its rows of x - shift and of (x - shift)^2, in one pass. A short
 /// sum in T is about a number of its own rows, so that it cancels nowhere, and moves to `shift` in
 /// f64: sum (d + e) = s + n e and sum (d + e)^2 = q + 2 e s + n e^2.
 pub fn shifted_sums<T: Real>(x: &[T], shift: &[T], width: usize) -> [Vec<f64>; 2] {
-    sums::<T, 1, true>([x, x], [shift], width, |_, x, _, [k]| {
-        let d = x - k;
-        [d, d * d]
-    })
+    sums::<T, (), 1, true>(
+        [x, x],
+        [shift],
+        width,
+        &mut vec![(); x.len()],
+        |_, _, _, _| {},
+        #[inline(always)]
+        |_, x, _, [k]| {
+            let d = x - k;
+            [d, d * d]
+        },
+    )
 }
 
 /// `SHIFT`: the first constant is a column's shift, and `f` gives powers of x minus it.
-fn sums<T: Real, const K: usize, const SHIFT: bool>(
+fn sums<T: Real, U: Send, const K: usize, const SHIFT: bool>(
     [x, y]: [&[T]; 2],
     columns: [&[T]; K],
     width: usize,
+    out: &mut [U],
+    row: impl Fn(usize, &[T], &[T], &mut [U]) + Sync,
     f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
 ) -> [Vec<f64>; 2] {
     let mut total = [vec![0f64; width], vec![0f64; width]];
@@ -89,19 +164,24 @@ fn sums<T: Real, const K: usize, const SHIFT: bool>(
     let partial: Vec<_> = x
         .par_chunks(block * width)
         .zip(y.par_chunks(block * width))
+        .zip(out.par_chunks_mut(block * width))
         .enumerate()
-        .map(|(b, (x, y))| {
+        .map(|(b, ((x, y), out))| {
             let mut sums = [vec![0f64; width], vec![0f64; width]];
             let short = x.chunks(SHORT * width).zip(y.chunks(SHORT * width));
-            for (s, xy) in short.enumerate() {
+            let out = out.chunks_mut(SHORT * width);
+            for (s, (xy, out)) in short.zip(out).enumerate() {
                 let first = b * block + s * SHORT;
-                let whole = width / LANES * LANES;
-                for c in (0..whole).step_by(LANES) {
-                    add_lanes::<T, K, SHIFT, LANES>(xy, columns, width, first, c, &mut sums, &f);
-                }
-                for c in whole..width {
-                    add_lanes::<T, K, SHIFT, 1>(xy, columns, width, first, c, &mut sums, &f);
-                }
+                level::run(
+                    #[inline(always)]
+                    || {
+                        let xy_rows = xy.0.chunks(width).zip(xy.1.chunks(width));
+                        for (r, ((x, y), out)) in xy_rows.zip(out.chunks_mut(width)).enumerate() {
+                            row(first + r, x, y, out);
+                        }
+                        add_rows::<T, K, SHIFT>(xy, columns, width, first, &mut sums, &f);
+                    },
+                );
             }
             sums
         })
@@ -114,7 +194,26 @@ fn sums<T: Real, const K: usize, const SHIFT: bool>(
     total
 }
 
-/// Add columns c to c + L of a few rows, of which `first` is the first.
+/// Add a few rows, of which `first` is the first.
+#[inline(always)]
+fn add_rows<T: Real, const K: usize, const SHIFT: bool>(
+    xy: (&[T], &[T]),
+    columns: [&[T]; K],
+    width: usize,
+    first: usize,
+    sums: &mut [Vec<f64>; 2],
+    f: &impl Fn(usize, T, T, [T; K]) -> [T; 2],
+) {
+    let whole = width / LANES * LANES;
+    for c in (0..whole).step_by(LANES) {
+        add_lanes::<T, K, SHIFT, LANES>(xy, columns, width, first, c, sums, f);
+    }
+    for c in whole..width {
+        add_lanes::<T, K, SHIFT, 1>(xy, columns, width, first, c, sums, f);
+    }
+}
+
+/// Add columns c to c + L of them.
 #[inline(always)]
 fn add_lanes<T: Real, const K: usize, const SHIFT: bool, const L: usize>(
     (x, y): (&[T], &[T]),
@@ -155,6 +254,7 @@ fn add_lanes<T: Real, const K: usize, const SHIFT: bool, const L: usize>(
 }
 
 /// Of three rows: one that lies far from the others does not become the shift of its run.
+#[inline(always)]
 fn median<T: Real>([a, b, c]: [T; 3]) -> T {
     let (low, high) = if a < b { (a, b) } else { (b, a) };
     match c {

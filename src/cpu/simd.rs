@@ -1,57 +1,7 @@
-//! SIMD vectors of f32 and f64: AVX-512, AVX2 and a portable one, and which of them to use.
-use std::sync::OnceLock;
-
+//! SIMD vectors of f32 and f64: AVX-512, AVX2 and a portable one.
 use crate::dtype::Real;
 
-/// The instruction sets that kernels are compiled for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Level {
-    /// Whatever the target guarantees; the compiler vectorizes.
-    Portable,
-    /// 256-bit vectors with fused multiply-add.
-    Avx2,
-    /// 512-bit vectors.
-    Avx512,
-}
-
-impl Level {
-    /// Whether this machine can run it.
-    pub fn is_available(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let (avx2, avx512) = (
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            is_x86_feature_detected!("avx512f"),
-        );
-        #[cfg(not(target_arch = "x86_64"))]
-        let (avx2, avx512) = (false, false);
-        match self {
-            Level::Portable => true,
-            Level::Avx2 => avx2,
-            Level::Avx512 => avx2 && avx512,
-        }
-    }
-
-    /// The levels that this machine can run, the slowest first.
-    pub fn available() -> impl Iterator<Item = Level> {
-        [Level::Portable, Level::Avx2, Level::Avx512]
-            .into_iter()
-            .filter(|l| l.is_available())
-    }
-}
-
-/// The best level of this machine, found once; `COTANGENT_SIMD=avx2` or `portable` lowers it.
-pub fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let wanted = match std::env::var("COTANGENT_SIMD").as_deref() {
-            Ok("portable") => Level::Portable,
-            Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
-        };
-        let usable = Level::available().filter(|&l| l <= wanted);
-        usable.last().unwrap_or(Level::Portable)
-    })
-}
+pub use crate::level::{Level, level, run};
 
 /// A register of `LANES` numbers.
 ///

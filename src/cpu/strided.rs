@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::dtype::{Element, Real};
+use crate::level;
 use crate::shape::{Layout, Loops, Shape};
 
 /// Elements below which a loop stays on one thread.
@@ -65,10 +66,11 @@ pub fn map<T: Element, U: Element>(
 ) {
     Loops::new(lo, [lx]).run(out, &|out: &mut [U], [a], [s]| {
         if s == 1 {
-            let n = out.len();
-            for (o, &x) in out.iter_mut().zip(&x[a..a + n]) {
-                *o = f(x);
-            }
+            let x = &x[a..a + out.len()];
+            level::run(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x)),
+            );
         } else {
             for (i, o) in out.iter_mut().enumerate() {
                 *o = f(x[a + i * s]);
@@ -87,22 +89,26 @@ pub fn zip<T: Element, S: Element, U: Element>(
 ) {
     Loops::new(lo, [lx, ly]).run(out, &|out: &mut [U], [a, b], [s, t]| match (s, t) {
         (1, 1) => {
-            let n = out.len();
-            for ((o, &x), &y) in out.iter_mut().zip(&x[a..a + n]).zip(&y[b..b + n]) {
-                *o = f(x, y);
-            }
+            let (x, y) = (&x[a..a + out.len()], &y[b..b + out.len()]);
+            let both = out.iter_mut().zip(x).zip(y);
+            level::run(
+                #[inline(always)]
+                || both.for_each(|((o, &x), &y)| *o = f(x, y)),
+            );
         }
         (1, 0) => {
-            let y = y[b];
-            for (o, &x) in out.iter_mut().zip(&x[a..]) {
-                *o = f(x, y);
-            }
+            let (x, y) = (&x[a..a + out.len()], y[b]);
+            level::run(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x, y)),
+            );
         }
         (0, 1) => {
-            let x = x[a];
-            for (o, &y) in out.iter_mut().zip(&y[b..]) {
-                *o = f(x, y);
-            }
+            let (x, y) = (x[a], &y[b..b + out.len()]);
+            level::run(
+                #[inline(always)]
+                || out.iter_mut().zip(y).for_each(|(o, &y)| *o = f(x, y)),
+            );
         }
         _ => {
             for (i, o) in out.iter_mut().enumerate() {
@@ -207,11 +213,6 @@ pub fn fold(l: &Layout, reduce: &[bool]) -> Option<(Fold, Layout)> {
 /// Sum the middle axis of `[outer][reduced][inner]` into `out` (`[outer][inner]`), in an order
 /// that depends on the shape alone.
 pub fn sum<T: Real>(x: &[T], f: Fold, out: &mut [T]) {
-    sum_by(x, f, out, |x| x)
-}
-
-/// [`sum`] of `g(x)`.
-pub fn sum_by<T: Real>(x: &[T], f: Fold, out: &mut [T], g: impl Fn(T) -> T + Sync) {
     let Fold {
         outer,
         reduced,
@@ -226,11 +227,15 @@ pub fn sum_by<T: Real>(x: &[T], f: Fold, out: &mut [T], g: impl Fn(T) -> T + Syn
     }
     if inner == 1 {
         if outer == 1 {
-            out[0] = T::from_f64(parallel_sum(x, &g));
+            out[0] = T::from_f64(parallel_sum(x));
         } else {
-            rows(out, 1, reduced, |o, i| {
-                o[0] = T::from_f64(row_sum(&x[i * reduced..(i + 1) * reduced], &g))
-            });
+            rows(
+                out,
+                1,
+                reduced,
+                #[inline(always)]
+                |o, i| o[0] = T::from_f64(row_sum([&x[i * reduced..(i + 1) * reduced]], |[x]| x)),
+            );
         }
     } else if outer == 1 && x.len() >= PARALLEL {
         // columns: a fixed number of row blocks, each summed apart, then added in order
@@ -239,68 +244,107 @@ pub fn sum_by<T: Real>(x: &[T], f: Fold, out: &mut [T], g: impl Fn(T) -> T + Syn
             .par_chunks(block * inner)
             .map(|x| {
                 let mut acc = vec![T::ZERO; inner];
-                add_rows(x, &mut acc, &g);
+                level::run(
+                    #[inline(always)]
+                    || add_rows(x, &mut acc),
+                );
                 acc
             })
             .collect();
         out.fill(T::ZERO);
         for p in partial {
-            add_rows(&p, out, &|x| x);
+            add_rows(&p, out);
         }
     } else {
-        rows(out, inner, reduced * inner, |o, i| {
-            o.fill(T::ZERO);
-            add_rows(&x[i * reduced * inner..(i + 1) * reduced * inner], o, &g);
-        });
+        rows(
+            out,
+            inner,
+            reduced * inner,
+            #[inline(always)]
+            |o, i| {
+                o.fill(T::ZERO);
+                add_rows(&x[i * reduced * inner..(i + 1) * reduced * inner], o);
+            },
+        );
     }
 }
 
-/// Call `f(row, index)` for each row of `len` outputs, in parallel if `work` a row makes it worth it.
+/// Call `f(row, index)` for each row of `len` outputs, in parallel if `work` a row makes it worth
+/// it, by [`level::run`]: an `f` that is `#[inline(always)]` has the widest vectors.
 pub fn rows<T: Send>(out: &mut [T], len: usize, work: usize, f: impl Fn(&mut [T], usize) + Sync) {
     if out.is_empty() {
         return;
     }
     let n = out.len() / len;
+    let some = (PARALLEL / 4).div_ceil(work.max(1));
+    let each = |(c, out): (usize, &mut [T])| {
+        level::run(
+            #[inline(always)]
+            || {
+                for (i, o) in out.chunks_mut(len).enumerate() {
+                    f(o, c * some + i);
+                }
+            },
+        )
+    };
     if n * work < PARALLEL {
-        out.chunks_mut(len).enumerate().for_each(|(i, o)| f(o, i));
+        each((0, out));
     } else {
-        let some = (PARALLEL / 4).div_ceil(work.max(1));
-        out.par_chunks_mut(some * len)
-            .enumerate()
-            .for_each(|(c, o)| {
-                o.chunks_mut(len)
-                    .enumerate()
-                    .for_each(|(i, o)| f(o, c * some + i))
-            });
+        out.par_chunks_mut(some * len).enumerate().for_each(each);
     }
 }
 
-fn add_rows<T: Real>(x: &[T], acc: &mut [T], g: &impl Fn(T) -> T) {
+#[inline(always)]
+fn add_rows<T: Real>(x: &[T], acc: &mut [T]) {
     for row in x.chunks_exact(acc.len()) {
         for (a, &x) in acc.iter_mut().zip(row) {
-            *a += g(x);
+            *a += x;
         }
     }
 }
 
-/// Sum of a row, in f64 whatever T is: 16 running sums, which fill vector registers.
-pub fn row_sum<T: Real>(x: &[T], g: &impl Fn(T) -> T) -> f64 {
+/// Sum of `g` over a row's elements, beside those of other rows, in f64 whatever T is: 16 running
+/// sums, which fill vector registers.
+#[inline(always)]
+pub fn row_sum<T: Real, R: Real, const K: usize>(rows: [&[T]; K], g: impl Fn([T; K]) -> R) -> f64 {
+    let n = rows[0].len();
+    let (rows, whole) = (rows.map(|x| &x[..n]), n / 16 * 16);
     let mut acc = [0f64; 16];
-    let chunks = x.chunks_exact(16);
-    let tail: f64 = chunks.remainder().iter().map(|&x| g(x).to_f64()).sum();
-    for c in chunks {
-        for (a, &x) in acc.iter_mut().zip(c) {
-            *a += g(x).to_f64();
+    for at in (0..whole).step_by(16) {
+        let part = rows.map(|x| &x[at..at + 16]);
+        for (l, a) in acc.iter_mut().enumerate() {
+            *a += g(part.map(|x| x[l])).to_f64();
         }
     }
-    acc.iter().sum::<f64>() + tail
+    let rest = (whole..n).map(|i| g(rows.map(|x| x[i])).to_f64());
+    acc.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+/// The greatest of a row; NaN if one is.
+#[inline(always)]
+pub fn row_max<T: Real>(x: &[T]) -> T {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut most = [T::NEG_INFINITY; 16];
+    for c in chunks {
+        for (m, &x) in most.iter_mut().zip(c) {
+            *m = m.nan_max(x);
+        }
+    }
+    let all = most.iter().chain(rest);
+    all.fold(T::NEG_INFINITY, |m, &x| m.nan_max(x))
 }
 
 /// [`row_sum`] with its blocks on all threads; the partition is fixed by the length.
-fn parallel_sum<T: Real>(x: &[T], g: &(impl Fn(T) -> T + Sync)) -> f64 {
+fn parallel_sum<T: Real>(x: &[T]) -> f64 {
+    let part = |x: &[T]| {
+        level::run(
+            #[inline(always)]
+            || row_sum([x], |[x]| x),
+        )
+    };
     if x.len() < PARALLEL {
-        return row_sum(x, g);
+        return part(x);
     }
-    let parts: Vec<f64> = x.par_chunks(PARALLEL / 2).map(|c| row_sum(c, g)).collect();
+    let parts: Vec<f64> = x.par_chunks(PARALLEL / 2).map(part).collect();
     parts.iter().sum()
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::autograd::{Op, apply};
-use crate::cpu::rows;
+use crate::cpu::rows::{self, Affine};
 use crate::cuda::columns::{self, Columns};
 use crate::cuda::{self, Arg, Gpu, kernels};
 use crate::device::Device;
@@ -114,9 +114,9 @@ impl Op<3> for Normalize {
         match saved.x.device() {
             Device::Cpu => with_real!(NAME, saved.x.dtype(), T => if self.settings.relu {
                 // the mask is forward's own sign, computed again by the same formula
-                saved.backward::<T>(&dy, |x, dy, k| if affine(x, k) > T::ZERO { dy } else { T::ZERO })
+                saved.backward::<T>(&dy, #[inline(always)] |x, dy, k| if Affine::at(x, k) > T::ZERO { dy } else { T::ZERO })
             } else {
-                saved.backward::<T>(&dy, |_, dy, _| dy)
+                saved.backward::<T>(&dy, #[inline(always)] |_, dy, _| dy)
             }),
             Device::Cuda(gpu) => saved.backward_on(gpu, &dy),
         }
@@ -142,18 +142,6 @@ fn moments<T: Real>(x: &Tensor) -> Result<Moments> {
     })
 }
 
-/// y = (x - k) a + b in each channel. k is the mean rounded to T and `rest` what the rounding
-/// added, so that numbers far from 0 keep their digits.
-struct Affine<T> {
-    kab: [Vec<T>; 3],
-    rest: Vec<f64>,
-    invstd: Vec<f64>,
-}
-
-fn affine<T: Real>(x: T, [k, a, b]: [T; 3]) -> T {
-    (x - k) * a + b
-}
-
 /// On the CPU.
 impl Saved {
     fn affine<T: Real>(&self) -> Result<Affine<T>> {
@@ -163,20 +151,8 @@ impl Saved {
         );
         let mean = self.moments.mean.dense_slice::<f64>(NAME)?;
         let var = self.moments.var.dense_slice::<f64>(NAME)?;
-        let of = |f: &dyn Fn(usize) -> f64| (0..w.len()).map(|c| T::of(f(c))).collect::<Vec<T>>();
-        let invstd: Vec<f64> = var
-            .iter()
-            .map(|v| 1.0 / (v + self.settings.eps).sqrt())
-            .collect();
-        let k = of(&|c| mean[c]);
-        let rest: Vec<f64> = k
-            .iter()
-            .zip(mean)
-            .map(|(k, mean)| k.to_f64() - mean)
-            .collect();
-        let scale = |c: usize| w[c].to_f64() * invstd[c];
-        let kab = [k, of(&scale), of(&|c| b[c].to_f64() + rest[c] * scale(c))];
-        Ok(Affine { kab, rest, invstd })
+        let invstd = |c: usize| 1.0 / (var[c] + self.settings.eps).sqrt();
+        Ok(Affine::new(|c| [mean[c], invstd(c)], w, Some(b)))
     }
 
     fn normalize<T: Real>(&self) -> Result<Tensor> {
@@ -185,9 +161,23 @@ impl Saved {
         let (kab, c) = (f.kab.each_ref().map(|k| &k[..]), self.x.shape()[1]);
         Tensor::build::<T>(*self.x.layout(), self.x.device(), |y| {
             if self.settings.relu {
-                rows::map([v, v], kab, c, y, |x, _, k| affine(x, k).nan_max(T::ZERO));
+                rows::map(
+                    [v, v],
+                    kab,
+                    c,
+                    y,
+                    #[inline(always)]
+                    |x, _, k| Affine::at(x, k).nan_max(T::ZERO),
+                );
             } else {
-                rows::map([v, v], kab, c, y, |x, _, k| affine(x, k));
+                rows::map(
+                    [v, v],
+                    kab,
+                    c,
+                    y,
+                    #[inline(always)]
+                    |x, _, k| Affine::at(x, k),
+                );
             }
         })
     }
@@ -202,10 +192,16 @@ impl Saved {
         let (v, g) = (x.dense_slice::<T>(NAME)?, dy.dense_slice::<T>(NAME)?);
         let Affine { kab, rest, invstd } = self.affine::<T>()?;
         let [k, a, b] = kab.each_ref().map(|k| &k[..]);
-        let [dbias, mut dweight] = rows::column_sums([v, g], [k, a, b], c, |_, x, dy, k| {
-            let g = mask(x, dy, k);
-            [g, g * (x - k[0])]
-        });
+        let [dbias, mut dweight] = rows::column_sums(
+            [v, g],
+            [k, a, b],
+            c,
+            #[inline(always)]
+            |_, x, dy, k| {
+                let g = mask(x, dy, k);
+                [g, g * (x - k[0])]
+            },
+        );
         for c in 0..c {
             dweight[c] = (dweight[c] + rest[c] * dbias[c]) * invstd[c];
         }
@@ -221,12 +217,20 @@ impl Saved {
                     [k, a, b, &slope, &level],
                     c,
                     dx,
+                    #[inline(always)]
                     |x, dy, [k, a, b, slope, level]| {
                         a * mask(x, dy, [k, a, b]) + (slope * (x - k) + level)
                     },
                 );
             } else {
-                rows::map([v, g], [k, a, b], c, dx, |x, dy, k| k[1] * mask(x, dy, k));
+                rows::map(
+                    [v, g],
+                    [k, a, b],
+                    c,
+                    dx,
+                    #[inline(always)]
+                    |x, dy, k| k[1] * mask(x, dy, k),
+                );
             }
         })?;
         let channel = |v: Vec<f64>| Tensor::from_vec(v.into_iter().map(T::of).collect(), c);

@@ -35,9 +35,11 @@ impl Dropout {
         });
         let mask = Tensor::build::<T>(Layout::contiguous(self.mask), x.device(), |mask| {
             // a copy of the stream: forward and backward read the same numbers
-            self.rng
-                .clone()
-                .fill_uniform(mask, |u| if (u as f64) < self.p { T::ZERO } else { keep });
+            self.rng.clone().fill_uniform(
+                mask,
+                #[inline(always)]
+                |u| if (u as f64) < self.p { T::ZERO } else { keep },
+            );
         })?;
         let mask = mask.view_as(mask.layout().expand(*x.shape()));
         unary::zip::<T>(x, &mask, self.name, |x, m| x * m)

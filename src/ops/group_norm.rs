@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::autograd::{Op, apply};
-use crate::cpu::rows;
+use crate::cpu::rows::{self, Affine};
 use crate::cuda::columns::{self, Columns};
 use crate::cuda::{self, Arg, Gpu, kernels};
 use crate::device::Device;
@@ -132,31 +132,10 @@ fn statistics<T: Real>(x: &[T], s: Sizes, eps: f64) -> Vec<f64> {
     samples.collect::<Vec<_>>().concat()
 }
 
-/// y = (x - k) a + b in each channel of a sample. k is the mean rounded to T and `rest` what the
-/// rounding added, so that numbers far from 0 keep their digits.
-struct Affine<T> {
-    kab: [Vec<T>; 3],
-    rest: Vec<f64>,
-    invstd: Vec<f64>,
-}
-
-impl<T: Real> Affine<T> {
-    /// Of a sample's `stats`.
-    fn new(stats: &[f64], weight: &[T], bias: Option<&[T]>, width: usize) -> Self {
-        let pair = |c: usize, i: usize| stats[c / width * 2 + i];
-        let each = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..weight.len()).map(f).collect() };
-        let rounded = |v: &[f64]| -> Vec<T> { v.iter().map(|&x| T::of(x)).collect() };
-        let k = rounded(&each(&|c| pair(c, 0)));
-        let rest = each(&|c| k[c].to_f64() - pair(c, 0));
-        let invstd = each(&|c| pair(c, 1));
-        let scale = each(&|c| weight[c].to_f64() * invstd[c]);
-        let b = each(&|c| bias.map_or(0.0, |b| b[c].to_f64()) + rest[c] * scale[c]);
-        Affine {
-            kab: [k, rounded(&scale), rounded(&b)],
-            rest,
-            invstd,
-        }
-    }
+/// In each channel of a sample, from its `stats`.
+fn affine<T: Real>(stats: &[f64], weight: &[T], bias: Option<&[T]>, width: usize) -> Affine<T> {
+    let of_group = |c: usize| [stats[c / width * 2], stats[c / width * 2 + 1]];
+    Affine::new(of_group, weight, bias)
 }
 
 /// On the CPU.
@@ -172,9 +151,16 @@ impl Saved {
             let samples = y.par_chunks_mut(size).zip(x.par_chunks(size));
             let stats = stats.par_chunks(2 * s.groups);
             samples.zip(stats).for_each(|((y, x), stats)| {
-                let kab = Affine::new(stats, w, Some(bias), s.width).kab;
+                let kab = affine(stats, w, Some(bias), s.width).kab;
                 let kab = kab.each_ref().map(|k| &k[..]);
-                rows::map([x, x], kab, s.c, y, |x, _, [k, a, b]| (x - k) * a + b);
+                rows::map(
+                    [x, x],
+                    kab,
+                    s.c,
+                    y,
+                    #[inline(always)]
+                    |x, _, k| Affine::at(x, k),
+                );
             })
         })
     }
@@ -191,9 +177,14 @@ impl Saved {
         // of each sample and channel: sum dy and sum dy (x - mean)
         let sums: Vec<[Vec<f64>; 2]> = samples()
             .map(|((x, g), stats)| {
-                let f = Affine::new(stats, w, None, s.width);
-                let [sum, mut dot] =
-                    rows::column_sums([x, g], [&f.kab[0]], s.c, |_, x, g, [k]| [g, g * (x - k)]);
+                let f = affine(stats, w, None, s.width);
+                let [sum, mut dot] = rows::column_sums(
+                    [x, g],
+                    [&f.kab[0]],
+                    s.c,
+                    #[inline(always)]
+                    |_, x, g, [k]| [g, g * (x - k)],
+                );
                 for ((dot, sum), rest) in dot.iter_mut().zip(&sum).zip(&f.rest) {
                     *dot += sum * rest;
                 }
@@ -203,7 +194,7 @@ impl Saved {
         let dx = Tensor::build::<T>(*self.x.layout(), self.x.device(), |dx| {
             let samples = samples().zip(&sums).zip(dx.par_chunks_mut(size));
             samples.for_each(|((((x, g), stats), [sum, dot]), dx)| {
-                let f = Affine::new(stats, w, None, s.width);
+                let f = affine(stats, w, None, s.width);
                 // the mean over a channel's group, weighted
                 let mean = |v: &[f64], c: usize| {
                     let channels = c / s.width * s.width..(c / s.width + 1) * s.width;
@@ -221,9 +212,14 @@ impl Saved {
                 }
                 let [k, a, _] = f.kab.each_ref().map(|k| &k[..]);
                 let constants = [k, a, &slope, &level];
-                rows::map([x, g], constants, s.c, dx, |x, dy, [k, a, slope, level]| {
-                    a * dy + (slope * (x - k) + level)
-                });
+                rows::map(
+                    [x, g],
+                    constants,
+                    s.c,
+                    dx,
+                    #[inline(always)]
+                    |x, dy, [k, a, slope, level]| a * dy + (slope * (x - k) + level),
+                );
             })
         })?;
         let (mut dweight, mut dbias) = (vec![0.0; s.c], vec![0.0; s.c]);

@@ -2,7 +2,7 @@
 
 use crate::autograd::{Op, apply};
 use crate::cpu::rows;
-use crate::cpu::strided::{self, row_sum};
+use crate::cpu::strided::row_sum;
 use crate::cuda::columns::{self, Columns};
 use crate::cuda::{self, Arg, Gpu, kernels};
 use crate::device::Device;
@@ -50,10 +50,10 @@ impl Op<3> for LayerNorm {
             let stats_of = stats.make_mut::<T>()?;
             let n = T::of(d as f64);
             let y = Tensor::build::<T>(Layout::contiguous(*x.shape()), x.device(), |y| {
-                rows::rows2((y, d), (stats_of, 2), 4 * d, |y, stats, r| {
+                rows::rows2((y, d), (stats_of, 2), 4 * d, #[inline(always)] |y, stats, r| {
                     let x = &v[r * d..][..d];
-                    let mean = T::of(row_sum(x, &|x| x)) / n;
-                    let var = T::of(row_sum(x, &|x| (x - mean) * (x - mean))) / n;
+                    let mean = T::of(row_sum([x], |[x]| x)) / n;
+                    let var = T::of(row_sum([x], |[x]| (x - mean) * (x - mean))) / n;
                     let rstd = T::ONE / (var + T::of(self.eps)).sqrt();
                     stats.copy_from_slice(&[mean, rstd]);
                     for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
@@ -77,41 +77,29 @@ impl Op<3> for LayerNorm {
             let w = weight.dense_slice::<T>(NAME)?;
             let (stats, _) = stats.dense_slice::<T>(NAME)?.as_chunks::<2>();
             let n = T::of(d as f64);
+            let mut sums = [Vec::new(), Vec::new()];
+            // one pass over x and g: a few rows of dx, then their part in the sums
             let dx = Tensor::build::<T>(Layout::contiguous(*x.shape()), x.device(), |dx| {
-                strided::rows(dx, d, 4 * d, |dx, r| {
-                    let (x, g, [mean, rstd]) = (&v[r * d..][..d], &g[r * d..][..d], stats[r]);
-                    // dx holds g for the while
-                    for ((dx, &g), &w) in dx.iter_mut().zip(g).zip(w) {
-                        *dx = g * w;
-                    }
-                    let level = T::of(row_sum(dx, &|g| g)) / n;
-                    let slope = dot(dx, x, mean) * rstd * rstd / n;
-                    for (dx, &x) in dx.iter_mut().zip(x) {
-                        *dx = rstd * (*dx - level - (x - mean) * slope);
-                    }
-                })
-            })?;
-            let [dweight, dbias] = rows::column_sums([v, g], [], d, |r, x, g, []| {
+                sums = rows::map_and_sums([v, g], [], d, dx, #[inline(always)] |r, x, g, dx| {
                 let [mean, rstd] = stats[r];
-                [g * (x - mean) * rstd, g]
-            });
+                let level = T::of(row_sum([g, w], |[g, w]| g * w)) / n;
+                let slope = T::of(row_sum([g, w, x], |[g, w, x]| g * w * (x - mean)));
+                let slope = slope * rstd * rstd / n;
+                for (((dx, &g), &w), &x) in dx.iter_mut().zip(g).zip(w).zip(x) {
+                    *dx = rstd * (g * w - level - (x - mean) * slope);
+                }
+            }, #[inline(always)] |r, x, g, []| {
+                    let [mean, rstd] = stats[r];
+                    [g * (x - mean) * rstd, g]
+                });
+            })?;
+            let [dweight, dbias] = sums;
             let like_weight = |v: Vec<f64>| {
                 Tensor::from_vec(v.into_iter().map(T::of).collect(), weight.shape())
             };
             Ok([Some(dx), Some(like_weight(dweight)?), Some(like_weight(dbias)?)])
         })
     }
-}
-
-/// sum g (x - mean), in 16 running sums.
-fn dot<T: Real>(g: &[T], x: &[T], mean: T) -> T {
-    let mut acc = [T::ZERO; 16];
-    for (g, x) in g.chunks(16).zip(x.chunks(16)) {
-        for ((a, &g), &x) in acc.iter_mut().zip(g).zip(x) {
-            *a += g * (x - mean);
-        }
-    }
-    acc.into_iter().sum()
 }
 
 kernels! {

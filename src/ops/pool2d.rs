@@ -1,5 +1,6 @@
 //! Max and average pooling over a window that slides over images, and averages over adaptive windows.
 
+use std::array::from_fn;
 use std::ops::Range;
 
 use crate::autograd::{Op, apply};
@@ -127,12 +128,18 @@ impl Walk {
         let [size, out_size, _] = self.sizes();
         let layout = Layout::channels_last(self.input);
         Tensor::build::<T>(layout, dy.device(), |dx| {
-            strided::rows(dx, size, out_size * self.area(), |dx, i| {
-                if !self.tiles() {
-                    dx.fill(T::ZERO);
-                }
-                image(dx, i);
-            })
+            strided::rows(
+                dx,
+                size,
+                out_size * self.area(),
+                #[inline(always)]
+                |dx, i| {
+                    if !self.tiles() {
+                        dx.fill(T::ZERO);
+                    }
+                    image(dx, i);
+                },
+            )
         })
     }
 }
@@ -156,8 +163,8 @@ impl Op<1> for MaxPool {
             return self.forward_on(gpu, &x.channels_last()?);
         }
         with_real!(Self::NAME, x.dtype(), T => match self.0.area() {
-            0..=256 => self.run::<T, u8>(x),
-            _ => self.run::<T, i64>(x),
+            0..=256 => self.run::<T, u8>(x, |k| k as u8),
+            _ => self.run::<T, i64>(x, i64::from),
         })
     }
 
@@ -174,7 +181,11 @@ impl Op<1> for MaxPool {
 }
 
 impl MaxPool {
-    fn run<T: Real, I: Element>(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn run<T: Real, I: Element>(
+        &self,
+        x: &Tensor,
+        index_of: impl Fn(u32) -> I + Sync,
+    ) -> Result<(Tensor, Tensor)> {
         let (walk, x) = (&self.0, x.channels_last()?);
         let v = x.dense_slice::<T>(Self::NAME)?;
         let ([size, _, row], [_, c, oh, _]) = (walk.sizes(), dims(&walk.output));
@@ -182,25 +193,30 @@ impl MaxPool {
         let mut arg = Tensor::build::<I>(layout, x.device(), |_| {})?;
         let index = arg.make_mut::<I>()?;
         let y = Tensor::build::<T>(layout, x.device(), |y| {
-            rows::rows2((y, row), (index, row), row * walk.area(), |y, arg, r| {
-                let image = &v[r / oh * size..][..size];
-                let pixels = y.chunks_exact_mut(c).zip(arg.chunks_exact_mut(c));
-                for (ow, (y, arg)) in pixels.enumerate() {
-                    // a window wholly in the padding (dilation can do that) has no maximum
-                    y.fill(T::NEG_INFINITY);
-                    arg.fill(I::default());
-                    let mut first = true;
-                    walk.taps(r % oh, ow, |k, at| {
-                        let (x, k) = (&image[at..at + c], I::from_f64(k as f64));
-                        if std::mem::take(&mut first) {
-                            y.copy_from_slice(x);
-                            arg.fill(k);
-                        } else {
-                            keep_greater(y, arg, x, k);
+            rows::rows2(
+                (y, row),
+                (index, row),
+                row * walk.area(),
+                #[inline(always)]
+                |y, arg, r| {
+                    let image = &v[r / oh * size..][..size];
+                    let mut taps = Vec::with_capacity(walk.area());
+                    let pixels = y.chunks_exact_mut(c).zip(arg.chunks_exact_mut(c));
+                    for (ow, (y, arg)) in pixels.enumerate() {
+                        taps.clear();
+                        walk.taps(r % oh, ow, |k, at| {
+                            taps.push((k as u32, &image[at..at + c]))
+                        });
+                        let whole = c / LANES * LANES;
+                        for from in (0..whole).step_by(LANES) {
+                            greatest::<T, I, LANES>(&taps, from, y, arg, &index_of);
                         }
-                    });
-                }
-            })
+                        for from in whole..c {
+                            greatest::<T, I, 1>(&taps, from, y, arg, &index_of);
+                        }
+                    }
+                },
+            )
         })?;
         Ok((y, arg))
     }
@@ -210,39 +226,70 @@ impl MaxPool {
         let g = dy.dense_slice::<T>(Self::NAME)?;
         let arg = arg.dense_slice::<I>(Self::NAME)?;
         let (c, tiles, [_, out_size, _]) = (walk.output[1], walk.tiles(), walk.sizes());
-        walk.input_gradient::<T>(&dy, |dx, i| {
-            let g = &g[i * out_size..][..out_size];
-            let arg = &arg[i * out_size..][..out_size];
-            walk.windows(|oh, ow, from| {
-                let (g, arg) = (&g[from..from + c], &arg[from..from + c]);
-                walk.taps(oh, ow, |k, at| {
-                    let (dx, k) = (&mut dx[at..at + c], I::from_f64(k as f64));
-                    if tiles {
-                        for ((dx, &g), &arg) in dx.iter_mut().zip(g).zip(arg) {
-                            *dx = if arg == k { g } else { T::ZERO };
-                        }
-                    } else {
-                        for ((dx, &g), &arg) in dx.iter_mut().zip(g).zip(arg) {
-                            *dx += if arg == k { g } else { T::ZERO };
-                        }
-                    }
-                });
-            });
-        })
+        walk.input_gradient::<T>(
+            &dy,
+            #[inline(always)]
+            |dx, i| {
+                let g = &g[i * out_size..][..out_size];
+                let arg = &arg[i * out_size..][..out_size];
+                walk.windows(
+                    #[inline(always)]
+                    |oh, ow, from| {
+                        let (g, arg) = (&g[from..from + c], &arg[from..from + c]);
+                        walk.taps(
+                            oh,
+                            ow,
+                            #[inline(always)]
+                            |k, at| {
+                                let (dx, k) = (&mut dx[at..at + c], I::from_f64(k as f64));
+                                if tiles {
+                                    for ((dx, &g), &arg) in dx.iter_mut().zip(g).zip(arg) {
+                                        *dx = if arg == k { g } else { T::ZERO };
+                                    }
+                                } else {
+                                    for ((dx, &g), &arg) in dx.iter_mut().zip(g).zip(arg) {
+                                        *dx += if arg == k { g } else { T::ZERO };
+                                    }
+                                }
+                            },
+                        );
+                    },
+                );
+            },
+        )
     }
 }
 
-/// Where x is greater than y, or NaN: y = x and arg = k. Two loops, because the compiler makes
-/// vectors of neither in one over elements of two sizes.
+/// Channels whose maxima stay in registers while a window is read.
+const LANES: usize = 16;
+
+/// The maxima of L channels from `from` on over some pixels, and the numbers of these. While in
+/// registers the numbers are as wide as the elements: the compiler makes no vectors of a loop over
+/// both f32 and bytes.
 #[inline(always)]
 #[allow(clippy::eq_op, reason = "NaN differs from itself")]
-fn keep_greater<T: Real, I: Element>(y: &mut [T], arg: &mut [I], x: &[T], k: I) {
-    for ((arg, &x), &y) in arg.iter_mut().zip(x).zip(&*y) {
-        *arg = if (x > y) | (x != x) { k } else { *arg };
+fn greatest<T: Real, I: Element, const L: usize>(
+    taps: &[(u32, &[T])],
+    from: usize,
+    y: &mut [T],
+    arg: &mut [I],
+    index_of: &impl Fn(u32) -> I,
+) {
+    // a window wholly in the padding (dilation can do that) has no maximum
+    let (mut most, mut index) = ([T::NEG_INFINITY; L], [0; L]);
+    if let Some(((k, x), rest)) = taps.split_first() {
+        (most, index) = (from_fn(|l| x[from + l]), [*k; L]);
+        for (k, x) in rest {
+            let x = &x[from..from + L];
+            for l in 0..L {
+                let wins = (x[l] > most[l]) | (x[l] != x[l]);
+                most[l] = if wins { x[l] } else { most[l] };
+                index[l] = if wins { *k } else { index[l] };
+            }
+        }
     }
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = if (x > *y) | (x != x) { x } else { *y };
-    }
+    y[from..from + L].copy_from_slice(&most);
+    arg[from..from + L].copy_from_slice(&index.map(index_of));
 }
 
 /// y = sum over the window / its number of elements, those in the padding counted or not.
@@ -280,11 +327,11 @@ impl Op<1> for AvgPool {
         let y = with_real!(Self::NAME, x.dtype(), T => {
             let v = x.dense_slice::<T>(Self::NAME)?;
             Tensor::build::<T>(layout, x.device(), |y| {
-                strided::rows(y, row, row * walk.area(), |y, r| {
+                strided::rows(y, row, row * walk.area(), #[inline(always)] |y, r| {
                     let image = &v[r / oh * size..][..size];
                     for (ow, y) in y.chunks_exact_mut(c).enumerate() {
                         y.fill(T::ZERO);
-                        walk.taps(r % oh, ow, |_, at| {
+                        walk.taps(r % oh, ow, #[inline(always)] |_, at| {
                             y.iter_mut().zip(&image[at..at + c]).for_each(|(y, &x)| *y += x);
                         });
                         let share = self.share::<T>(r % oh, ow);
@@ -306,11 +353,11 @@ impl Op<1> for AvgPool {
         let (c, tiles, [_, out_size, _]) = (walk.output[1], walk.tiles(), walk.sizes());
         let dx = with_real!(Self::NAME, dy.dtype(), T => {
             let g = dy.dense_slice::<T>(Self::NAME)?;
-            walk.input_gradient::<T>(&dy, |dx, i| {
+            walk.input_gradient::<T>(&dy, #[inline(always)] |dx, i| {
                 let g = &g[i * out_size..][..out_size];
-                walk.windows(|oh, ow, from| {
+                walk.windows(#[inline(always)] |oh, ow, from| {
                     let (g, share) = (&g[from..from + c], self.share::<T>(oh, ow));
-                    walk.taps(oh, ow, |_, at| {
+                    walk.taps(oh, ow, #[inline(always)] |_, at| {
                         let pixel = dx[at..at + c].iter_mut().zip(g);
                         if tiles {
                             pixel.for_each(|(dx, &g)| *dx = g * share);

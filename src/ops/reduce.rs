@@ -237,7 +237,7 @@ fn amax_axes(x: &Tensor, reduce: &[bool]) -> Result<Tensor> {
     with_real!("amax", x.dtype(), T => {
         let v = x.dense_slice::<T>("amax")?;
         Tensor::build::<T>(layout, x.device(), |out| {
-            strided::rows(out, inner, reduced * inner, |o, i| {
+            strided::rows(out, inner, reduced * inner, #[inline(always)] |o, i| {
                 let rows = &v[i * reduced * inner..(i + 1) * reduced * inner];
                 o.copy_from_slice(&rows[..inner]);
                 for row in rows.chunks_exact(inner).skip(1) {

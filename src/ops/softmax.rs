@@ -1,7 +1,8 @@
 //! Softmax and its logarithm along an axis.
 
 use crate::autograd::{Op, apply, folded, folded_for_teams};
-use crate::cpu::strided::{Fold, rows};
+use crate::cpu::scratch::Scratch;
+use crate::cpu::strided::{Fold, row_max, row_sum, rows};
 use crate::cuda::{Arg, Gpu, Kernels, kernels};
 use crate::device::Device;
 use crate::dtype::Real;
@@ -89,7 +90,7 @@ impl Op<1> for Softmax {
         let y = with_real!(self.name(), x.dtype(), T => {
             let v = x.dense_slice::<T>(self.name())?;
             Tensor::build::<T>(x.layout().dense_like(), x.device(), |y| {
-                each_column([v, v], fold, y, |x, _, y| self.column(x, y))
+                each_column([v, v], fold, y, #[inline(always)] |x, _, y| self.column(x, y))
             })
         })?;
         Ok((y.clone(), y))
@@ -107,7 +108,7 @@ impl Op<1> for Softmax {
         let dx = with_real!(self.name(), y.dtype(), T => {
             let (v, g) = (y.dense_slice::<T>(self.name())?, dy.dense_slice::<T>(self.name())?);
             Tensor::build::<T>(layout, y.device(), |dx| {
-                each_column([v, g], fold, dx, |y, g, dx| self.column_gradient(y, g, dx))
+                each_column([v, g], fold, dx, #[inline(always)] |y, g, dx| self.column_gradient(y, g, dx))
             })
         })?;
         Ok([Some(dx)])
@@ -115,63 +116,72 @@ impl Op<1> for Softmax {
 }
 
 impl Softmax {
-    fn column<'a, T: Real>(
-        &self,
-        x: impl Iterator<Item = &'a T> + Clone,
-        y: impl Iterator<Item = &'a mut T>,
-    ) {
-        let max = x.clone().fold(T::NEG_INFINITY, |m, &x| m.nan_max(x));
-        let sum: T = x.clone().map(|&x| (x - max).exp()).sum();
+    #[inline(always)]
+    fn column<T: Real>(&self, x: &[T], y: &mut [T]) {
+        let max = row_max(x);
         if self.log {
-            let ln = sum.ln();
-            y.zip(x).for_each(|(y, &x)| *y = x - max - ln);
+            let ln = T::of(row_sum([x], |[x]| (x - max).exp())).ln();
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = x - max - ln);
         } else {
-            y.zip(x).for_each(|(y, &x)| *y = (x - max).exp() / sum);
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
+            let sum = T::of(row_sum([y], |[y]| y));
+            y.iter_mut().for_each(|y| *y = *y / sum);
         }
     }
 
-    fn column_gradient<'a, T: Real>(
-        &self,
-        y: impl Iterator<Item = &'a T> + Clone,
-        g: impl Iterator<Item = &'a T> + Clone,
-        dx: impl Iterator<Item = &'a mut T>,
-    ) {
-        let yg = y.zip(g);
+    #[inline(always)]
+    fn column_gradient<T: Real>(&self, y: &[T], g: &[T], dx: &mut [T]) {
+        let all = dx.iter_mut().zip(y).zip(g);
         if self.log {
-            let sum: T = yg.clone().map(|(_, &g)| g).sum();
-            dx.zip(yg)
-                .for_each(|(dx, (&y, &g))| *dx = g - y.exp() * sum);
+            let sum = T::of(row_sum([g], |[g]| g));
+            all.for_each(|((dx, &y), &g)| *dx = g - y.exp() * sum);
         } else {
-            let sum: T = yg.clone().map(|(&y, &g)| y * g).sum();
-            dx.zip(yg).for_each(|(dx, (&y, &g))| *dx = y * (g - sum));
+            let sum = T::of(row_sum([y, g], |[y, g]| y * g));
+            all.for_each(|((dx, &y), &g)| *dx = y * (g - sum));
         }
     }
 }
 
-/// A column's elements, front to back.
-type Steps<'a, T> = std::iter::StepBy<std::slice::Iter<'a, T>>;
-type StepsMut<'a, T> = std::iter::StepBy<std::slice::IterMut<'a, T>>;
-
-/// Call `f(a's column, b's, the output's)` for each column along the middle axis of `[outer][reduced][inner]`.
+/// Call `f(a's column, b's, the output's)` for each column along the middle axis of
+/// `[outer][reduced][inner]`.
 fn each_column<T: Real>(
     [a, b]: [&[T]; 2],
     Fold { reduced, inner, .. }: Fold,
     out: &mut [T],
-    f: impl for<'a> Fn(Steps<'a, T>, Steps<'a, T>, StepsMut<'a, T>) + Sync,
+    f: impl Fn(&[T], &[T], &mut [T]) + Sync,
 ) {
     let slab = reduced * inner;
-    // an exponential costs about as much as 16 additions
-    rows(out, slab, 16 * slab, |out, r| {
-        let here = r * slab..(r + 1) * slab;
-        let (a, b) = (&a[here.clone()], &b[here]);
-        for i in 0..inner {
-            f(
-                a[i..].iter().step_by(inner),
-                b[i..].iter().step_by(inner),
-                out[i..].iter_mut().step_by(inner),
-            );
-        }
-    });
+    rows(
+        out,
+        slab,
+        4 * slab,
+        #[inline(always)]
+        |out, r| {
+            let here = r * slab..(r + 1) * slab;
+            let (a, b) = (&a[here.clone()], &b[here]);
+            if inner == 1 {
+                return f(a, b, out);
+            }
+            // columns lie apart: each is worked on as a row of its own
+            let mut beside = [(); 3].map(|()| Scratch::<T>::new(reduced));
+            let [x, y, z] = &mut beside;
+            for i in 0..inner {
+                let lie = a[i..]
+                    .iter()
+                    .step_by(inner)
+                    .zip(b[i..].iter().step_by(inner));
+                for ((x, y), (&a, &b)) in x.iter_mut().zip(y.iter_mut()).zip(lie) {
+                    (*x, *y) = (a, b);
+                }
+                f(x, y, z);
+                out[i..]
+                    .iter_mut()
+                    .step_by(inner)
+                    .zip(&**z)
+                    .for_each(|(o, &z)| *o = z);
+            }
+        },
+    );
 }
 
 impl Tensor {

@@ -54,7 +54,9 @@ impl<P: Pointwise> Op<1> for Unary<P> {
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Option<Tensor>)> {
         let p = self.0;
         let y = match x.device() {
-            Device::Cpu => with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), |x| p.f(x)))?,
+            Device::Cpu => {
+                with_real!(p.name(), x.dtype(), T => map::<T>(x, p.name(), #[inline(always)] |x| p.f(x)))?
+            }
             Device::Cuda(gpu) => launch(gpu, P::kernels()[0], [x], p.settings())?,
         };
         let kept = match P::KEEP {
@@ -82,8 +84,8 @@ fn backward<P: Pointwise>(p: P, kept: Option<Tensor>, dy: &Tensor) -> Result<Ten
         return launch(gpu, P::kernels()[1], [kept, dy], p.settings());
     }
     with_real!(P::NAME, dy.dtype(), T => match kept {
-        Some(kept) => zip::<T>(&kept, dy, P::NAME, |k, dy| p.df(k) * dy),
-        None => map::<T>(dy, P::NAME, |dy| p.df(T::ZERO) * dy),
+        Some(kept) => zip::<T>(&kept, dy, P::NAME, #[inline(always)] |k, dy| p.df(k) * dy),
+        None => map::<T>(dy, P::NAME, #[inline(always)] |dy| p.df(T::ZERO) * dy),
     })
 }
 
@@ -145,7 +147,10 @@ pub(crate) fn zip<T: Real>(
 
 /// `Name "pytorch_name" Keep, f, df;` for functions without settings.
 macro_rules! pointwise {
-    ($($(#[$doc:meta])* $name:ident $method:ident $keep:ident, $f:expr, $df:expr;)*) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $method:ident $keep:ident, |$x:ident| $f:expr, |$k:pat_param| $df:expr;
+    )*) => {
         $(
             #[derive(Clone, Copy)]
             struct $name;
@@ -154,9 +159,9 @@ macro_rules! pointwise {
                 const KEEP: Keep = Keep::$keep;
                 formula_kernels!(stringify!($method));
                 #[inline(always)]
-                fn f<T: Real>(self, x: T) -> T { let f: fn(T) -> T = $f; f(x) }
+                fn f<T: Real>(self, $x: T) -> T { $f }
                 #[inline(always)]
-                fn df<T: Real>(self, k: T) -> T { let f: fn(T) -> T = $df; f(k) }
+                fn df<T: Real>(self, $k: T) -> T { $df }
             }
         )*
         impl Tensor {
@@ -174,7 +179,7 @@ pointwise! {
     /// -x.
     Neg neg Nothing, |x| -x, |_| -T::ONE;
     /// |x|; the derivative at 0 is 0, as PyTorch has it.
-    Abs abs X, |x| x.abs(), sign;
+    Abs abs X, |x| x.abs(), |x| sign(x);
     /// x^2.
     Square square X, |x| x * x, |x| x + x;
     /// 1 / x.
@@ -200,7 +205,7 @@ pointwise! {
     /// The hyperbolic tangent.
     Tanh tanh Y, |x| x.tanh(), |y| T::ONE - y * y;
     /// 1 / (1 + e^-x).
-    Sigmoid sigmoid Y, sigmoid, |y| y * (T::ONE - y);
+    Sigmoid sigmoid Y, |x| sigmoid(x), |y| y * (T::ONE - y);
     /// max(x, 0); the derivative at 0 is 0.
     ///
     /// ```

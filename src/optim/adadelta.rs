@@ -73,6 +73,7 @@ impl Rule for AdadeltaConfig {
         [self.lr, self.rho, rest, self.eps, decay, 0.0, 0.0, 0.0]
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [lr, rho, rest, eps, decay, ..] = c;
         let [square, delta] = state else { return };

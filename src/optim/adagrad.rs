@@ -81,6 +81,7 @@ impl Rule for AdagradConfig {
         [rate, self.weight_decay, self.eps, 0.0, 0.0, 0.0, 0.0, 0.0]
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [rate, decay, eps, ..] = c;
         let [sum] = state else { return };

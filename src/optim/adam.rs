@@ -140,6 +140,7 @@ impl Rule for AdamConfig {
         [1.0, decay, 1.0 - b1, b2, 1.0 - b2, rate, root, self.eps]
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [keep, decay, in1, b2, in2, rate, root, eps] = c;
         let moments = |p: T, g: T, m: &mut T, v: &mut T| {
@@ -211,6 +212,7 @@ impl Rule for AdamWConfig {
         c
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         self.adam().update(c, p, g, state);
     }

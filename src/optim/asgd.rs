@@ -93,6 +93,7 @@ impl Rule for AsgdConfig {
         [keep, eta, self.weight_decay, mu, 0.0, 0.0, 0.0, 0.0]
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [keep, eta, decay, mu, ..] = c;
         let [ax] = state else { return };

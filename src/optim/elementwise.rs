@@ -14,6 +14,7 @@ use crate::cuda::Gpu;
 use crate::device::Device;
 use crate::dtype::{DType, Real};
 use crate::error::{Error, Result};
+use crate::level;
 use crate::nn::{self, Module, Slot};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -234,9 +235,11 @@ fn update<R: Rule>(rule: &R, state: &mut State, p: &mut Tensor, grad: &Tensor) -
     with_real!(STEP_OP, p.dtype(), T => {
         let c = state.count(rule).map(T::of);
         let each = |p: &mut [T], g: &[T], s: &mut [&mut [T]]| {
-            rule.update(c, p, g, s);
-            flush(p);
-            s.iter_mut().for_each(|s| flush(s));
+            level::run(#[inline(always)] || {
+                rule.update(c, p, g, s);
+                flush(p);
+                s.iter_mut().for_each(|s| flush(s));
+            })
         };
         let tensors = state.tensors.iter_mut().map(Tensor::make_mut::<T>).collect::<Result<_>>()?;
         in_parallel(p.make_mut()?, grad.dense_slice(STEP_OP)?, tensors, &each);

@@ -128,7 +128,7 @@ pub trait Rule: Send + Sync {
     fn scalars(&self, step: u64, carried: f64) -> Scalars;
     /// Update one stretch of a parameter's elements `p` from the gradient's `g` and the states',
     /// which come in the order of [`state_names`](Self::state_names). `c` is the step's
-    /// [`scalars`](Self::scalars).
+    /// [`scalars`](Self::scalars). `#[inline(always)]`, for [`level::run`](crate::level::run).
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]);
     /// The same as kernels of `kernels/optimizer.cu`: rows of (p, g, states), then the scalars.
     fn kernels(&self) -> &'static Kernels;
@@ -137,6 +137,7 @@ pub trait Rule: Send + Sync {
 /// Round what has all but vanished to 0. The weights of a unit that no image reaches decay by the
 /// penalty alone, through all of f32's range into its denormal numbers, which a CPU computes a
 /// hundred times slower: whole training steps took ten times as long.
+#[inline(always)]
 fn flush<T: Real>(x: &mut [T]) {
     for x in x {
         *x = if x.abs() < T::TINY { T::ZERO } else { *x };

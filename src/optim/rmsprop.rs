@@ -100,6 +100,7 @@ impl Rule for RmsPropConfig {
         [lr, alpha, rest, eps, decay, momentum, centered, 0.0]
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [lr, alpha, rest, eps, decay, momentum, ..] = c;
         let Some((square, more)) = state.split_first_mut() else {

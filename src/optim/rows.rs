@@ -3,10 +3,12 @@
 use rayon::prelude::*;
 
 use super::flush;
+use crate::cpu::strided::row_sum;
 use crate::cuda::{Arg, Gpu, Kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
 use crate::error::{Error, Result};
+use crate::level;
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
@@ -179,11 +181,13 @@ impl Lerp {
                 return Ok(());
             }
             let each = |(y, x): (&mut [T], &[T])| {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    let far = x - *y;
-                    *y = if w < T::of(0.5) { *y + w * far } else { x - (T::ONE - w) * far };
-                }
-                flush(y);
+                level::run(#[inline(always)] || {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        let far = x - *y;
+                        *y = if w < T::of(0.5) { *y + w * far } else { x - (T::ONE - w) * far };
+                    }
+                    flush(y);
+                })
             };
             let x = x.dense_slice::<T>(self.op)?;
             y.make_mut::<T>()?.par_chunks_mut(CPU_STRETCH).zip(x.par_chunks(CPU_STRETCH)).for_each(each);
@@ -240,7 +244,7 @@ pub(crate) fn sum_squares(
         let mut sum = 0.0;
         for t in &tensors {
             sum += with_real!(op, t.dtype(), T => {
-                let squares = |x: &[T]| x.iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>();
+                let squares = |x: &[T]| level::run(#[inline(always)] || row_sum([x], |[x]| x.to_f64() * x.to_f64()));
                 let parts: Vec<f64> = t.dense_slice::<T>(op)?.par_chunks(CPU_STRETCH).map(squares).collect();
                 Ok(parts.iter().sum::<f64>())
             })?;

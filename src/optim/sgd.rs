@@ -108,6 +108,7 @@ impl Rule for SgdConfig {
         ]
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, c: [T; 8], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
         let [lr, decay, momentum, enters, ..] = c;
         let [velocity] = state else {

@@ -2,7 +2,7 @@
 
 use crate::autograd::{Op, apply};
 use crate::cpu::rows::rows2;
-use crate::cpu::strided::rows;
+use crate::cpu::strided::{row_max, row_sum, rows};
 use crate::cuda::{Arg, Gpu, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Real};
@@ -54,9 +54,9 @@ struct OfLabels {
 
 impl Op<2> for OfLabels {
     const NAME: &'static str = NAME;
-    /// On the CPU p, whose exponentials cost more than its memory; on a GPU, where they cost less,
-    /// the logits and each row's maximum and 1 / sum e^(x - maximum). And the labels.
-    type Saved = (Tensor, Tensor, Option<Tensor>);
+    /// The logits, the labels, and each row's maximum and 1 / sum e^(x - maximum), (n, 2) on the CPU
+    /// and (2, n) on a GPU: backward's exponentials cost less than to keep p.
+    type Saved = (Tensor, Tensor, Tensor);
 
     fn forward(&self, [x, target]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
         if let Device::Cuda(gpu) = x.device() {
@@ -70,48 +70,43 @@ impl Op<2> for OfLabels {
                 &[Arg::F64(self.smoothing), fault, op],
             )?;
             let loss = self.reduction.apply(losses)?;
-            return Ok((loss, (rows.logits, target, Some(moments))));
+            return Ok((loss, (rows.logits, target, moments)));
         }
         let labels = labels(NAME, x, target, None)?;
         let (x, n, c) = (x.packed()?, labels.len(), x.shape()[1]);
         with_real!(NAME, x.dtype(), T => {
             let v = x.dense_slice::<T>(NAME)?;
-            let mut losses = vec![T::ZERO; n];
+            let (mut losses, mut moments) = (vec![T::ZERO; n], vec![T::ZERO; 2 * n]);
             let (hit, even) = (T::of(1.0 - self.smoothing), T::of(self.smoothing / c as f64));
-            let layout = Layout::contiguous(*x.shape());
-            let p = Tensor::build::<T>(layout, x.device(), |p| {
-                rows2((p, c), (&mut losses, 1), 16 * c, |p, loss, r| {
-                    let x = &v[r * c..][..c];
-                    let max = x.iter().fold(T::NEG_INFINITY, |m, &x| Real::nan_max(m, x));
-                    let (mut sum, mut level) = (T::ZERO, T::ZERO);
-                    for (p, &x) in p.iter_mut().zip(x) {
-                        *p = (x - max).exp();
-                        sum += *p;
-                        level += x - max;
-                    }
-                    let share = T::ONE / sum;
-                    p.iter_mut().for_each(|p| *p *= share);
-                    // without smoothing a logit of minus infinity elsewhere costs nothing
-                    let level = if self.smoothing == 0.0 { T::ZERO } else { even * level };
-                    loss[0] = sum.ln() - hit * (x[labels[r] as usize] - max) - level;
-                })
-            })?;
+            rows2((&mut losses, 1), (&mut moments, 2), 4 * c, #[inline(always)] |loss, pair, r| {
+                let x = &v[r * c..][..c];
+                let max = row_max(x);
+                let sum = T::of(row_sum([x], |[x]| (x - max).exp()));
+                // without smoothing a logit of minus infinity elsewhere costs nothing
+                let level = match self.smoothing {
+                    0.0 => T::ZERO,
+                    _ => even * T::of(row_sum([x], |[x]| x - max)),
+                };
+                loss[0] = sum.ln() - hit * (x[labels[r] as usize] - max) - level;
+                pair.copy_from_slice(&[max, T::ONE / sum]);
+            });
             let loss = self.reduction.apply(Tensor::from_vec(losses, n)?)?;
-            Ok((loss, (p, target.clone(), None)))
+            let moments = Tensor::from_vec(moments, [n, 2])?;
+            Ok((loss, (x.clone(), target.clone(), moments)))
         })
     }
 
     /// dx = (p - q) dy.
     fn backward(
         &self,
-        (p, target, moments): Self::Saved,
+        (x, target, moments): Self::Saved,
         dy: Tensor,
         _: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
-        let ([n, c], smoothing) = (sizes(NAME, &p, &target)?, self.smoothing);
+        let ([n, c], smoothing) = (sizes(NAME, &x, &target)?, self.smoothing);
         let scale = self.reduction.scale(n);
-        if let (Device::Cuda(gpu), Some(moments)) = (p.device(), moments) {
-            let rows = Rows::new(NAME, gpu, &p)?;
+        if let Device::Cuda(gpu) = x.device() {
+            let rows = Rows::new(NAME, gpu, &x)?;
             let (dy, dx) = (dy.packed()?, rows.empty(&[n, c])?);
             let [each, scale] = self.reduction.spread_args(scale);
             let tensors = [target.input(), moments.input(), dy.input(), dx.output()];
@@ -119,15 +114,16 @@ impl Op<2> for OfLabels {
             return Ok([Some(dx), None]);
         }
         let labels = target.to_vec::<i64>()?;
-        let dx = with_real!(NAME, p.dtype(), T => {
-            let v = p.dense_slice::<T>(NAME)?;
+        let dx = with_real!(NAME, x.dtype(), T => {
+            let v = x.dense_slice::<T>(NAME)?;
+            let (moments, _) = moments.dense_slice::<T>(NAME)?.as_chunks::<2>();
             let g = self.reduction.spread::<T>(&dy, scale)?;
             let (hit, even) = (T::of(1.0 - smoothing), T::of(smoothing / c as f64));
-            Tensor::build::<T>(*p.layout(), p.device(), |dx| {
-                rows(dx, c, c, |dx, r| {
-                    let (p, g) = (&v[r * c..][..c], g(r));
-                    for (dx, &p) in dx.iter_mut().zip(p) {
-                        *dx = (p - even) * g;
+            Tensor::build::<T>(*x.layout(), x.device(), |dx| {
+                rows(dx, c, 4 * c, #[inline(always)] |dx, r| {
+                    let (x, [max, share], g) = (&v[r * c..][..c], moments[r], g(r));
+                    for (dx, &x) in dx.iter_mut().zip(x) {
+                        *dx = ((x - max).exp() * share - even) * g;
                     }
                     dx[labels[r] as usize] += -hit * g;
                 })
@@ -262,11 +258,11 @@ impl Op<2> for OfShares {
             let g = self.0.reduction.spread::<T>(&dy, scale)?;
             let shares = self.shares::<T>(&x, &target, &weight)?;
             Tensor::build::<T>(*x.layout(), x.device(), |dx| {
-                rows(dx, c, 4 * c, |dx, r| {
+                rows(dx, c, 4 * c, #[inline(always)] |dx, r| {
                     if shares.write(r, dx).is_none() {
                         return dx.fill(T::ZERO);
                     }
-                    let (sum, g) = (dx.iter().copied().sum::<T>(), g(r));
+                    let (sum, g) = (T::of(row_sum([dx], |[v]| v)), g(r));
                     for (dx, &p) in dx.iter_mut().zip(&p[r * c..]) {
                         *dx = (p * sum - *dx) * g;
                     }
@@ -301,26 +297,27 @@ fn forward<T: Real>(x: &Tensor, shares: &Shares<'_, T>) -> Result<(Tensor, Tenso
     let v = x.dense_slice::<T>(NAME)?;
     let mut found = vec![T::ZERO; 2 * n];
     let p = Tensor::build::<T>(Layout::contiguous(*x.shape()), x.device(), |p| {
-        rows2((p, c), (&mut found, 2), 16 * c, |p, found, r| {
-            let x = &v[r * c..][..c];
-            let max = x.iter().fold(T::NEG_INFINITY, |m, &x| Real::nan_max(m, x));
-            let part = shares.write(r, p);
-            let (mut all, mut level) = (T::ZERO, T::ZERO);
-            for (&v, &x) in p.iter().zip(x).filter(|(v, _)| **v != T::ZERO) {
-                all += v;
-                level += v * (x - max);
-            }
-            let mut sum = T::ZERO;
-            for (p, &x) in p.iter_mut().zip(x) {
-                *p = (x - max).exp();
-                sum += *p;
-            }
-            let share = T::ONE / sum;
-            p.iter_mut().for_each(|p| *p *= share);
-            if let Some(part) = part {
-                found.copy_from_slice(&[all * sum.ln() - level, part]);
-            }
-        })
+        rows2(
+            (p, c),
+            (&mut found, 2),
+            4 * c,
+            #[inline(always)]
+            |p, found, r| {
+                let x = &v[r * c..][..c];
+                let (max, part) = (row_max(x), shares.write(r, p));
+                let all = T::of(row_sum([p], |[v]| v));
+                // a class without a share may have a logit of minus infinity
+                let cost = |v: T, x: T| if v == T::ZERO { T::ZERO } else { v * (x - max) };
+                let level = T::of(row_sum([p, x], |[v, x]| cost(v, x)));
+                p.iter_mut().zip(x).for_each(|(p, &x)| *p = (x - max).exp());
+                let sum = T::of(row_sum([p], |[p]| p));
+                let share = T::ONE / sum;
+                p.iter_mut().for_each(|p| *p *= share);
+                if let Some(part) = part {
+                    found.copy_from_slice(&[all * sum.ln() - level, part]);
+                }
+            },
+        )
     })?;
     let column = |i: usize| Tensor::from_vec(found.iter().skip(i).step_by(2).copied().collect(), n);
     Ok((column(0)?, column(1)?, p))
