@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::micro::{self, Kernel, Micro, Product, Start, Tile, TileKernel, VECTORS};
+use super::micro::{self, DEPTH, Kernel, Micro, Product, Start, Tile, TileKernel, VECTORS};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 
@@ -137,7 +137,8 @@ fn gemm_at<T: Kernel>(
         panels: n.div_ceil(micro.width()),
         pieces,
         // the stores of a tile may run over its end by a vector
-        tile_size: (micro.rows() * depth + micro.lanes).next_multiple_of(16),
+        tile_size: (micro.rows() * depth.next_multiple_of(DEPTH) + micro.lanes)
+            .next_multiple_of(16),
         panel_size: micro.width() * depth,
         shares_b: m >= n,
     };
@@ -349,7 +350,9 @@ impl<T: Kernel> Problem<'_, T> {
                         relu: self.relu && whole && piece + 1 == end,
                     };
                     // SAFETY: the scratches hold the tile and the panel, the caller gives C.
-                    unsafe { run_product(micro, product, rows.len(), columns.len()) };
+                    unsafe {
+                        run_product(micro, self.by_rows(), product, rows.len(), columns.len())
+                    };
                 }
             }
         }
@@ -365,82 +368,65 @@ impl<T: Kernel> Problem<'_, T> {
         }
     }
 
-    /// Tiles of A: the rows of each side by side for each k. Whole vectors are stored, in the
-    /// order of memory, so that what one writes too much the next overwrites.
+    /// Whether the rows of A lie one after another in a packed tile, or side by side for each k:
+    /// as they do in memory, so that packing is copying.
+    fn by_rows(&self) -> bool {
+        self.a.strides.0 != 1
+    }
+
+    /// Tiles of A, by blocks of DEPTH k.
     fn pack_a(&self, tiles: Range<usize>, ks: &Range<usize>, to: &mut [T]) {
-        let lanes = self.micro.lanes;
-        let place = |tile: usize, k: usize| {
-            (tile - tiles.start) * self.tile_size + (k - ks.start) * self.rows(tile).len()
+        let first = ks.start;
+        let mut block = |tile: usize, k: usize| {
+            let (rows, ks) = (self.rows(tile), k..(k + DEPTH).min(ks.end));
+            let place = (tile - tiles.start) * self.tile_size + (k - first) * rows.len();
+            self.pack_block(rows, ks, &mut to[place..]);
         };
-        let mut steps = |tile: usize, k: usize| {
-            let len = (ks.end - k).min(lanes);
-            self.pack_rows(self.rows(tile), k..k + len, &mut to[place(tile, k)..]);
-        };
-        // the rows of all tiles are neighbours in memory, or the elements of a row are
-        if self.a.strides.0 == 1 {
-            for k in ks.clone().step_by(lanes) {
-                tiles.clone().for_each(|tile| steps(tile, k));
+        // neighbours in memory after one another
+        if self.by_rows() {
+            for tile in tiles.clone() {
+                ks.clone().step_by(DEPTH).for_each(|k| block(tile, k));
             }
         } else {
-            for tile in tiles.clone() {
-                ks.clone().step_by(lanes).for_each(|k| steps(tile, k));
+            for k in ks.clone().step_by(DEPTH) {
+                tiles.clone().for_each(|tile| block(tile, k));
             }
         }
     }
 
-    /// At most as many elements as a vector has of a tile's rows.
-    fn pack_rows(&self, rows: Range<usize>, ks: Range<usize>, to: &mut [T]) {
+    /// At most DEPTH elements of a tile's rows.
+    fn pack_block(&self, rows: Range<usize>, ks: Range<usize>, to: &mut [T]) {
         let (data, (rs, cs)) = (self.a.data, self.a.strides);
-        let (row, p, k, len, lanes) =
-            (rows.start, rows.len(), ks.start, ks.len(), self.micro.lanes);
-        let vectors = p.div_ceil(lanes);
-        let inside = |row: usize, k: usize| row * rs + k * cs + lanes <= data.len();
-        if rs == 1 && row + vectors * lanes + (k + len - 1) * cs <= data.len() {
-            let block = micro::Copy {
-                from: data[row + k * cs..].as_ptr(),
-                from_stride: cs,
-                to: to[..(len - 1) * p + vectors * lanes].as_mut_ptr(),
-                to_stride: p,
-                vectors,
-                rows: len,
-            };
-            // SAFETY: the last row's vectors end in `data` and in `to`.
-            unsafe { (self.micro.copy)(&block) };
-        } else if cs == 1 && inside(row + p - 1, k) {
-            // the last rows first: their vectors reach into the next k's first rows
-            for p0 in (0..p).step_by(lanes).rev() {
-                let mut aside = [T::ZERO; 16 * 16];
-                let mut from = data[(row + p0) * rs + k..].as_ptr();
-                let mut from_stride = rs;
-                if !inside(row + p0 + lanes - 1, k) {
-                    let block = micro::Copy {
-                        from,
-                        from_stride: rs,
-                        to: aside.as_mut_ptr(),
-                        to_stride: lanes,
-                        vectors: 1,
-                        rows: (p - p0).min(lanes),
-                    };
-                    // SAFETY: the last of the rows' vectors ends in `data`.
-                    unsafe { (self.micro.copy)(&block) };
-                    (from, from_stride) = (aside.as_ptr(), lanes);
-                }
-                let block = micro::Copy {
-                    from,
-                    from_stride,
-                    to: to[..(len - 1) * p + vectors * lanes][p0..].as_mut_ptr(),
-                    to_stride: p,
-                    vectors: 1,
-                    rows: len,
-                };
-                // SAFETY: lanes x lanes elements of A or aside; the last row's vector ends in `to`.
-                unsafe { (self.micro.transpose)(&block) };
-            }
+        let (row, p, k, len) = (rows.start, rows.len(), ks.start, ks.len());
+        let by_rows = self.by_rows();
+        // (lines, the elements of each, how far apart they lie in `to`)
+        let (lines, size, stride) = if by_rows {
+            (p, len, DEPTH)
         } else {
-            for i in 0..len {
-                for r in 0..p {
-                    to[i * p + r] = data[(row + r) * rs + (k + i) * cs];
-                }
+            (len, p, p)
+        };
+        let (apart, along) = if by_rows { (rs, cs) } else { (cs, rs) };
+        let from = row * rs + k * cs;
+        let vectors = size.div_ceil(self.micro.lanes);
+        let whole = vectors * self.micro.lanes;
+        if along == 1 && from + (lines - 1) * apart + whole <= data.len() {
+            // whole vectors: what a line writes too much the next overwrites, in the order of
+            // memory, and after the last is room
+            let block = micro::Copy {
+                from: data[from..].as_ptr(),
+                from_stride: apart,
+                to: to[..(lines - 1) * stride + whole].as_mut_ptr(),
+                to_stride: stride,
+                vectors,
+                rows: lines,
+            };
+            // SAFETY: the last line's vectors end in `data` and in `to`.
+            unsafe { (self.micro.copy)(&block) };
+            return;
+        }
+        for i in 0..lines {
+            for j in 0..size {
+                to[i * stride + j] = data[from + i * apart + j * along];
             }
         }
     }
@@ -579,10 +565,16 @@ pub(super) unsafe fn run_tile<T: Kernel>(
 ///
 /// # Safety
 /// The pointers of `t` are valid as [`Product`] says, those to C and the bias for `columns` columns.
-unsafe fn run_product<T: Kernel>(micro: &Micro<T>, t: Product<T>, p: usize, columns: usize) {
+unsafe fn run_product<T: Kernel>(
+    micro: &Micro<T>,
+    by_rows: bool,
+    t: Product<T>,
+    p: usize,
+    columns: usize,
+) {
     const MOST: usize = 32;
     let vectors = micro.vectors(columns);
-    let kernel = micro.product[vectors - 1][p - 1];
+    let kernel = micro.product[usize::from(by_rows)][vectors - 1][p - 1];
     if columns == vectors * micro.lanes {
         // SAFETY: the caller's promise.
         unsafe { kernel(&t) };
