@@ -27,6 +27,9 @@ const MOST: usize = 1 << 26;
 /// Elements of the shared operand that the calling thread packs alone.
 const ALONE: usize = 1 << 15;
 
+/// Bytes of memory with one address translation.
+const PAGE: usize = 4096;
+
 /// A matrix in memory: element (i, j) at `data[i * strides.0 + j * strides.1]`.
 #[derive(Clone, Copy)]
 struct Matrix<'a, T> {
@@ -126,6 +129,7 @@ fn gemm_at<T: Kernel>(
     let micro = T::micro(level);
     let pieces = k.div_ceil(SUM).max(1); // at least once: an empty sum is the bias
     let depth = k.div_ceil(pieces);
+    let tiles = m.div_ceil(micro.rows());
     let problem = Problem {
         micro,
         size: [m, n, k],
@@ -133,7 +137,8 @@ fn gemm_at<T: Kernel>(
         b,
         bias,
         relu,
-        tiles: m.div_ceil(micro.rows()),
+        tiles,
+        tile_rows: (m / tiles, m % tiles),
         panels: n.div_ceil(micro.width()),
         pieces,
         // the stores of a tile may run over its end by a vector
@@ -158,6 +163,8 @@ struct Problem<'a, T: 'static> {
     tiles: usize,
     panels: usize,
     pieces: usize,
+    /// Rows of a tile, and how many tiles have one more.
+    tile_rows: (usize, usize),
     /// Elements of a packed tile and panel.
     tile_size: usize,
     panel_size: usize,
@@ -187,8 +194,11 @@ fn part(total: usize, parts: usize, i: usize) -> Range<usize> {
 }
 
 impl<T: Kernel> Problem<'_, T> {
+    /// All tiles have `tile_rows` rows, the first ones one more.
     fn rows(&self, tile: usize) -> Range<usize> {
-        part(self.size[0], self.tiles, tile)
+        let (rows, more) = self.tile_rows;
+        let start = tile * rows + tile.min(more);
+        start..start + rows + usize::from(tile < more)
     }
 
     fn columns(&self, panel: usize) -> Range<usize> {
@@ -308,7 +318,11 @@ impl<T: Kernel> Problem<'_, T> {
         let [shared_a, shared_b] = [!self.shares_b, self.shares_b].map(|s| shared.filter(|_| s));
         let room = |shared: Option<_>, size| Scratch::<T>::new(shared.map_or(size, |_| 0));
         let mut own_a = room(shared_a, tiles.len() * self.tile_size);
-        let mut own_b = room(shared_b, panels.len() * self.panel_size);
+        // a panel of its own is packed just before its use, while it is in L1; several together
+        // where B's rows are so far apart that each would cost a look-up of its address
+        let apart = self.b.strides.0 * size_of::<T>() >= PAGE && self.b.strides.1 == 1;
+        let group = if apart { 8 } else { 1 };
+        let mut own_b = room(shared_b, group * self.panel_size);
         let Range { start, end } = block.pieces;
         for piece in start..end {
             let ks = self.ks(piece);
@@ -319,14 +333,16 @@ impl<T: Kernel> Problem<'_, T> {
                     &own_a[..]
                 }
             };
-            let b = match shared_b {
-                Some(b) => &b[(piece * self.panels + panels.start) * self.panel_size..],
-                None => {
-                    self.pack(true, panels.clone(), ks.clone(), &mut own_b);
-                    &own_b[..]
-                }
-            };
             for (i, panel) in panels.clone().enumerate() {
+                let b = match shared_b {
+                    Some(b) => &b[(piece * self.panels + panel) * self.panel_size..],
+                    None if i % group > 0 => &own_b[i % group * self.panel_size..],
+                    None => {
+                        let panels = panel..(panel + group).min(panels.end);
+                        self.pack(true, panels, ks.clone(), &mut own_b);
+                        &own_b[..]
+                    }
+                };
                 let columns = self.columns(panel);
                 let start = match self.bias {
                     _ if piece > start => Some(Start::Load),
@@ -335,12 +351,11 @@ impl<T: Kernel> Problem<'_, T> {
                 };
                 for (j, tile) in tiles.clone().enumerate() {
                     let rows = self.rows(tile);
+                    let ask = self.panel_size + j * micro::asked_for::<T>(ks.len());
                     let product = Product {
                         a: a[j * self.tile_size..].as_ptr(),
-                        b: b[i * self.panel_size..].as_ptr(),
-                        next: b.as_ptr().wrapping_add(
-                            (i + 1) * self.panel_size + j * micro::asked_for::<T>(ks.len()),
-                        ),
+                        b: b.as_ptr(),
+                        next: b.as_ptr().wrapping_add(ask),
                         b_stride: micro.vectors(columns.len()) * micro.lanes,
                         sum: ks.len(),
                         start,
@@ -349,10 +364,9 @@ impl<T: Kernel> Problem<'_, T> {
                         c_stride: stride,
                         relu: self.relu && whole && piece + 1 == end,
                     };
+                    let (p, columns) = (rows.len(), columns.len());
                     // SAFETY: the scratches hold the tile and the panel, the caller gives C.
-                    unsafe {
-                        run_product(micro, self.by_rows(), product, rows.len(), columns.len())
-                    };
+                    unsafe { run_product(micro, self.by_rows(), product, p, columns) };
                 }
             }
         }

@@ -448,14 +448,29 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
 
 #[inline(always)]
 unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
-    for r in 0..c.rows {
-        for j in 0..c.vectors {
-            let j = j * V::LANES;
-            // SAFETY: the caller gives pointers valid for all rows and vectors.
-            unsafe {
-                V::load(c.from.add(r * c.from_stride + j)).store(c.to.add(r * c.to_stride + j));
-            }
+    // SAFETY: the caller gives pointers valid for all rows and vectors.
+    unsafe {
+        // the usual widths without a loop in the loop, whose end is hard to predict
+        match c.vectors {
+            1 => copy_rows::<V>(c, 1),
+            2 => copy_rows::<V>(c, 2),
+            n => copy_rows::<V>(c, n),
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn copy_rows<V: Simd>(c: &Copy<V::T>, vectors: usize) {
+    let (mut from, mut to) = (c.from, c.to);
+    for _ in 0..c.rows {
+        for j in 0..vectors {
+            // SAFETY: the caller gives pointers valid for all rows and vectors.
+            unsafe { V::load(from.add(j * V::LANES)).store(to.add(j * V::LANES)) };
+        }
+        (from, to) = (
+            from.wrapping_add(c.from_stride),
+            to.wrapping_add(c.to_stride),
+        );
     }
 }
 
