@@ -145,7 +145,8 @@ fn gemm_at<T: Kernel>(
         tile_size: (micro.rows() * depth.next_multiple_of(DEPTH) + micro.lanes)
             .next_multiple_of(16),
         panel_size: micro.width() * depth,
-        shares_b: m >= n,
+        // B is the larger one only where few rows leave it to be packed once anyway
+        shares_b: m >= n.min(512),
     };
     let work = m.saturating_mul(n).saturating_mul(k);
     problem.run(tasks.min(work / WORK), c, c_stride);
