@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::micro::{self, Kernel, Micro, Product, Start, Tile, TileKernel, VECTORS};
+use super::micro::{self, DEPTH, Kernel, Micro, Product, Start, Tile, TileKernel, VECTORS};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 
@@ -26,6 +26,9 @@ const WORK: usize = 1 << 18;
 const MOST: usize = 1 << 26;
 /// Elements of the shared operand that the calling thread packs alone.
 const ALONE: usize = 1 << 15;
+
+/// Bytes of memory with one address translation.
+const PAGE: usize = 4096;
 
 /// A matrix in memory: element (i, j) at `data[i * strides.0 + j * strides.1]`.
 #[derive(Clone, Copy)]
@@ -126,6 +129,7 @@ fn gemm_at<T: Kernel>(
     let micro = T::micro(level);
     let pieces = k.div_ceil(SUM).max(1); // at least once: an empty sum is the bias
     let depth = k.div_ceil(pieces);
+    let tiles = m.div_ceil(micro.rows());
     let problem = Problem {
         micro,
         size: [m, n, k],
@@ -133,13 +137,16 @@ fn gemm_at<T: Kernel>(
         b,
         bias,
         relu,
-        tiles: m.div_ceil(micro.rows()),
+        tiles,
+        tile_rows: (m / tiles, m % tiles),
         panels: n.div_ceil(micro.width()),
         pieces,
         // the stores of a tile may run over its end by a vector
-        tile_size: (micro.rows() * depth + micro.lanes).next_multiple_of(16),
+        tile_size: (micro.rows() * depth.next_multiple_of(DEPTH) + micro.lanes)
+            .next_multiple_of(16),
         panel_size: micro.width() * depth,
-        shares_b: m >= n,
+        // B is the larger one only where few rows leave it to be packed once anyway
+        shares_b: m >= n.min(512),
     };
     let work = m.saturating_mul(n).saturating_mul(k);
     problem.run(tasks.min(work / WORK), c, c_stride);
@@ -157,6 +164,8 @@ struct Problem<'a, T: 'static> {
     tiles: usize,
     panels: usize,
     pieces: usize,
+    /// Rows of a tile, and how many tiles have one more.
+    tile_rows: (usize, usize),
     /// Elements of a packed tile and panel.
     tile_size: usize,
     panel_size: usize,
@@ -186,8 +195,11 @@ fn part(total: usize, parts: usize, i: usize) -> Range<usize> {
 }
 
 impl<T: Kernel> Problem<'_, T> {
+    /// All tiles have `tile_rows` rows, the first ones one more.
     fn rows(&self, tile: usize) -> Range<usize> {
-        part(self.size[0], self.tiles, tile)
+        let (rows, more) = self.tile_rows;
+        let start = tile * rows + tile.min(more);
+        start..start + rows + usize::from(tile < more)
     }
 
     fn columns(&self, panel: usize) -> Range<usize> {
@@ -307,7 +319,11 @@ impl<T: Kernel> Problem<'_, T> {
         let [shared_a, shared_b] = [!self.shares_b, self.shares_b].map(|s| shared.filter(|_| s));
         let room = |shared: Option<_>, size| Scratch::<T>::new(shared.map_or(size, |_| 0));
         let mut own_a = room(shared_a, tiles.len() * self.tile_size);
-        let mut own_b = room(shared_b, panels.len() * self.panel_size);
+        // a panel of its own is packed just before its use, while it is in L1; several together
+        // where B's rows are so far apart that each would cost a look-up of its address
+        let apart = self.b.strides.0 * size_of::<T>() >= PAGE && self.b.strides.1 == 1;
+        let group = if apart { 8 } else { 1 };
+        let mut own_b = room(shared_b, group * self.panel_size);
         let Range { start, end } = block.pieces;
         for piece in start..end {
             let ks = self.ks(piece);
@@ -318,14 +334,16 @@ impl<T: Kernel> Problem<'_, T> {
                     &own_a[..]
                 }
             };
-            let b = match shared_b {
-                Some(b) => &b[(piece * self.panels + panels.start) * self.panel_size..],
-                None => {
-                    self.pack(true, panels.clone(), ks.clone(), &mut own_b);
-                    &own_b[..]
-                }
-            };
             for (i, panel) in panels.clone().enumerate() {
+                let b = match shared_b {
+                    Some(b) => &b[(piece * self.panels + panel) * self.panel_size..],
+                    None if i % group > 0 => &own_b[i % group * self.panel_size..],
+                    None => {
+                        let panels = panel..(panel + group).min(panels.end);
+                        self.pack(true, panels, ks.clone(), &mut own_b);
+                        &own_b[..]
+                    }
+                };
                 let columns = self.columns(panel);
                 let start = match self.bias {
                     _ if piece > start => Some(Start::Load),
@@ -334,12 +352,11 @@ impl<T: Kernel> Problem<'_, T> {
                 };
                 for (j, tile) in tiles.clone().enumerate() {
                     let rows = self.rows(tile);
+                    let ask = self.panel_size + j * micro::asked_for::<T>(ks.len());
                     let product = Product {
                         a: a[j * self.tile_size..].as_ptr(),
-                        b: b[i * self.panel_size..].as_ptr(),
-                        next: b.as_ptr().wrapping_add(
-                            (i + 1) * self.panel_size + j * micro::asked_for::<T>(ks.len()),
-                        ),
+                        b: b.as_ptr(),
+                        next: b.as_ptr().wrapping_add(ask),
                         b_stride: micro.vectors(columns.len()) * micro.lanes,
                         sum: ks.len(),
                         start,
@@ -348,8 +365,9 @@ impl<T: Kernel> Problem<'_, T> {
                         c_stride: stride,
                         relu: self.relu && whole && piece + 1 == end,
                     };
+                    let (p, columns) = (rows.len(), columns.len());
                     // SAFETY: the scratches hold the tile and the panel, the caller gives C.
-                    unsafe { run_product(micro, product, rows.len(), columns.len()) };
+                    unsafe { run_product(micro, self.by_rows(), product, p, columns) };
                 }
             }
         }
@@ -365,82 +383,65 @@ impl<T: Kernel> Problem<'_, T> {
         }
     }
 
-    /// Tiles of A: the rows of each side by side for each k. Whole vectors are stored, in the
-    /// order of memory, so that what one writes too much the next overwrites.
+    /// Whether the rows of A lie one after another in a packed tile, or side by side for each k:
+    /// as they do in memory, so that packing is copying.
+    fn by_rows(&self) -> bool {
+        self.a.strides.0 != 1
+    }
+
+    /// Tiles of A, by blocks of DEPTH k.
     fn pack_a(&self, tiles: Range<usize>, ks: &Range<usize>, to: &mut [T]) {
-        let lanes = self.micro.lanes;
-        let place = |tile: usize, k: usize| {
-            (tile - tiles.start) * self.tile_size + (k - ks.start) * self.rows(tile).len()
+        let first = ks.start;
+        let mut block = |tile: usize, k: usize| {
+            let (rows, ks) = (self.rows(tile), k..(k + DEPTH).min(ks.end));
+            let place = (tile - tiles.start) * self.tile_size + (k - first) * rows.len();
+            self.pack_block(rows, ks, &mut to[place..]);
         };
-        let mut steps = |tile: usize, k: usize| {
-            let len = (ks.end - k).min(lanes);
-            self.pack_rows(self.rows(tile), k..k + len, &mut to[place(tile, k)..]);
-        };
-        // the rows of all tiles are neighbours in memory, or the elements of a row are
-        if self.a.strides.0 == 1 {
-            for k in ks.clone().step_by(lanes) {
-                tiles.clone().for_each(|tile| steps(tile, k));
+        // neighbours in memory after one another
+        if self.by_rows() {
+            for tile in tiles.clone() {
+                ks.clone().step_by(DEPTH).for_each(|k| block(tile, k));
             }
         } else {
-            for tile in tiles.clone() {
-                ks.clone().step_by(lanes).for_each(|k| steps(tile, k));
+            for k in ks.clone().step_by(DEPTH) {
+                tiles.clone().for_each(|tile| block(tile, k));
             }
         }
     }
 
-    /// At most as many elements as a vector has of a tile's rows.
-    fn pack_rows(&self, rows: Range<usize>, ks: Range<usize>, to: &mut [T]) {
+    /// At most DEPTH elements of a tile's rows.
+    fn pack_block(&self, rows: Range<usize>, ks: Range<usize>, to: &mut [T]) {
         let (data, (rs, cs)) = (self.a.data, self.a.strides);
-        let (row, p, k, len, lanes) =
-            (rows.start, rows.len(), ks.start, ks.len(), self.micro.lanes);
-        let vectors = p.div_ceil(lanes);
-        let inside = |row: usize, k: usize| row * rs + k * cs + lanes <= data.len();
-        if rs == 1 && row + vectors * lanes + (k + len - 1) * cs <= data.len() {
-            let block = micro::Copy {
-                from: data[row + k * cs..].as_ptr(),
-                from_stride: cs,
-                to: to[..(len - 1) * p + vectors * lanes].as_mut_ptr(),
-                to_stride: p,
-                vectors,
-                rows: len,
-            };
-            // SAFETY: the last row's vectors end in `data` and in `to`.
-            unsafe { (self.micro.copy)(&block) };
-        } else if cs == 1 && inside(row + p - 1, k) {
-            // the last rows first: their vectors reach into the next k's first rows
-            for p0 in (0..p).step_by(lanes).rev() {
-                let mut aside = [T::ZERO; 16 * 16];
-                let mut from = data[(row + p0) * rs + k..].as_ptr();
-                let mut from_stride = rs;
-                if !inside(row + p0 + lanes - 1, k) {
-                    let block = micro::Copy {
-                        from,
-                        from_stride: rs,
-                        to: aside.as_mut_ptr(),
-                        to_stride: lanes,
-                        vectors: 1,
-                        rows: (p - p0).min(lanes),
-                    };
-                    // SAFETY: the last of the rows' vectors ends in `data`.
-                    unsafe { (self.micro.copy)(&block) };
-                    (from, from_stride) = (aside.as_ptr(), lanes);
-                }
-                let block = micro::Copy {
-                    from,
-                    from_stride,
-                    to: to[..(len - 1) * p + vectors * lanes][p0..].as_mut_ptr(),
-                    to_stride: p,
-                    vectors: 1,
-                    rows: len,
-                };
-                // SAFETY: lanes x lanes elements of A or aside; the last row's vector ends in `to`.
-                unsafe { (self.micro.transpose)(&block) };
-            }
+        let (row, p, k, len) = (rows.start, rows.len(), ks.start, ks.len());
+        let by_rows = self.by_rows();
+        // (lines, the elements of each, how far apart they lie in `to`)
+        let (lines, size, stride) = if by_rows {
+            (p, len, DEPTH)
         } else {
-            for i in 0..len {
-                for r in 0..p {
-                    to[i * p + r] = data[(row + r) * rs + (k + i) * cs];
-                }
+            (len, p, p)
+        };
+        let (apart, along) = if by_rows { (rs, cs) } else { (cs, rs) };
+        let from = row * rs + k * cs;
+        let vectors = size.div_ceil(self.micro.lanes);
+        let whole = vectors * self.micro.lanes;
+        if along == 1 && from + (lines - 1) * apart + whole <= data.len() {
+            // whole vectors: what a line writes too much the next overwrites, in the order of
+            // memory, and after the last is room
+            let block = micro::Copy {
+                from: data[from..].as_ptr(),
+                from_stride: apart,
+                to: to[..(lines - 1) * stride + whole].as_mut_ptr(),
+                to_stride: stride,
+                vectors,
+                rows: lines,
+            };
+            // SAFETY: the last line's vectors end in `data` and in `to`.
+            unsafe { (self.micro.copy)(&block) };
+            return;
+        }
+        for i in 0..lines {
+            for j in 0..size {
+                to[i * stride + j] = data[from + i * apart + j * along];
             }
         }
     }
@@ -579,10 +580,16 @@ pub(super) unsafe fn run_tile<T: Kernel>(
 ///
 /// # Safety
 /// The pointers of `t` are valid as [`Product`] says, those to C and the bias for `columns` columns.
-unsafe fn run_product<T: Kernel>(micro: &Micro<T>, t: Product<T>, p: usize, columns: usize) {
+unsafe fn run_product<T: Kernel>(
+    micro: &Micro<T>,
+    by_rows: bool,
+    t: Product<T>,
+    p: usize,
+    columns: usize,
+) {
     const MOST: usize = 32;
     let vectors = micro.vectors(columns);
-    let kernel = micro.product[vectors - 1][p - 1];
+    let kernel = micro.product[usize::from(by_rows)][vectors - 1][p - 1];
     if columns == vectors * micro.lanes {
         // SAFETY: the caller's promise.
         unsafe { kernel(&t) };

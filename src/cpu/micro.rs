@@ -51,10 +51,12 @@ pub struct Tile<'a, T> {
     pub relu: bool,
 }
 
-/// c\[p * c_stride + j\] = start + sum over k < sum of a\[k * P + p\] * b\[k * b_stride + j\]
-/// for P rows: a product of matrices, whose A is packed so that one pointer walks through it.
+/// c\[p * c_stride + j\] = start + sum over k < sum of a\[p, k\] * b\[k * b_stride + j\] for P
+/// rows. A is packed by blocks of [`DEPTH`] k, in each of them the rows side by side for each k,
+/// or the rows one after another, DEPTH apart: as they come without a transposition. Either way
+/// one pointer and constants reach all of them.
 pub struct Product<T> {
-    /// A tile of A, its P rows side by side for each k.
+    /// A tile of A.
     pub a: *const T,
     /// The panel.
     pub b: *const T,
@@ -121,8 +123,8 @@ pub struct Micro<T: 'static> {
     pub lanes: usize,
     /// The kernels of a tile by vectors - 1 and rows - 1.
     pub tile: [&'static [TileKernel<T>]; VECTORS],
-    /// The kernels of a product by vectors - 1 and rows - 1.
-    pub product: [&'static [ProductKernel<T>]; VECTORS],
+    /// The kernels of a product by the layout of A, vectors - 1 and rows - 1.
+    pub product: [[&'static [ProductKernel<T>]; VECTORS]; 2],
     /// The kernels of an outer product by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterKernel<T>]; VECTORS],
     /// The kernels of depthwise convolution.
@@ -255,7 +257,7 @@ pub fn asked_for<T>(sum: usize) -> usize {
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
-unsafe fn product<V: Simd, const P: usize, const N: usize>(t: &Product<V::T>) {
+unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: &Product<V::T>) {
     let line = LINE / size_of::<V::T>();
     // SAFETY: the caller gives pointers valid for P rows, N vectors and the sum.
     unsafe {
@@ -265,34 +267,41 @@ unsafe fn product<V: Simd, const P: usize, const N: usize>(t: &Product<V::T>) {
             prefetch::<_, false>(t.c.add(p * t.c_stride + N * V::LANES - 1));
         }
         let mut acc = [[V::splat(V::T::ZERO); N]; P];
-        let (mut a, mut b, mut next) = (t.a, t.b, t.next);
-        for _ in 0..t.sum / STEP {
-            for k in 0..STEP {
+        let (mut a, mut b, mut next, mut left) = (t.a, t.b, t.next, t.sum);
+        let mut ask = a.wrapping_add(8 * line);
+        while left > 0 {
+            let len = left.min(DEPTH);
+            let mut from = a;
+            for _ in 0..len / STEP {
+                for k in 0..STEP {
+                    let row: [V; N] = row(b);
+                    for p in 0..P {
+                        let x = V::splat(*from.add(if ROWS { p * DEPTH + k } else { k * P + p }));
+                        for j in 0..N {
+                            acc[p][j] = x.mul_add(row[j], acc[p][j]);
+                        }
+                    }
+                    b = b.add(t.b_stride);
+                }
+                // A comes from L2, eight lines before it is needed
+                for i in 0..(STEP * P).div_ceil(line) {
+                    prefetch::<_, false>(ask.wrapping_add(i * line));
+                }
+                prefetch::<_, true>(next);
+                from = from.add(if ROWS { STEP } else { STEP * P });
+                (ask, next) = (ask.wrapping_add(STEP * P), next.wrapping_add(line));
+            }
+            for _ in 0..len % STEP {
                 let row: [V; N] = row(b);
                 for p in 0..P {
-                    let x = V::splat(*a.add(k * P + p));
+                    let x = V::splat(*from.add(if ROWS { p * DEPTH } else { p }));
                     for j in 0..N {
                         acc[p][j] = x.mul_add(row[j], acc[p][j]);
                     }
                 }
-                b = b.add(t.b_stride);
+                (from, b) = (from.add(if ROWS { 1 } else { P }), b.add(t.b_stride));
             }
-            // A comes from L2, eight lines before it is needed
-            for i in 0..(STEP * P).div_ceil(line) {
-                prefetch::<_, false>(a.wrapping_add((8 + i) * line));
-            }
-            prefetch::<_, true>(next);
-            (a, next) = (a.add(STEP * P), next.wrapping_add(line));
-        }
-        for _ in 0..t.sum % STEP {
-            let row: [V; N] = row(b);
-            for p in 0..P {
-                let x = V::splat(*a.add(p));
-                for j in 0..N {
-                    acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                }
-            }
-            (a, b) = (a.add(P), b.add(t.b_stride));
+            (a, left) = (a.wrapping_add(P * DEPTH), left - len);
         }
         let (start, stride) = match t.start {
             Some(Start::Bias(bias)) => (bias, 0),
@@ -363,14 +372,29 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
 
 #[inline(always)]
 unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
-    for r in 0..c.rows {
-        for j in 0..c.vectors {
-            let j = j * V::LANES;
-            // SAFETY: the caller gives pointers valid for all rows and vectors.
-            unsafe {
-                V::load(c.from.add(r * c.from_stride + j)).store(c.to.add(r * c.to_stride + j));
-            }
+    // SAFETY: the caller gives pointers valid for all rows and vectors.
+    unsafe {
+        // the usual widths without a loop in the loop, whose end is hard to predict
+        match c.vectors {
+            1 => copy_rows::<V>(c, 1),
+            2 => copy_rows::<V>(c, 2),
+            n => copy_rows::<V>(c, n),
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn copy_rows<V: Simd>(c: &Copy<V::T>, vectors: usize) {
+    let (mut from, mut to) = (c.from, c.to);
+    for _ in 0..c.rows {
+        for j in 0..vectors {
+            // SAFETY: the caller gives pointers valid for all rows and vectors.
+            unsafe { V::load(from.add(j * V::LANES)).store(to.add(j * V::LANES)) };
+        }
+        (from, to) = (
+            from.wrapping_add(c.from_stride),
+            to.wrapping_add(c.to_stride),
+        );
     }
 }
 
@@ -421,8 +445,8 @@ macro_rules! table {
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
-            unsafe fn products<const P: usize, const N: usize>(t: &Product<$t>) {
-                unsafe { product::<$v, P, N>(t) }
+            unsafe fn products<const P: usize, const N: usize, const R: bool>(t: &Product<$t>) {
+                unsafe { product::<$v, P, N, R>(t) }
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
@@ -442,7 +466,10 @@ macro_rules! table {
             Micro {
                 lanes: <$v as Simd>::LANES,
                 tile: [&[$(tiles::<$p, 1>),*], &[$(tiles::<$p, 2>),*]],
-                product: [&[$(products::<$p, 1>),*], &[$(products::<$p, 2>),*]],
+                product: [
+                    [&[$(products::<$p, 1, false>),*], &[$(products::<$p, 2, false>),*]],
+                    [&[$(products::<$p, 1, true>),*], &[$(products::<$p, 2, true>),*]],
+                ],
                 outer: [&[$(outers::<$p, 1>),*], &[$(outers::<$p, 2>),*]],
                 copy: copies,
                 transpose: transposes,
