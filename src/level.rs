@@ -104,6 +104,17 @@ pub fn run<R>(f: impl FnOnce() -> R) -> R {
     unsafe { level().call(f) }
 }
 
+/// [`std::array::from_fn`], and what `map` of an array does, for what is called by [`run`]: those of
+/// std may stay calls, of functions without the level's instructions.
+#[inline(always)]
+pub fn array<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
+    let mut a = [T::default(); N];
+    for (i, a) in a.iter_mut().enumerate() {
+        *a = f(i);
+    }
+    a
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

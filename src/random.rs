@@ -1,11 +1,9 @@
 //! Random numbers: Philox 4x32-10, counter based, so that element i of a stream is known without
 //! the ones before it, and any number of threads (or a GPU) makes the same numbers.
 
-use std::array::from_fn;
-
 use rayon::prelude::*;
 
-use crate::level;
+use crate::level::{self, array};
 
 /// One block of the Philox 4x32-10 bijection (Salmon et al. 2011, "Parallel random numbers: as
 /// easy as 1, 2, 3").
@@ -31,7 +29,11 @@ fn philox<const W: usize>(mut c: [[u64; W]; 4], k: [u32; 2]) -> [[u32; W]; 4] {
         }
         k = [k[0] + 0x9E37_79B9, k[1] + 0xBB67_AE85];
     }
-    c.map(|c| c.map(|c| c as u32))
+    let mut words = [[0; W]; 4];
+    for (words, c) in words.iter_mut().zip(c) {
+        *words = array(|l| c[l] as u32);
+    }
+    words
 }
 
 /// A stream of random numbers: a seed (the key) and how many blocks of four were taken.
@@ -107,7 +109,7 @@ impl Generator {
         self.fill(
             out,
             #[inline(always)]
-            |r| r.map(|x| f(unit(x))),
+            |[a, b, c, d]| [f(unit(a)), f(unit(b)), f(unit(c)), f(unit(d))],
         );
     }
 
@@ -141,10 +143,10 @@ impl Generator {
 /// The blocks of the stream of `seed` from `offset` on.
 #[inline(always)]
 fn blocks(seed: u64, offset: u64) -> [[u32; 4]; BLOCKS] {
-    let at: [u64; BLOCKS] = from_fn(|l| offset.wrapping_add(l as u64));
+    let at: [u64; BLOCKS] = array(|l| offset.wrapping_add(l as u64));
     let zero = [0; BLOCKS];
-    let words = philox([at, at.map(|o| o >> 32), zero, zero], key(seed));
-    from_fn(|l| words.map(|w| w[l]))
+    let words = philox([at, array(|l| at[l] >> 32), zero, zero], key(seed));
+    array(|l| array(|i| words[i][l]))
 }
 
 fn key(seed: u64) -> [u32; 2] {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::dtype::{Element, Real};
-use crate::level;
+use crate::level::{self, array};
 use crate::shape::{Layout, Loops, Shape};
 
 /// Elements below which a loop stays on one thread.
@@ -308,16 +308,20 @@ fn add_rows<T: Real>(x: &[T], acc: &mut [T]) {
 #[inline(always)]
 pub fn row_sum<T: Real, R: Real, const K: usize>(rows: [&[T]; K], g: impl Fn([T; K]) -> R) -> f64 {
     let n = rows[0].len();
-    let (rows, whole) = (rows.map(|x| &x[..n]), n / 16 * 16);
+    let rows: [&[T]; K] = array(|j| &rows[j][..n]);
+    let whole = n / 16 * 16;
     let mut acc = [0f64; 16];
     for at in (0..whole).step_by(16) {
-        let part = rows.map(|x| &x[at..at + 16]);
+        let part: [&[T]; K] = array(|j| &rows[j][at..at + 16]);
         for (l, a) in acc.iter_mut().enumerate() {
-            *a += g(part.map(|x| x[l])).to_f64();
+            *a += g(array(|j| part[j][l])).to_f64();
         }
     }
-    let rest = (whole..n).map(|i| g(rows.map(|x| x[i])).to_f64());
-    acc.iter().sum::<f64>() + rest.sum::<f64>()
+    let mut rest = 0.0;
+    for i in whole..n {
+        rest += g(array(|j| rows[j][i])).to_f64();
+    }
+    acc.iter().sum::<f64>() + rest
 }
 
 /// The greatest of a row; NaN if one is.

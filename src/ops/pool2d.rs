@@ -1,6 +1,5 @@
 //! Max and average pooling over a window that slides over images, and averages over adaptive windows.
 
-use std::array::from_fn;
 use std::ops::Range;
 
 use crate::autograd::{Op, apply};
@@ -278,7 +277,8 @@ fn greatest<T: Real, I: Element, const L: usize>(
     // a window wholly in the padding (dilation can do that) has no maximum
     let (mut most, mut index) = ([T::NEG_INFINITY; L], [0; L]);
     if let Some(((k, x), rest)) = taps.split_first() {
-        (most, index) = (from_fn(|l| x[from + l]), [*k; L]);
+        most.copy_from_slice(&x[from..from + L]);
+        index = [*k; L];
         for (k, x) in rest {
             let x = &x[from..from + L];
             for l in 0..L {
@@ -289,7 +289,9 @@ fn greatest<T: Real, I: Element, const L: usize>(
         }
     }
     y[from..from + L].copy_from_slice(&most);
-    arg[from..from + L].copy_from_slice(&index.map(index_of));
+    for (arg, k) in arg[from..from + L].iter_mut().zip(index) {
+        *arg = index_of(k);
+    }
 }
 
 /// y = sum over the window / its number of elements, those in the padding counted or not.
