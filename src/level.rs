@@ -96,7 +96,8 @@ pub fn level() -> Level {
 /// crate itself is compiled for any x86-64, which has 128-bit ones.
 ///
 /// A function gets the instructions of another only where it is inlined into it. So the closure,
-/// and all that its loops call, is `#[inline(always)]`. Results are the same bits at all levels:
+/// and all that its loops call, is `#[inline(always)]`, and loops are `for` loops, since std's
+/// `for_each` may stay a call. Results are the same bits at all levels:
 /// the compiler neither fuses nor reorders float arithmetic by itself.
 #[inline(always)]
 pub fn run<R>(f: impl FnOnce() -> R) -> R {

@@ -279,7 +279,11 @@ pub(crate) fn relu_in_place<T: Real>(y: &mut [T]) {
     let each = |part: &mut [T]| {
         level::run(
             #[inline(always)]
-            || part.iter_mut().for_each(|y| *y = Relu.f(*y)),
+            || {
+                for y in part {
+                    *y = Relu.f(*y);
+                }
+            },
         )
     };
     y.par_chunks_mut(1 << 14).for_each(each);
