@@ -96,12 +96,24 @@ pub fn level() -> Level {
 /// crate itself is compiled for any x86-64, which has 128-bit ones.
 ///
 /// A function gets the instructions of another only where it is inlined into it. So the closure,
-/// and all that its loops call, is `#[inline(always)]`. Results are the same bits at all levels:
+/// and all that its loops call, is `#[inline(always)]`, and loops are `for` loops, since std's
+/// `for_each` may stay a call. Results are the same bits at all levels:
 /// the compiler neither fuses nor reorders float arithmetic by itself.
 #[inline(always)]
 pub fn run<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: `level` gives what the machine has.
     unsafe { level().call(f) }
+}
+
+/// [`std::array::from_fn`], and what `map` of an array does, for what is called by [`run`]: those of
+/// std may stay calls, of functions without the level's instructions.
+#[inline(always)]
+pub fn array<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
+    let mut a = [T::default(); N];
+    for (i, a) in a.iter_mut().enumerate() {
+        *a = f(i);
+    }
+    a
 }
 
 #[cfg(test)]

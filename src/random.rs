@@ -1,23 +1,21 @@
 //! Random numbers: Philox 4x32-10, counter based, so that element i of a stream is known without
 //! the ones before it, and any number of threads (or a GPU) makes the same numbers.
 
-use std::array::from_fn;
-
 use rayon::prelude::*;
 
-use crate::level;
+use crate::level::{self, array};
 
 /// One block of the Philox 4x32-10 bijection (Salmon et al. 2011, "Parallel random numbers: as
 /// easy as 1, 2, 3").
 #[inline]
 pub fn philox4x32_10(c: [u32; 4], k: [u32; 2]) -> [u32; 4] {
-    philox(c.map(|c| [c as u64]), k).map(|[r]| r)
+    philox(c.map(|c| [c as u64]), k).map(|[r]| r as u32)
 }
 
 /// W blocks side by side. Each 32-bit word lies in 64 bits, of which the upper half is noise:
 /// vectors multiply so, without moving lanes.
 #[inline(always)]
-fn philox<const W: usize>(mut c: [[u64; W]; 4], k: [u32; 2]) -> [[u32; W]; 4] {
+fn philox<const W: usize>(mut c: [[u64; W]; 4], k: [u32; 2]) -> [[u64; W]; 4] {
     const LOW: u64 = u32::MAX as u64;
     let mut k = k.map(u64::from);
     for _ in 0..10 {
@@ -31,7 +29,7 @@ fn philox<const W: usize>(mut c: [[u64; W]; 4], k: [u32; 2]) -> [[u32; W]; 4] {
         }
         k = [k[0] + 0x9E37_79B9, k[1] + 0xBB67_AE85];
     }
-    c.map(|c| c.map(|c| c as u32))
+    c
 }
 
 /// A stream of random numbers: a seed (the key) and how many blocks of four were taken.
@@ -50,6 +48,8 @@ pub struct Generator {
 const CHUNK: usize = 1 << 14;
 /// Blocks that are made side by side.
 const BLOCKS: usize = 16;
+/// The words in them.
+const WORDS: usize = 4 * BLOCKS;
 
 impl Generator {
     /// A stream from its start.
@@ -107,30 +107,35 @@ impl Generator {
         self.fill(
             out,
             #[inline(always)]
-            |r| r.map(|x| f(unit(x))),
+            |words, out| {
+                for (o, &w) in out.iter_mut().zip(words) {
+                    *o = f(unit(w));
+                }
+            },
         );
     }
 
     /// Fill with normal numbers of mean 0 and variance 1, as `f` takes them.
     pub fn fill_normal<T: Send>(&mut self, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
-        self.fill(out, |r| normals(r).map(&f));
+        self.fill(out, |words, out| {
+            for (out, &r) in out.chunks_mut(4).zip(words.as_chunks().0) {
+                for (o, v) in out.iter_mut().zip(normals(r)) {
+                    *o = f(v);
+                }
+            }
+        });
     }
 
-    /// Fill with what `four` makes of each block.
-    fn fill<T: Send>(&mut self, out: &mut [T], four: impl Fn([u32; 4]) -> [T; 4] + Sync) {
+    /// Call `some(words, out)` with the words of a few blocks for each stretch of as many outputs.
+    fn fill<T: Send>(&mut self, out: &mut [T], some: impl Fn(&[u32; WORDS], &mut [T]) + Sync) {
         let (start, seed) = (self.take(out.len().div_ceil(4) as u64), self.seed);
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
             let start = start.wrapping_add((i * CHUNK / 4) as u64);
             level::run(
                 #[inline(always)]
                 || {
-                    for (j, out) in out.chunks_mut(4 * BLOCKS).enumerate() {
-                        let r = blocks(seed, start.wrapping_add((j * BLOCKS) as u64));
-                        for (quad, r) in out.chunks_mut(4).zip(r) {
-                            for (o, v) in quad.iter_mut().zip(four(r)) {
-                                *o = v;
-                            }
-                        }
+                    for (j, out) in out.chunks_mut(WORDS).enumerate() {
+                        some(&words(seed, start.wrapping_add((j * BLOCKS) as u64)), out);
                     }
                 },
             );
@@ -138,13 +143,13 @@ impl Generator {
     }
 }
 
-/// The blocks of the stream of `seed` from `offset` on.
+/// The words of the stream of `seed` from block `offset` on.
 #[inline(always)]
-fn blocks(seed: u64, offset: u64) -> [[u32; 4]; BLOCKS] {
-    let at: [u64; BLOCKS] = from_fn(|l| offset.wrapping_add(l as u64));
+fn words(seed: u64, offset: u64) -> [u32; WORDS] {
+    let at: [u64; BLOCKS] = array(|l| offset.wrapping_add(l as u64));
     let zero = [0; BLOCKS];
-    let words = philox([at, at.map(|o| o >> 32), zero, zero], key(seed));
-    from_fn(|l| words.map(|w| w[l]))
+    let r = philox([at, array(|l| at[l] >> 32), zero, zero], key(seed));
+    array(|i| r[i % 4][i / 4] as u32)
 }
 
 fn key(seed: u64) -> [u32; 2] {
@@ -204,14 +209,14 @@ mod tests {
     fn blocks_side_by_side_are_those_alone_at_all_levels() {
         let (seed, offset) = (u64::MAX - 5, u32::MAX as u64 - 7);
         let alone: Vec<_> = (0..BLOCKS as u64)
-            .map(|i| block(seed, offset + i))
+            .flat_map(|i| block(seed, offset + i))
             .collect();
         for level in level::Level::available() {
             let together = level.run(
                 #[inline(always)]
-                || blocks(seed, offset),
+                || words(seed, offset),
             );
-            assert_eq!(together[..], alone, "{level:?}");
+            assert_eq!(together, alone[..], "{level:?}");
         }
     }
 

@@ -79,9 +79,13 @@ pub fn gather<T: Real>(
                         let (x, weight) = (&x[from..][..channels], up * across);
                         let pixel = y.iter_mut().zip(x);
                         if std::mem::take(&mut first) {
-                            pixel.for_each(|(y, &x)| *y = x * weight);
+                            for (y, &x) in pixel {
+                                *y = x * weight;
+                            }
                         } else {
-                            pixel.for_each(|(y, &x)| *y += x * weight);
+                            for (y, &x) in pixel {
+                                *y += x * weight;
+                            }
                         }
                     }
                 }

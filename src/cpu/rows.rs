@@ -1,13 +1,11 @@
 //! Walks over a matrix of rows: two outputs a row, maps with constants for each column, and sums
 //! down the columns.
 
-use std::array::from_fn;
-
 use rayon::prelude::*;
 
 use super::strided::{self, PARALLEL};
 use crate::dtype::Real;
-use crate::level;
+use crate::level::{self, array};
 
 /// Call `f(row of a, row of b, index)` for each row, `a` and `b` having rows of these lengths; in
 /// parallel if `work` a row makes it worth it, by [`level::run`].
@@ -51,9 +49,10 @@ pub fn map<T: Real, const K: usize>(
             let here = r * width..(r + 1) * width;
             let (x, y) = (&x[here.clone()], &y[here]);
             // all of one length, known here: no bounds checks in the loop
-            let (out, k) = (&mut out[..width], columns.map(|k| &k[..width]));
+            let k: [&[T]; K] = array(|j| &columns[j][..width]);
+            let out = &mut out[..width];
             for c in 0..width {
-                out[c] = f(x[c], y[c], from_fn(|j| k[j][c]));
+                out[c] = f(x[c], y[c], array(|j| k[j][c]));
             }
         },
     );
@@ -224,18 +223,21 @@ fn add_lanes<T: Real, const K: usize, const SHIFT: bool, const L: usize>(
     sums: &mut [Vec<f64>; 2],
     f: &impl Fn(usize, T, T, [T; K]) -> [T; 2],
 ) {
-    let mut k: [[T; L]; K] = columns.map(|k| from_fn(|l| k[c + l]));
+    let mut k = [[T::ZERO; L]; K];
+    for (k, column) in k.iter_mut().zip(columns) {
+        k.copy_from_slice(&column[c..c + L]);
+    }
     let (shift, n) = (k, x.len() / width);
     if SHIFT {
-        let [a, b, d] = [0, n / 2, n - 1].map(|r| &x[r * width + c..][..L]);
-        k[0] = from_fn(|l| median([a[l], b[l], d[l]]));
+        let [a, b, d]: [&[T]; 3] = array(|i| &x[[0, n / 2, n - 1][i] * width + c..][..L]);
+        k[0] = array(|l| median([a[l], b[l], d[l]]));
     }
     let (mut s, mut t) = ([T::ZERO; L], [T::ZERO; L]);
     let rows = x.chunks_exact(width).zip(y.chunks_exact(width));
     for (r, (x, y)) in rows.enumerate() {
         let (x, y) = (&x[c..c + L], &y[c..c + L]);
         for l in 0..L {
-            let [a, b] = f(first + r, x[l], y[l], from_fn(|j| k[j][l]));
+            let [a, b] = f(first + r, x[l], y[l], array(|j| k[j][l]));
             s[l] += a;
             t[l] += b;
         }

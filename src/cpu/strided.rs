@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::dtype::{Element, Real};
-use crate::level;
+use crate::level::{self, array};
 use crate::shape::{Layout, Loops, Shape};
 
 /// Elements below which a loop stays on one thread.
@@ -69,7 +69,11 @@ pub fn map<T: Element, U: Element>(
             let x = &x[a..a + out.len()];
             level::run(
                 #[inline(always)]
-                || out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x)),
+                || {
+                    for (o, &x) in out.iter_mut().zip(x) {
+                        *o = f(x);
+                    }
+                },
             );
         } else {
             for (i, o) in out.iter_mut().enumerate() {
@@ -90,24 +94,35 @@ pub fn zip<T: Element, S: Element, U: Element>(
     Loops::new(lo, [lx, ly]).run(out, &|out: &mut [U], [a, b], [s, t]| match (s, t) {
         (1, 1) => {
             let (x, y) = (&x[a..a + out.len()], &y[b..b + out.len()]);
-            let both = out.iter_mut().zip(x).zip(y);
             level::run(
                 #[inline(always)]
-                || both.for_each(|((o, &x), &y)| *o = f(x, y)),
+                || {
+                    for ((o, &x), &y) in out.iter_mut().zip(x).zip(y) {
+                        *o = f(x, y);
+                    }
+                },
             );
         }
         (1, 0) => {
             let (x, y) = (&x[a..a + out.len()], y[b]);
             level::run(
                 #[inline(always)]
-                || out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x, y)),
+                || {
+                    for (o, &x) in out.iter_mut().zip(x) {
+                        *o = f(x, y);
+                    }
+                },
             );
         }
         (0, 1) => {
             let (x, y) = (x[a], &y[b..b + out.len()]);
             level::run(
                 #[inline(always)]
-                || out.iter_mut().zip(y).for_each(|(o, &y)| *o = f(x, y)),
+                || {
+                    for (o, &y) in out.iter_mut().zip(y) {
+                        *o = f(x, y);
+                    }
+                },
             );
         }
         _ => {
@@ -306,18 +321,33 @@ fn add_rows<T: Real>(x: &[T], acc: &mut [T]) {
 /// Sum of `g` over a row's elements, beside those of other rows, in f64 whatever T is: 16 running
 /// sums, which fill vector registers.
 #[inline(always)]
-pub fn row_sum<T: Real, R: Real, const K: usize>(rows: [&[T]; K], g: impl Fn([T; K]) -> R) -> f64 {
+pub fn row_sum<T: Real, R: Real, const K: usize>(
+    rows: [&[T]; K],
+    g: impl Fn([T; K]) -> R,
+) -> f64 {
+    // a stretch's values are computed before they are summed: a loop of unknown length is what the
+    // compiler vectorizes best
+    const STRETCH: usize = 128;
     let n = rows[0].len();
-    let (rows, whole) = (rows.map(|x| &x[..n]), n / 16 * 16);
-    let mut acc = [0f64; 16];
-    for at in (0..whole).step_by(16) {
-        let part = rows.map(|x| &x[at..at + 16]);
-        for (l, a) in acc.iter_mut().enumerate() {
-            *a += g(part.map(|x| x[l])).to_f64();
+    let (mut acc, mut rest) = ([0f64; 16], 0.0);
+    let mut values = [R::ZERO; STRETCH];
+    for at in (0..n).step_by(STRETCH) {
+        let values = &mut values[..STRETCH.min(n - at)];
+        let part: [&[T]; K] = array(|j| &rows[j][at..at + values.len()]);
+        for (i, v) in values.iter_mut().enumerate() {
+            *v = g(array(|j| part[j][i]));
+        }
+        let (chunks, few) = values.as_chunks::<16>();
+        for c in chunks {
+            for (a, v) in acc.iter_mut().zip(c) {
+                *a += v.to_f64();
+            }
+        }
+        for v in few {
+            rest += v.to_f64();
         }
     }
-    let rest = (whole..n).map(|i| g(rows.map(|x| x[i])).to_f64());
-    acc.iter().sum::<f64>() + rest.sum::<f64>()
+    acc.iter().sum::<f64>() + rest
 }
 
 /// The greatest of a row; NaN if one is.

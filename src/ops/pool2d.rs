@@ -1,6 +1,5 @@
 //! Max and average pooling over a window that slides over images, and averages over adaptive windows.
 
-use std::array::from_fn;
 use std::ops::Range;
 
 use crate::autograd::{Op, apply};
@@ -207,12 +206,9 @@ impl MaxPool {
                         walk.taps(r % oh, ow, |k, at| {
                             taps.push((k as u32, &image[at..at + c]))
                         });
-                        let whole = c / LANES * LANES;
-                        for from in (0..whole).step_by(LANES) {
-                            greatest::<T, I, LANES>(&taps, from, y, arg, &index_of);
-                        }
-                        for from in whole..c {
-                            greatest::<T, I, 1>(&taps, from, y, arg, &index_of);
+                        let some = y.chunks_mut(CHANNELS).zip(arg.chunks_mut(CHANNELS));
+                        for (i, (y, arg)) in some.enumerate() {
+                            greatest(&taps, i * CHANNELS, y, arg, &index_of);
                         }
                     }
                 },
@@ -260,36 +256,40 @@ impl MaxPool {
     }
 }
 
-/// Channels whose maxima stay in registers while a window is read.
-const LANES: usize = 16;
+/// Channels of a window that are compared together.
+const CHANNELS: usize = 64;
 
-/// The maxima of L channels from `from` on over some pixels, and the numbers of these. While in
-/// registers the numbers are as wide as the elements: the compiler makes no vectors of a loop over
-/// both f32 and bytes.
+/// The maxima of the channels from `from` on over some pixels, and the numbers of these. Until the
+/// last comparison the numbers have 32 bits: the compiler makes no vectors of a loop over both f32
+/// and bytes.
 #[inline(always)]
 #[allow(clippy::eq_op, reason = "NaN differs from itself")]
-fn greatest<T: Real, I: Element, const L: usize>(
+fn greatest<T: Real, I: Element>(
     taps: &[(u32, &[T])],
     from: usize,
     y: &mut [T],
     arg: &mut [I],
     index_of: &impl Fn(u32) -> I,
 ) {
+    let (n, mut index) = (y.len(), [0; CHANNELS]);
     // a window wholly in the padding (dilation can do that) has no maximum
-    let (mut most, mut index) = ([T::NEG_INFINITY; L], [0; L]);
-    if let Some(((k, x), rest)) = taps.split_first() {
-        (most, index) = (from_fn(|l| x[from + l]), [*k; L]);
-        for (k, x) in rest {
-            let x = &x[from..from + L];
-            for l in 0..L {
-                let wins = (x[l] > most[l]) | (x[l] != x[l]);
-                most[l] = if wins { x[l] } else { most[l] };
-                index[l] = if wins { *k } else { index[l] };
-            }
+    let Some(((first, x), rest)) = taps.split_first() else {
+        y.fill(T::NEG_INFINITY);
+        return arg.fill(index_of(0));
+    };
+    y.copy_from_slice(&x[from..from + n]);
+    index.fill(*first);
+    for (k, x) in rest {
+        let x = &x[from..from + n];
+        for ((y, index), &x) in y.iter_mut().zip(&mut index).zip(x) {
+            let wins = (x > *y) | (x != x);
+            *y = if wins { x } else { *y };
+            *index = if wins { *k } else { *index };
         }
     }
-    y[from..from + L].copy_from_slice(&most);
-    arg[from..from + L].copy_from_slice(&index.map(index_of));
+    for (arg, index) in arg.iter_mut().zip(index) {
+        *arg = index_of(index);
+    }
 }
 
 /// y = sum over the window / its number of elements, those in the padding counted or not.
@@ -332,10 +332,14 @@ impl Op<1> for AvgPool {
                     for (ow, y) in y.chunks_exact_mut(c).enumerate() {
                         y.fill(T::ZERO);
                         walk.taps(r % oh, ow, #[inline(always)] |_, at| {
-                            y.iter_mut().zip(&image[at..at + c]).for_each(|(y, &x)| *y += x);
+                            for (y, &x) in y.iter_mut().zip(&image[at..at + c]) {
+                                    *y += x;
+                                }
                         });
                         let share = self.share::<T>(r % oh, ow);
-                        y.iter_mut().for_each(|y| *y *= share);
+                        for y in y {
+                            *y *= share;
+                        }
                     }
                 })
             })
@@ -360,9 +364,13 @@ impl Op<1> for AvgPool {
                     walk.taps(oh, ow, #[inline(always)] |_, at| {
                         let pixel = dx[at..at + c].iter_mut().zip(g);
                         if tiles {
-                            pixel.for_each(|(dx, &g)| *dx = g * share);
+                            for (dx, &g) in pixel {
+                                *dx = g * share;
+                            }
                         } else {
-                            pixel.for_each(|(dx, &g)| *dx += g * share);
+                            for (dx, &g) in pixel {
+                                *dx += g * share;
+                            }
                         }
                     });
                 });

@@ -241,7 +241,9 @@ fn amax_axes(x: &Tensor, reduce: &[bool]) -> Result<Tensor> {
                 let rows = &v[i * reduced * inner..(i + 1) * reduced * inner];
                 o.copy_from_slice(&rows[..inner]);
                 for row in rows.chunks_exact(inner).skip(1) {
-                    o.iter_mut().zip(row).for_each(|(o, &x)| *o = o.nan_max(x));
+                    for (o, &x) in o.iter_mut().zip(row) {
+                        *o = o.nan_max(x);
+                    }
                 }
             })
         })

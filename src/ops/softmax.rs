@@ -121,11 +121,17 @@ impl Softmax {
         let max = row_max(x);
         if self.log {
             let ln = T::of(row_sum([x], |[x]| (x - max).exp())).ln();
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = x - max - ln);
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = x - max - ln;
+            }
         } else {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = (x - max).exp();
+            }
             let sum = T::of(row_sum([y], |[y]| y));
-            y.iter_mut().for_each(|y| *y = *y / sum);
+            for y in y {
+                *y = *y / sum;
+            }
         }
     }
 
@@ -134,10 +140,14 @@ impl Softmax {
         let all = dx.iter_mut().zip(y).zip(g);
         if self.log {
             let sum = T::of(row_sum([g], |[g]| g));
-            all.for_each(|((dx, &y), &g)| *dx = g - y.exp() * sum);
+            for ((dx, &y), &g) in all {
+                *dx = g - y.exp() * sum;
+            }
         } else {
             let sum = T::of(row_sum([y, g], |[y, g]| y * g));
-            all.for_each(|((dx, &y), &g)| *dx = y * (g - sum));
+            for ((dx, &y), &g) in all {
+                *dx = y * (g - sum);
+            }
         }
     }
 }

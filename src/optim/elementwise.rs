@@ -238,7 +238,9 @@ fn update<R: Rule>(rule: &R, state: &mut State, p: &mut Tensor, grad: &Tensor) -
             level::run(#[inline(always)] || {
                 rule.update(c, p, g, s);
                 flush(p);
-                s.iter_mut().for_each(|s| flush(s));
+                for s in s {
+                        flush(s);
+                    }
             })
         };
         let tensors = state.tensors.iter_mut().map(Tensor::make_mut::<T>).collect::<Result<_>>()?;

@@ -81,7 +81,8 @@ impl Op<2> for OfLabels {
             rows2((&mut losses, 1), (&mut moments, 2), 4 * c, #[inline(always)] |loss, pair, r| {
                 let x = &v[r * c..][..c];
                 let max = row_max(x);
-                let sum = T::of(row_sum([x], |[x]| (x - max).exp()));
+                // by name, since T stands for f32 or f64 here, whose own exp is another
+                let sum = T::of(row_sum([x], |[x]| Real::exp(x - max)));
                 // without smoothing a logit of minus infinity elsewhere costs nothing
                 let level = match self.smoothing {
                     0.0 => T::ZERO,
@@ -123,7 +124,7 @@ impl Op<2> for OfLabels {
                 rows(dx, c, 4 * c, #[inline(always)] |dx, r| {
                     let (x, [max, share], g) = (&v[r * c..][..c], moments[r], g(r));
                     for (dx, &x) in dx.iter_mut().zip(x) {
-                        *dx = ((x - max).exp() * share - even) * g;
+                        *dx = (Real::exp(x - max) * share - even) * g;
                     }
                     dx[labels[r] as usize] += -hit * g;
                 })
@@ -309,10 +310,14 @@ fn forward<T: Real>(x: &Tensor, shares: &Shares<'_, T>) -> Result<(Tensor, Tenso
                 // a class without a share may have a logit of minus infinity
                 let cost = |v: T, x: T| if v == T::ZERO { T::ZERO } else { v * (x - max) };
                 let level = T::of(row_sum([p, x], |[v, x]| cost(v, x)));
-                p.iter_mut().zip(x).for_each(|(p, &x)| *p = (x - max).exp());
+                for (p, &x) in p.iter_mut().zip(x) {
+                    *p = (x - max).exp();
+                }
                 let sum = T::of(row_sum([p], |[p]| p));
                 let share = T::ONE / sum;
-                p.iter_mut().for_each(|p| *p *= share);
+                for p in p {
+                    *p *= share;
+                }
                 if let Some(part) = part {
                     found.copy_from_slice(&[all * sum.ln() - level, part]);
                 }
@@ -365,6 +370,7 @@ impl OfShares {
 
 impl<T: Real> Shares<'_, T> {
     /// v of row r, and its part in a mean over labels; `None` for a row that is ignored.
+    #[inline(always)]
     fn write(&self, r: usize, v: &mut [T]) -> Option<T> {
         let mut part = T::ONE;
         if let Some(q) = self.probabilities {
@@ -382,7 +388,9 @@ impl<T: Real> Shares<'_, T> {
             part = self.weight.map_or(part, |w| w[label]);
         }
         if let Some(w) = self.weight {
-            v.iter_mut().zip(w).for_each(|(v, &w)| *v *= w);
+            for (v, &w) in v.iter_mut().zip(w) {
+                *v *= w;
+            }
         }
         Some(part)
     }
