@@ -118,8 +118,13 @@ impl Case {
 
     /// The network on random images, ready to be trained.
     pub fn step(&self, device: Device) -> Result<Step> {
-        let rng = &mut Generator::new(0);
-        let mut model = (self.model)(self.size, rng)?;
+        let model = (self.model)(self.size, &mut Generator::new(0))?;
+        self.around(model, device)
+    }
+
+    /// The same with a network that was made before.
+    pub fn around(&self, mut model: Box<dyn Module>, device: Device) -> Result<Step> {
+        let rng = &mut Generator::new(1);
         nn::to_device(&mut *model, device)?;
         let shape = [self.n, 3, self.size, self.size];
         let x = Tensor::randn(shape, rng, DType::F32)?.to(device)?;
