@@ -17,7 +17,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use common::{Args, Rates};
-use cotangent::random::Generator;
+use cotangent::nn::Module;
 use cotangent::{Device, Error, Result};
 use networks::{CASES, Case};
 
@@ -36,8 +36,8 @@ fn row(args: &Args, name: &str, numbers: &[(&str, f64)]) {
 }
 
 /// Seconds of each of these many steps, after two to warm up.
-fn times(case: &Case, steps: usize) -> Result<Vec<f64>> {
-    let mut step = case.step(Device::Cpu)?;
+fn times(case: &Case, model: Box<dyn Module>, steps: usize) -> Result<Vec<f64>> {
+    let mut step = case.step(model, Device::Cpu)?;
     step.run()?;
     step.run()?;
     let mut seconds = Vec::with_capacity(steps);
@@ -63,14 +63,15 @@ fn batch(args: &Args, rates: &Rates) -> Result<()> {
                     continue;
                 }
                 let case = Case { n, size, ..*case };
-                let (_, work) = case.work()?;
+                let mut model = case.network()?;
+                let work = case.work(&mut *model)?;
                 let floor = (2e-12 * work.macs as f64 / rates.f32)
                     .max(1e-9 * work.bytes as f64 / rates.copy);
                 let seconds = 3.0 * floor * (steps + 2) as f64;
                 if work.bytes / 2 > MOST.0 || seconds > MOST.1 {
                     continue;
                 }
-                let seconds = times(&case, steps)?;
+                let seconds = times(&case, model, steps)?;
                 let ms = |s: f64| s * 1e3 / n as f64;
                 let (median, min) = (ms(seconds[steps / 2]), ms(seconds[0]));
                 let numbers = [("median_ms_image", median), ("min_ms_image", min)];
@@ -89,7 +90,7 @@ fn threads(args: &Args, _: &Rates) -> Result<()> {
     };
     let pools = [pool(1)?, pool(2)?];
     for case in CASES.iter().filter(|c| c.name.contains(&args.only)) {
-        let mut step = case.step(Device::Cpu)?;
+        let mut step = case.step(case.network()?, Device::Cpu)?;
         let mut best = [f64::INFINITY; 2];
         // the first round warms up
         for round in 0..6 {
@@ -120,9 +121,9 @@ fn case(name: &str) -> Result<&'static Case> {
 fn first_step(main: Instant) -> Result<()> {
     let ms = || main.elapsed().as_secs_f64() * 1e3;
     let case = case(FIRST)?;
-    let model = (case.model)(case.size, &mut Generator::new(0))?;
+    let model = case.network()?;
     let network = ms();
-    let mut step = case.around(model, Device::Cpu)?;
+    let mut step = case.step(model, Device::Cpu)?;
     let images = ms();
     step.run()?;
     println!("{network} {images} {}", ms());
@@ -171,7 +172,8 @@ fn startup(args: &Args, _: &Rates) -> Result<()> {
         part.sort_by(f64::total_cmp);
         numbers.push((name, part.get(part.len() / 2).copied().unwrap_or(f64::NAN)));
     }
-    let later = times(case(FIRST)?, runs)?;
+    let case = case(FIRST)?;
+    let later = times(case, case.network()?, runs)?;
     numbers.push(("later_step_ms", later[runs / 2] * 1e3));
     row(args, &name, &numbers);
     Ok(())

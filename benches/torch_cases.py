@@ -4,12 +4,12 @@
 Modes: `eager` is f32 with TF32 matrix products where the device has them, with `--channels-last`
 where images lie so; `amp` is bf16 autocast with images channels-last; `compile` is amp through
 torch.compile with CUDA graphs, training steps only. First come the device's own rates, as the best
-libraries reach them: a copy, and matrix products of 8192. A training step is forward, loss, backward
-and the optimizer's update. Warm-up, runs and repeats are those of the bench.
+libraries reach them: a copy, and matrix products of 8192. A training step is forward, loss,
+backward and the optimizer's update. Warm-up, runs and repeats are those of the bench.
 
-`--memory` prints the peak of a training step instead, each case in a process of its own: how far the
-process grew over what it held before the network was made (`resident_mb`), and on a CUDA device what
-the allocator gave out (`allocated_mb`). `--list` names the training cases with their networks'
+`--memory` prints the peak of a training step instead, each case in a process of its own: how far
+the process grew over what it held before the network was made (`resident_mb`), and on a CUDA device
+what the allocator gave out (`allocated_mb`). `--list` names the training cases with their networks'
 trained parameters, which are the bench's to the last one:
 
     three_layer 825,046      deeper 4,217,226        resnet18 11,173,962    convnext_stage 261,992
