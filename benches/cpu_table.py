@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The closing table of cpu_compare.sh, in Markdown, from the folder of its rows: cpu_table.py FOLDER
+"""The closing table of cpu_compare.sh in Markdown, from its rows' folder: cpu_table.py FOLDER
 
-A case's time is the median of its rounds' medians, or with `--stat min_ms` the shortest run of all. A
-ratio is PyTorch's figure over ours: over 1, ours is faster, or smaller in memory. The floor is what the
-multiply-adds or the bytes of the case take at the machine's own rates, whichever is longer.
+A case's time is the median of its rounds' medians, or with `--stat min_ms` the shortest run of all.
+A ratio is PyTorch's figure over ours: over 1, ours is faster, or smaller in memory. The floor is
+what the case's multiply-adds or bytes take at the machine's own rates, whichever is longer; shares
+are of each round's median and rates, and the median of those stands here.
 """
 
 import argparse
@@ -53,19 +54,24 @@ def print_table(folder, stat):
         if (path := folder / f"{name}.jsonl").exists()
     }
     ours, peers = times["ours"], {name: times[name] for name in PEERS if name in times}
-    # of its own round's median and rates: shares are never taken from two windows
     shares = [by_case(folder / "ours.jsonl", f"{name}_share") for name in ("fma", "copy")]
 
-    head = ["case", f"ours {unit}"] + [h for name in peers for h in (f"{PEERS[name]} {unit}", "ratio")]
-    print_row(head + ([] if memory else ["multiply-adds", "x floor"]))
-    print("|---|" + "---|" * (len(head) - 1 + 2 * (not memory)))
+    head = ["case", f"ours {unit}"]
+    for name in peers:
+        head += [f"{PEERS[name]} {unit}", "ratio"]
+    head += [] if memory else ["multiply-adds", "x floor"]
+    print_row(head)
+    print("|---|" + "---|" * (len(head) - 1))
     ratios = {name: {} for name in peers}
     for case, own in ours.items():
         cells = [case, f"{own:.4g}"]
         for name, peer in peers.items():
-            if value := peer.get(case):
-                ratios[name][case] = value / own if own else math.inf
-            cells += [f"{value:.4g}", f"{ratios[name][case]:.2f}"] if value else ["", ""]
+            value = peer.get(case)
+            if not own or not value:
+                cells += ["", ""]
+                continue
+            ratios[name][case] = value / own
+            cells += [f"{value:.4g}", f"{value / own:.2f}"]
         if not memory:
             fma, copy = ([*rounds] for rounds in (s.get(case, [0]) for s in shares))
             floor = [1 / max(pair) for pair in zip(fma, copy) if max(pair) > 0]
@@ -74,16 +80,20 @@ def print_table(folder, stat):
         print_row(cells)
 
     empty = [] if memory else ["", ""]
-    parts = {"train": lambda c: c.startswith("train/"), "ops": lambda c: not c.startswith("train/")}
-    for part, belongs in parts.items():
-        found = [[r for c, r in ratios[name].items() if belongs(c)] for name in peers]
-        if any(found):
-            means = [["", f"**{geometric_mean(r):.2f}** (n = {len(r)})" if r else ""] for r in found]
-            print_row([f"geometric mean, {part}", "", *sum(means, []), *empty])
-    if any(ratios.values()):
-        worst = [min(r, key=r.get, default="") for r in ratios.values()]
-        cells = [[case, f"{r[case]:.2f}" if case else ""] for case, r in zip(worst, ratios.values())]
-        print_row(["worst", "", *sum(cells, []), *empty])
+    for part, training in (("train", True), ("ops", False)):
+        cells = []
+        for of_peer in ratios.values():
+            found = [r for case, r in of_peer.items() if case.startswith("train/") == training]
+            mean = f"**{geometric_mean(found):.2f}** (n = {len(found)})" if found else ""
+            cells += ["", mean]
+        if any(cells):
+            print_row([f"geometric mean, {part}", "", *cells, *empty])
+    cells = []
+    for of_peer in ratios.values():
+        worst = min(of_peer, key=of_peer.get, default="")
+        cells += [worst, f"{of_peer[worst]:.2f}" if worst else ""]
+    if any(cells):
+        print_row(["worst", "", *cells, *empty])
 
 
 def main():
@@ -92,7 +102,7 @@ def main():
     )
     parser.add_argument("folder", type=pathlib.Path, nargs="?")
     parser.add_argument("--stat", choices=["median_ms", "min_ms"], default="median_ms")
-    parser.add_argument("--same-networks", nargs=2, metavar="JSONL", help="compare two lists instead")
+    parser.add_argument("--same-networks", nargs=2, metavar="JSONL", help="compare two lists")
     args = parser.parse_args()
     if args.same_networks:
         same_networks(*args.same_networks)

@@ -64,13 +64,13 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>
 must parity 150 parity.log bash -c 'tests --skip captur'
 must capture 50 capture.log bash -c 'tests captur'
 must kernels 90 kernels.jsonl "$bin/bench-kernels" --device cuda --json
-must speed 80 speed.jsonl "$bin/bench-speed" --device cuda --json
+must speed 110 speed.jsonl "$bin/bench-speed" --device cuda --json
 must solver 60 solver.log "$bin/example-cpu_vs_gpu" --data embedded --train-samples 2000
 
 if [[ $parts == *" torch "* ]]; then
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    run "torch eager" 40 torch.jsonl python3 "$here/torch_cases.py" --mode eager
-    run "torch amp" 30 torch.jsonl python3 "$here/torch_cases.py" --mode amp
+    run "torch eager" 60 torch.jsonl python3 "$here/torch_cases.py" --mode eager
+    run "torch amp" 50 torch.jsonl python3 "$here/torch_cases.py" --mode amp
     run "torch compile" 90 torch.jsonl python3 "$here/torch_cases.py" --mode compile
   else
     skip torch "not there"

@@ -4,8 +4,9 @@
 //!
 //! `batch`: milliseconds an image, by batch and image size; what would need more than about 4 GB or
 //! half a minute is left out. `threads`: each training case on one thread and on two, in turns.
-//! `startup`: from the program's start to the end of the first step, on images in memory, each in a
-//! process of its own, beside a later step's time.
+//! `startup`: from the program's start to the end of a first step, in processes of their own: until
+//! `main`, making the network, making images in memory, the step; the whole without the images; and
+//! a later step's time.
 
 mod common;
 #[path = "common/networks.rs"]
@@ -16,13 +17,12 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use common::{Args, Rates};
+use cotangent::nn::Module;
 use cotangent::{Device, Error, Result};
 use networks::{CASES, Case};
 
-/// A step's bytes that are there at one time, of those that it moves: the outputs that backward
-/// wants and their gradients. Rough; it only says what to leave out.
-const LIVE: usize = 4;
-/// The most bytes and seconds of a row.
+/// The most bytes and seconds of a row, both guessed: a step holds about half of the bytes that it
+/// moves, and takes some three times its roofline's floor.
 const MOST: (usize, f64) = (4 << 30, 30.0);
 
 fn row(args: &Args, name: &str, numbers: &[(&str, f64)]) {
@@ -36,8 +36,8 @@ fn row(args: &Args, name: &str, numbers: &[(&str, f64)]) {
 }
 
 /// Seconds of each of these many steps, after two to warm up.
-fn times(case: &Case, steps: usize) -> Result<Vec<f64>> {
-    let mut step = case.step(Device::Cpu)?;
+fn times(case: &Case, model: Box<dyn Module>, steps: usize) -> Result<Vec<f64>> {
+    let mut step = case.step(model, Device::Cpu)?;
     step.run()?;
     step.run()?;
     let mut seconds = Vec::with_capacity(steps);
@@ -50,34 +50,32 @@ fn times(case: &Case, steps: usize) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-fn batch(args: &Args) -> Result<()> {
+fn batch(args: &Args, rates: &Rates) -> Result<()> {
+    let steps = 5;
     for (network, case) in [
-        ("deeper", Case::named("train/deeper/b100")),
-        ("resnet18", Case::named("train/resnet18/b32")),
+        ("deeper", case(FIRST)?),
+        ("resnet18", case("train/resnet18/b32")?),
     ] {
         for size in [32, 64, 128] {
-            // seconds an image, of the batch before
-            let mut last = 0.0;
             for n in [8, 32, 128, 512] {
                 let name = format!("batch/{network}/b{n}x{size}");
-                let Some(case) = case.map(|&case| Case { n, size, ..case }) else {
-                    continue;
-                };
-                let (_, work) = case.work()?;
-                let steps = 5;
-                let seconds = last * (n * (steps + 2)) as f64;
-                if !name.contains(&args.only) || work.bytes / LIVE > MOST.0 || seconds > MOST.1 {
+                if !name.contains(&args.only) {
                     continue;
                 }
-                let seconds = times(&case, steps)?;
-                last = seconds[steps / 2] / n as f64;
+                let case = Case { n, size, ..*case };
+                let mut model = case.network()?;
+                let work = case.work(&mut *model)?;
+                let floor = (2e-12 * work.macs as f64 / rates.f32)
+                    .max(1e-9 * work.bytes as f64 / rates.copy);
+                let seconds = 3.0 * floor * (steps + 2) as f64;
+                if work.bytes / 2 > MOST.0 || seconds > MOST.1 {
+                    continue;
+                }
+                let seconds = times(&case, model, steps)?;
                 let ms = |s: f64| s * 1e3 / n as f64;
                 let (median, min) = (ms(seconds[steps / 2]), ms(seconds[0]));
-                row(
-                    args,
-                    &name,
-                    &[("median_ms_image", median), ("min_ms_image", min)],
-                );
+                let numbers = [("median_ms_image", median), ("min_ms_image", min)];
+                row(args, &name, &numbers);
             }
         }
     }
@@ -85,14 +83,14 @@ fn batch(args: &Args) -> Result<()> {
 }
 
 /// One pool after the other, a run each in turns: what else happens on the machine hits both.
-fn threads(args: &Args) -> Result<()> {
+fn threads(args: &Args, _: &Rates) -> Result<()> {
     let pool = |n| {
         let made = rayon::ThreadPoolBuilder::new().num_threads(n).build();
         made.map_err(|e| Error::config("threads", e.to_string()))
     };
     let pools = [pool(1)?, pool(2)?];
     for case in CASES.iter().filter(|c| c.name.contains(&args.only)) {
-        let mut step = case.step(Device::Cpu)?;
+        let mut step = case.step(case.network()?, Device::Cpu)?;
         let mut best = [f64::INFINITY; 2];
         // the first round warms up
         for round in 0..6 {
@@ -114,59 +112,69 @@ fn threads(args: &Args) -> Result<()> {
 /// The case whose first step `startup` waits for.
 const FIRST: &str = "train/deeper/b100";
 
-/// What the processes of `startup` do: a step, then more, and say how long each took.
+fn case(name: &str) -> Result<&'static Case> {
+    Case::named(name).ok_or_else(|| Error::config("scaling", format!("no case {name:?}")))
+}
+
+/// What the processes of `startup` do: a step. They say when the network was there, when the
+/// images, and when the step had ended, in milliseconds since `main`.
 fn first_step(main: Instant) -> Result<()> {
-    let unknown = || Error::config("startup", format!("no case {FIRST:?}"));
-    let mut step = Case::named(FIRST).ok_or_else(unknown)?.step(Device::Cpu)?;
-    let made = main.elapsed().as_secs_f64();
+    let ms = || main.elapsed().as_secs_f64() * 1e3;
+    let case = case(FIRST)?;
+    let model = case.network()?;
+    let network = ms();
+    let mut step = case.step(model, Device::Cpu)?;
+    let images = ms();
     step.run()?;
-    let first = main.elapsed().as_secs_f64();
-    println!("{made} {first}");
+    println!("{network} {images} {}", ms());
     Ok(())
 }
 
-fn startup(args: &Args) -> Result<()> {
+fn startup(args: &Args, _: &Rates) -> Result<()> {
     let name = FIRST.replace("train", "startup");
     if !name.contains(&args.only) {
         return Ok(());
     }
-    // milliseconds from before exec to the first step's end, from `main` on, and of the making of
-    // network and images, which a training reads instead
-    let mut runs: Vec<[f64; 3]> = Vec::new();
-    for _ in 0..15 {
+    let runs = 15;
+    let mut parts: [Vec<f64>; 5] = Default::default();
+    for _ in 0..runs {
         let before = Instant::now();
-        let mut child = networks::again()?
+        let child = networks::again()?
             .arg("--first-step")
             .stdout(Stdio::piped())
-            .spawn()
-            .map_err(Error::io("the first step's process"))?;
+            .spawn();
+        let mut child = child.map_err(Error::io("the first step's process"))?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
-            let mut out = BufReader::new(out);
-            out.read_line(&mut line)
-                .map_err(Error::io("the first step's process"))?;
+            let read = BufReader::new(out).read_line(&mut line);
+            read.map_err(Error::io("the first step's output"))?;
         }
-        let whole = before.elapsed().as_secs_f64();
+        let whole = before.elapsed().as_secs_f64() * 1e3;
         child
             .wait()
             .map_err(Error::io("the first step's process"))?;
         let told: Vec<f64> = line.split_whitespace().flat_map(str::parse).collect();
-        if let [made, first] = told[..] {
-            runs.push([whole, first, made].map(|s| s * 1e3));
+        if let [network, images, end] = told[..] {
+            let made = images - network;
+            let run = [whole - end, network, made, end - images, whole - made];
+            parts.iter_mut().zip(run).for_each(|(p, ms)| p.push(ms));
         }
     }
-    let later = times(Case::named(FIRST).unwrap_or(&CASES[0]), 15)?;
-    let median = |i: usize| {
-        let mut column: Vec<f64> = runs.iter().map(|r| r[i]).collect();
-        column.sort_by(f64::total_cmp);
-        column.get(column.len() / 2).copied().unwrap_or(f64::NAN)
-    };
-    let numbers = [
-        ("from_exec_ms", median(0)),
-        ("from_main_ms", median(1)),
-        ("making_ms", median(2)),
-        ("later_step_ms", later[later.len() / 2] * 1e3),
+    let names = [
+        "to_main_ms",
+        "network_ms",
+        "images_ms",
+        "step_ms",
+        "whole_ms",
     ];
+    let mut numbers: Vec<(&str, f64)> = Vec::new();
+    for (name, part) in names.into_iter().zip(&mut parts) {
+        part.sort_by(f64::total_cmp);
+        numbers.push((name, part.get(part.len() / 2).copied().unwrap_or(f64::NAN)));
+    }
+    let case = case(FIRST)?;
+    let later = times(case, case.network()?, runs)?;
+    numbers.push(("later_step_ms", later[runs / 2] * 1e3));
     row(args, &name, &numbers);
     Ok(())
 }
@@ -179,14 +187,15 @@ fn main() {
         if has("--first-step") {
             return first_step(main);
         }
-        Rates::measure(Device::Cpu)?.print(Device::Cpu, args.json)?;
+        let rates = Rates::measure(Device::Cpu)?;
+        rates.print(Device::Cpu, args.json)?;
         for (word, part) in [
-            ("batch", batch as fn(&Args) -> Result<()>),
+            ("batch", batch as fn(&Args, &Rates) -> Result<()>),
             ("threads", threads),
             ("startup", startup),
         ] {
             if args.words.is_empty() || has(word) {
-                part(&args)?;
+                part(&args, &rates)?;
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ mod networks;
 use std::time::Instant;
 
 use common::{Args, Rates};
+use cotangent::nn::parameter_count;
 use cotangent::ops::{BatchNorm, CrossEntropy};
 use cotangent::random::Generator;
 use cotangent::shape::Window;
@@ -105,8 +106,10 @@ impl Bench {
         if !self.wanted(&captured) {
             return Ok(());
         }
-        let (parameters, work) = case.work()?;
+        let mut model = case.network()?;
+        let work = case.work(&mut *model)?;
         if self.rates.is_none() {
+            let parameters = parameter_count(&mut *model);
             let (gmacs, mbytes) = (work.macs as f64 / 1e9, work.bytes as f64 / 1e6);
             self.row(
                 case.name,
@@ -119,7 +122,7 @@ impl Bench {
             );
             return Ok(());
         }
-        let mut step = case.step(self.args.device)?;
+        let mut step = case.step(model, self.args.device)?;
         self.time(case.name, work, || step.run())?;
         if let Device::Cuda(gpu) = self.args.device {
             // where `--only` left the line above out: a step settles in two
@@ -147,7 +150,7 @@ impl Bench {
         .backward()?;
         reset_resident_peak();
         let before = resident("VmRSS");
-        let mut step = case.step(device)?;
+        let mut step = case.step(case.network()?, device)?;
         device.reset_peak()?;
         for _ in 0..3 {
             step.run()?;
@@ -203,9 +206,11 @@ impl Bench {
             })
             .collect::<Result<Vec<_>>>()?;
         let leaves: Vec<Tensor> = inputs.iter().map(Tensor::requires_grad).collect();
-        let y = f(&leaves)?;
-        let elements = |t: &[Tensor]| t.iter().map(Tensor::numel).sum::<usize>();
-        let (i, o) = (elements(&inputs), y.numel());
+        let shape = *f(&leaves)?.shape();
+        let (i, o) = (
+            inputs.iter().map(Tensor::numel).sum::<usize>(),
+            shape.numel(),
+        );
         // inputs read, output written
         let forward = Work {
             macs,
@@ -222,7 +227,7 @@ impl Bench {
             let _quiet = no_grad();
             f(&inputs).map(drop)
         })?;
-        let dy = Tensor::randn(y.shape(), rng, DType::F32)?.to(self.args.device)?;
+        let dy = Tensor::randn(shape, rng, DType::F32)?.to(self.args.device)?;
         let dy = if dy.rank() == 4 {
             dy.permute(&[0, 2, 3, 1])?
                 .contiguous()?
@@ -230,7 +235,6 @@ impl Bench {
         } else {
             dy
         };
-        drop(y);
         self.time(&format!("{case}/fwd+bwd"), both, || {
             f(&leaves)?.backward_from(&dy).map(drop)
         })

@@ -4,12 +4,12 @@
 Modes: `eager` is f32 with TF32 matrix products where the device has them, with `--channels-last`
 where images lie so; `amp` is bf16 autocast with images channels-last; `compile` is amp through
 torch.compile with CUDA graphs, training steps only. First come the device's own rates, as the best
-libraries reach them: a copy, and matrix products of 8192. A training step is forward, loss, backward
-and the optimizer's update. Warm-up, runs and repeats are those of the bench.
+libraries reach them: a copy, and matrix products of 8192. A training step is forward, loss,
+backward and the optimizer's update. Warm-up, runs and repeats are those of the bench.
 
-`--memory` prints the peak of a training step instead, each case in a process of its own: how far the
-process grew over what it held before the network was made (`resident_mb`), and on a CUDA device what
-the allocator gave out (`allocated_mb`). `--list` names the training cases with their networks'
+`--memory` prints the peak of a training step instead, each case in a process of its own: how far
+the process grew over what it held before the network was made (`resident_mb`), and on a CUDA device
+what the allocator gave out (`allocated_mb`). `--list` names the training cases with their networks'
 trained parameters, which are the bench's to the last one:
 
     three_layer 825,046      deeper 4,217,226        resnet18 11,173,962    convnext_stage 261,992
@@ -308,9 +308,9 @@ class Bench:
 
     def memory(self, case, *what):
         """The peak of a step, in this process, which has done nothing else."""
-        # threads and lazily loaded code are no part of the network
-        x = torch.zeros(1, 3, 8, 8, device=self.device, requires_grad=True)
-        F.conv2d(x, torch.zeros(4, 3, 3, 3, device=self.device), padding=1).sum().backward()
+        # threads and lazily loaded code are no part of the network: a step of a tiny one loads them
+        tiny = nn.Sequential(*conv_bn_relu(3, 4), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 2))
+        self.step(lambda: tiny, (2, 3, 8, 8), 2, what[-1])()
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM is VmRSS again
         before = resident("VmRSS")
         step = self.step(*what)

@@ -116,10 +116,14 @@ impl Case {
         CASES.iter().find(|c| c.name == name)
     }
 
-    /// The network on random images, ready to be trained.
-    pub fn step(&self, device: Device) -> Result<Step> {
-        let rng = &mut Generator::new(0);
-        let mut model = (self.model)(self.size, rng)?;
+    /// The network, on the CPU.
+    pub fn network(&self) -> Result<Box<dyn Module>> {
+        (self.model)(self.size, &mut Generator::new(0))
+    }
+
+    /// That network on random images, ready to be trained.
+    pub fn step(&self, mut model: Box<dyn Module>, device: Device) -> Result<Step> {
+        let rng = &mut Generator::new(1);
         nn::to_device(&mut *model, device)?;
         let shape = [self.n, 3, self.size, self.size];
         let x = Tensor::randn(shape, rng, DType::F32)?.to(device)?;
@@ -154,19 +158,18 @@ impl Case {
         })
     }
 
-    /// The number of trained parameters, and what a step has to do at least.
-    pub fn work(&self) -> Result<(usize, Work)> {
-        let mut model = (self.model)(self.size, &mut Generator::new(0))?;
-        let parameters = nn::parameter_count(&mut *model);
+    /// What a step has to do at least, on the network that this case makes, while it is on the CPU.
+    pub fn work(&self, model: &mut dyn Module) -> Result<Work> {
+        let parameters = nn::parameter_count(model);
         // one image tells of all
         let image = Tensor::zeros([1, 3, self.size, self.size], DType::F32)?;
-        let work = of_network(&mut *model, &image)?.times(self.n);
+        let work = of_network(model, &image)?.times(self.n);
         let update = Work {
             macs: 0,
             // the gradient read, weight and momentum read and written
             bytes: 20 * parameters,
         };
-        Ok((parameters, work.plus(update)))
+        Ok(work.plus(update))
     }
 }
 
