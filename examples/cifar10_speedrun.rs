@@ -206,9 +206,13 @@ fn main() -> Result<()> {
     let (kind, device) = (args.optimizer, Device::parse(&args.device)?);
     let widths = [64, 256, 256].map(|w| if args.tiny { w / 4 } else { w });
     let (epochs, batch, scale) = match kind {
-        _ if args.tiny => (2.0, 64, 1.0 / 64.0),
-        Kind::Muon => (8.0, 2000, 1.0 / 256.0),
+        Kind::Muon => (8.0, 2000, 1.0 / widths[2] as f64),
         Kind::Sgd => (9.9, 1024, 1.0 / 9.0),
+    };
+    let (epochs, batch) = if args.tiny {
+        (2.0, 64)
+    } else {
+        (epochs, batch)
     };
     let batch = args.batch_size.unwrap_or(batch);
     let (train, test) = if args.tiny {
