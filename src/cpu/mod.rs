@@ -9,5 +9,6 @@ pub mod rows;
 mod scratch;
 pub mod simd;
 pub mod strided;
+mod winograd;
 
 pub use micro::Kernel;
