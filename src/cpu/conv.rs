@@ -11,7 +11,8 @@
 //! Forward, the slab is multiplied with packed weights by [`gemm`](super::gemm)'s tiles. The
 //! input gradient is the same convolution with exchanged channels and mirrored taps; with stride
 //! s it falls into s x s interleaved ones, each with its own taps. The weight gradient multiplies
-//! the slab, transposed, with the output's gradient. Tasks are cut by the shape alone and sums
+//! the slab, transposed, with the output's gradient. Where 3 x 3 taps at stride 1 pay for
+//! [`winograd`]'s transforms it takes their place. Tasks are cut by the shape alone and sums
 //! are added in a fixed order: the same bits on any number of threads.
 use std::ops::Range;
 
@@ -25,6 +26,7 @@ use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes, joins};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 use super::slab::Slab;
+use super::winograd;
 use crate::shape::Window;
 
 /// Output pixels of a task: its slab, its part of the output and a panel of weights stay in L2.
@@ -146,6 +148,8 @@ pub fn forward<T: Kernel>(
 ) {
     if shape.is_depthwise() {
         depthwise::forward(level(), shape, x, weight, bias, relu, y);
+    } else if let Some(size) = winograd::choose(shape) {
+        winograd::forward(level(), size, shape, x, weight, bias, relu, y);
     } else {
         forward_packed(&pack_forward(shape, weight), shape.n, x, bias, relu, y);
     }
@@ -179,6 +183,8 @@ pub fn input_grad<T: Kernel>(
 ) {
     if shape.is_depthwise() {
         depthwise::input_grad(level(), shape, dy, weight, bias, dx);
+    } else if let Some(size) = winograd::choose(shape) {
+        winograd::input_grad(level(), size, shape, dy, weight, bias, dx);
     } else {
         input_grad_packed(&pack_input_grad(shape, weight), shape.n, dy, bias, dx);
     }
@@ -336,6 +342,8 @@ impl<T: Kernel> Task<'_, T> {
 pub fn weight_grad<T: Kernel>(shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
     if shape.is_depthwise() {
         depthwise::weight_grad(level(), shape, x, dy, dw);
+    } else if let Some(size) = winograd::choose(shape) {
+        winograd::weight_grad(level(), size, shape, x, dy, dw);
     } else {
         weight_grad_at(level(), shape, x, dy, dw);
     }
@@ -500,7 +508,7 @@ fn sum_parts<T: Kernel, P: Send>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::gemm::tests::{assert_close, numbers, on_threads, tolerance};
     use super::*;
 
@@ -586,7 +594,7 @@ mod tests {
     }
 
     /// Calls `f(x, y, w)` with the places of the factors of every product in the convolution.
-    fn products(s: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
+    pub fn products(s: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
         let (cig, cog) = (s.ci / s.groups, s.co / s.groups);
         let [kh, kw] = s.window.kernel;
         let inside = |o: usize, t: usize, axis: usize, size: usize| {
@@ -679,8 +687,13 @@ mod tests {
         }
     }
 
-    fn to_f64<T: Kernel>(x: &[T]) -> Vec<f64> {
+    pub fn to_f64<T: Kernel>(x: &[T]) -> Vec<f64> {
         x.iter().map(|x| x.to_f64()).collect()
+    }
+
+    /// [`weight_grad`] without tiles.
+    pub fn direct_weight_grad<T: Kernel>(s: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
+        weight_grad_at(level(), s, x, dy, dw);
     }
 
     #[test]

@@ -427,10 +427,25 @@ unsafe fn transpose<V: Simd>(c: &Copy<V::T>) {
     }
 }
 
+/// Work of its own kind that is compiled for each vector.
+pub trait Job<T> {
+    /// Do it; always inlined, so that it is compiled with the instruction set of its caller.
+    ///
+    /// # Safety
+    /// The CPU has the vector's instruction set, and what the job itself asks for.
+    unsafe fn run<V: Simd<T = T>>(self);
+}
+
 /// f32 or f64: what the kernels are compiled for.
 pub trait Kernel: Real {
     /// The kernels of a level, or the portable ones where the machine lacks it.
     fn micro(level: Level) -> &'static Micro<Self>;
+
+    /// Run a job with the vectors of a level, or the portable ones where the machine lacks it.
+    ///
+    /// # Safety
+    /// What the job asks for.
+    unsafe fn job<J: Job<Self>>(level: Level, job: J);
 }
 
 /// The table of one vector type, its functions compiled with the vector's instruction set.
@@ -506,6 +521,31 @@ macro_rules! kernel {
                     let _ = level;
                     &PORTABLE
                 }
+            }
+
+            // SAFETY of the bodies: the vectors are of the features or the level found available;
+            // the rest is the caller's promise.
+            #[allow(clippy::undocumented_unsafe_blocks)]
+            unsafe fn job<J: Job<$t>>(level: Level, job: J) {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    use super::simd::{$narrow, $wide};
+                    #[target_feature(enable = "avx2,fma")]
+                    unsafe fn narrow<J: Job<$t>>(job: J) {
+                        unsafe { job.run::<$narrow>() }
+                    }
+                    #[target_feature(enable = "avx512f")]
+                    unsafe fn wide<J: Job<$t>>(job: J) {
+                        unsafe { job.run::<$wide>() }
+                    }
+                    match level {
+                        Level::Avx512 if level.is_available() => return unsafe { wide(job) },
+                        Level::Avx2 if level.is_available() => return unsafe { narrow(job) },
+                        _ => {}
+                    }
+                }
+                let _ = level;
+                unsafe { job.run::<Portable<$t>>() }
             }
         }
     };

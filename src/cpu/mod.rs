@@ -13,5 +13,6 @@ pub mod simd;
 mod slab;
 mod slide;
 pub mod strided;
+mod winograd;
 
 pub use micro::Kernel;

@@ -321,10 +321,7 @@ fn add_rows<T: Real>(x: &[T], acc: &mut [T]) {
 /// Sum of `g` over a row's elements, beside those of other rows, in f64 whatever T is: 16 running
 /// sums, which fill vector registers.
 #[inline(always)]
-pub fn row_sum<T: Real, R: Real, const K: usize>(
-    rows: [&[T]; K],
-    g: impl Fn([T; K]) -> R,
-) -> f64 {
+pub fn row_sum<T: Real, R: Real, const K: usize>(rows: [&[T]; K], g: impl Fn([T; K]) -> R) -> f64 {
     // a stretch's values are computed before they are summed: a loop of unknown length is what the
     // compiler vectorizes best
     const STRETCH: usize = 128;
