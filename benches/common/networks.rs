@@ -175,10 +175,10 @@ impl Case {
 
 /// A network with its batch and its optimizer.
 pub struct Step {
-    pub model: Box<dyn Module>,
+    model: Box<dyn Module>,
     pub optimizer: Box<dyn Optimizer>,
-    pub x: Tensor,
-    pub labels: Option<Tensor>,
+    x: Tensor,
+    labels: Option<Tensor>,
 }
 
 impl Step {
