@@ -1,8 +1,28 @@
-//! Matrix product, blocked for the caches, for matrices of any strides.
+//! Matrix product, blocked for the caches, for matrices of any strides, after Goto and van de Geijn,
+//! "Anatomy of High-Performance Matrix Multiplication" (2008).
 //!
-//! C is cut into tiles, rows x two vectors, whose sums stay in registers: each number of A and B
-//! that is loaded is then used many times. A tile of A and a panel of B are copied first, so that
-//! the innermost loop walks through both in the order of memory.
+//! An FMA unit wants two new operands each half cycle, which no cache delivers. So every number
+//! that is loaded must be used often, and the more often, the farther away it comes from:
+//!
+//! - **Registers** hold a tile of C, 12 rows x 2 vectors: a step of k loads two vectors of B and 12
+//!   numbers of A, and feeds 24 multiply-adds with them.
+//! - **L1** holds a panel of B, SUM x 2 vectors (32 KB of f32), while all tiles of A pass by: with a
+//!   longer sum it would not fit, with a shorter one C would come and go more often.
+//! - **L2** holds the tiles of A, at most OWN rows x SUM (256 KB), while all panels pass by. A tile
+//!   costs 4 bytes a cycle from there; it is asked for eight cache lines ahead.
+//! - **L3** holds the packed operand that all tasks share. A panel of it is asked for into L2 while
+//!   the tiles multiply the one before, and C's part while the sums are made, which are added to
+//!   it at the end.
+//!
+//! Both operands are first packed, copied into the order in which the kernel reads them: lines of
+//! a matrix that lie a power of two apart fall on the same few places of a cache and drive each
+//! other out, and each lies on a page of its own. Packing B (k x n) costs as much for 10 rows of A
+//! as for 1000. So the operand that all tasks need is packed once, by all of them; the other one
+//! by each task, its own part. Where C is small and the sum long, the sum is cut instead, and the
+//! parts are added up in order.
+//!
+//! The cut depends on the sizes alone and each element of C is summed in one order, so the bits
+//! are the same on any number of threads.
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -11,15 +31,15 @@ use super::micro::{self, DEPTH, Kernel, Micro, Product, Start, Tile, TileKernel,
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 
-/// Elements of the summation between two visits of C: a panel of B stays in L1 meanwhile.
+/// Elements of the summation between two visits of C.
 const SUM: usize = 256;
-/// Tiles of the largest block of C, or panels where A is the shared operand: with SUM they are
-/// what stays in L2.
+/// Rows of A that a task packs for itself at most, or columns of B.
 const OWN: usize = 256;
-/// Columns, or rows, of the shared operand that a block takes.
+/// Columns of the shared B, or rows of the shared A, that a task takes at most: its part of C
+/// stays in L2.
 const SHARED: usize = 1024;
 /// Blocks to have at least, if they do not become too small to pay for their copies.
-const TASKS: usize = 16;
+const TASKS: usize = 8;
 /// Multiplications of a block to have at least.
 const WORK: usize = 1 << 18;
 /// Elements of the shared operand above which each task packs its part of both for itself.
@@ -211,26 +231,27 @@ impl<T: Kernel> Problem<'_, T> {
         part(self.size[2], self.pieces, piece)
     }
 
+    /// All of it, in about as many tasks.
     fn run(&self, tasks: usize, c: &mut [T], c_stride: usize) {
         let [m, n, _] = self.size;
         let (height, width) = (self.micro.rows(), self.micro.width());
-        // how many parts each of rows, columns and the summation gives
-        let limits = if self.shares_b {
+        let (most_rows, most_columns) = if self.shares_b {
             (OWN, SHARED)
         } else {
             (SHARED, OWN)
         };
-        let mut rows = m.div_ceil(limits.0);
-        let mut columns = n.div_ceil(limits.1);
+        // how many parts each of rows, columns and the summation gives
+        let mut rows = m.div_ceil(most_rows);
+        let mut columns = n.div_ceil(most_columns);
         let mut parts = 1;
         while rows * columns * parts < tasks {
-            if self.shares_b && m >= rows * 2 * 96 {
-                rows *= 2;
-            } else if n >= columns * 2 * 256 {
+            // a block of so many rows and columns pays for packing its operands
+            let (tall, wide) = (m >= rows * 2 * 8 * height, n >= columns * 2 * 8 * width);
+            if tall && (self.shares_b || !wide) {
+                rows *= 2; // which packs nothing twice
+            } else if wide {
                 columns *= 2;
-            } else if m >= rows * 2 * 96 {
-                rows *= 2;
-            } else if self.pieces >= parts * 2 && rows * columns * parts < TASKS / 2 {
+            } else if self.pieces >= parts * 2 {
                 parts *= 2;
             } else if n >= columns * 2 * 2 * width {
                 columns *= 2;
@@ -676,6 +697,11 @@ pub(super) mod tests {
             [130, 100, 27],
             [257, 257, 64],
             [0, 3, 2],
+            // the sum in parts, A shared, B shared, B's rows far apart
+            [20, 30, 3000],
+            [30, 600, 100],
+            [530, 40, 90],
+            [9, 1100, 70],
         ];
         for (case, [m, n, k]) in sizes.into_iter().enumerate() {
             // row-major, column-major, and with gaps, for A and for B
@@ -730,6 +756,49 @@ pub(super) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_stack_is_its_products() {
+        // many small ones, few large ones, one, and none
+        for (count, [m, n, k]) in [
+            (70, [5, 9, 20]),
+            (3, [90, 100, 80]),
+            (1, [7, 7, 7]),
+            (0, [2, 3, 4]),
+        ] {
+            let (a, b) = (numbers::<f32>(count * m * k, 1), numbers::<f32>(k * n, 2));
+            let run = || {
+                let mut c = vec![9.0; count * m * n];
+                let at = |i: usize| [i * m * k, 0];
+                gemm_batch([m, n, k], &a, (k, 1), &b, (n, 1), &mut c, at);
+                c
+            };
+            let mut expected = vec![0.0; count * m * n];
+            for (i, c) in expected.chunks_exact_mut(m * n).enumerate() {
+                gemm(
+                    m,
+                    n,
+                    k,
+                    &a[i * m * k..],
+                    (k, 1),
+                    &b,
+                    (n, 1),
+                    c,
+                    n,
+                    None,
+                    false,
+                );
+            }
+            let c = run();
+            assert_close(
+                &c,
+                &expected.iter().map(|&x| x.into()).collect::<Vec<_>>(),
+                1e-6,
+                "stack",
+            );
+            assert!(on_threads(1, run) == c && on_threads(3, run) == c);
         }
     }
 

@@ -409,9 +409,9 @@ unsafe fn transpose<V: Simd>(c: &Copy<V::T>) {
         for i in 0..V::LANES {
             let from = c.from.add(i * c.from_stride);
             m[i] = V::load(from);
-            // whoever transposes goes on along the rows, which no prefetcher of the CPU expects
-            // of so many
-            prefetch::<_, false>(from.wrapping_add(4 * LINE / size_of::<V::T>()));
+            // whoever transposes goes on along the rows, more streams than the CPU recognizes; into
+            // L2, since rows a power of two apart would drive each other out of L1
+            prefetch::<_, true>(from.wrapping_add(8 * LINE / size_of::<V::T>()));
         }
         for _ in 0..V::LANES.ilog2() {
             let old = m;
