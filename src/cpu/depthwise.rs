@@ -269,7 +269,8 @@ fn run<T: Kernel>(
     // strips of equal width, and the kernel that is just wide enough
     let most = micro.slide.strip[0].0;
     let strips = pass.width.div_ceil(most);
-    let widest = pass.width.div_ceil(strips.max(1));
+    let strips: Vec<(usize, usize)> = balanced(pass.width, strips).collect();
+    let widest = strips.iter().map(|s| s.1).max().unwrap_or(0);
     let mut kernels = micro.slide.strip.iter().rev();
     let Some(&(_, kernel)) = kernels.find(|k| k.0 >= widest) else {
         return;
@@ -285,7 +286,7 @@ fn run<T: Kernel>(
                 let rows = [band.rows.start, o, o + 1];
                 slab.fill(from, rows, blocks[b], &mut a);
                 let out = pass.out_start + image * pass.out_image + row * pass.out_row + channel;
-                for (pixel, pixels) in balanced(pass.width, strips) {
+                for &(pixel, pixels) in &strips {
                     let mut strip = Strip {
                         // without taps the slab is empty and unread
                         a: a.as_ptr().wrapping_add(o * slab.line() + pixel * lanes),

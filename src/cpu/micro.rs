@@ -238,14 +238,29 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
 
 #[inline(always)]
 unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
-    for r in 0..c.rows {
-        for j in 0..c.vectors {
+    // SAFETY: the caller gives pointers valid for all rows and vectors.
+    unsafe {
+        // most rows are so short that a loop over their vectors would cost more than the copy
+        match c.vectors {
+            1 => copy_rows::<V>(c, 1),
+            2 => copy_rows::<V>(c, 2),
+            n => copy_rows::<V>(c, n),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn copy_rows<V: Simd>(c: &Copy<V::T>, vectors: usize) {
+    let (mut from, mut to) = (c.from, c.to);
+    for _ in 0..c.rows {
+        for j in 0..vectors {
             let j = j * V::LANES;
             // SAFETY: the caller gives pointers valid for all rows and vectors.
-            unsafe {
-                V::load(c.from.add(r * c.from_stride + j)).store(c.to.add(r * c.to_stride + j));
-            }
+            unsafe { V::load(from.add(j)).store(to.add(j)) };
         }
+        // beyond the last row there may be no memory
+        from = from.wrapping_add(c.from_stride);
+        to = to.wrapping_add(c.to_stride);
     }
 }
 
