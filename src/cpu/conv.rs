@@ -19,7 +19,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::depthwise;
-use super::gemm::{balanced, padded_bias, run_tile};
+use super::gemm::{balanced, gemm, padded_bias, run_tile};
 use super::micro::{DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
 use super::pack::{pack, unpack};
 use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes, joins};
@@ -88,6 +88,12 @@ impl ConvShape {
         self.groups == self.ci && self.groups == self.co && self.groups > 1
     }
 
+    /// Whether it is a product of the matrix of x's pixels with the weight.
+    fn is_product(&self) -> bool {
+        let whole = [self.oh, self.ow] == [self.h, self.w];
+        self.window == Window::new([1, 1]) && self.groups == 1 && whole
+    }
+
     /// Elements of the window.
     pub fn taps(&self) -> usize {
         self.window.kernel[0] * self.window.kernel[1]
@@ -148,6 +154,10 @@ pub fn forward<T: Kernel>(
 ) {
     if shape.is_depthwise() {
         depthwise::forward(level(), shape, x, weight, bias, relu, y);
+    } else if shape.is_product() {
+        assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
+        let (n, ci, co) = (shape.n * shape.h * shape.w, shape.ci, shape.co);
+        gemm(n, co, ci, x, (ci, 1), weight, (1, ci), y, co, bias, relu);
     } else if let Some(size) = winograd::choose(shape) {
         winograd::forward(level(), size, shape, x, weight, bias, relu, y);
     } else {
@@ -183,6 +193,10 @@ pub fn input_grad<T: Kernel>(
 ) {
     if shape.is_depthwise() {
         depthwise::input_grad(level(), shape, dy, weight, bias, dx);
+    } else if shape.is_product() {
+        assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
+        let (n, ci, co) = (shape.n * shape.h * shape.w, shape.ci, shape.co);
+        gemm(n, ci, co, dy, (co, 1), weight, (ci, 1), dx, ci, bias, false);
     } else if let Some(size) = winograd::choose(shape) {
         winograd::input_grad(level(), size, shape, dy, weight, bias, dx);
     } else {
@@ -266,10 +280,22 @@ impl<T: Kernel> Task<'_, T> {
     fn run(&self, x: &[T], y: Shared<T>) {
         let (slab, pass, micro) = (self.slab, self.slab.pass, self.slab.micro);
         let taps = pass.taps.len();
-        // channel blocks at once: few taps alone would not pay for visiting the output
-        let at_once = (TERMS / taps.max(1)).clamp(1, pass.blocks());
-        let mut scratch = Scratch::new(at_once * slab.block);
         let out = pass.out_pixels(self.band);
+        if taps == 0 {
+            // a stride above the kernel's size: the result is the bias
+            let start = self.panels.start * micro.width();
+            let end = (self.panels.end * micro.width()).min(pass.columns);
+            for pixel in out {
+                let at = pixel + self.group * pass.columns + start;
+                // SAFETY: these outputs are the task's own.
+                let to = unsafe { y.slice(at, end - start) };
+                to.copy_from_slice(&self.bias[start..end]);
+            }
+            return;
+        }
+        // channel blocks at once: few taps alone would not pay for visiting the output
+        let at_once = (TERMS / taps).clamp(1, pass.blocks());
+        let mut scratch = Scratch::new(at_once * slab.block);
         let (segments, pixels) = slab.segments(self.band);
         let tiles = pixels.div_ceil(micro.rows());
         let panel_size = pass.depth * taps * micro.width();
@@ -299,17 +325,13 @@ impl<T: Kernel> Task<'_, T> {
                 let width = micro.vectors(columns) * micro.lanes;
                 let panel = (self.group * pass.panels(micro) + panel) * panel_size;
                 let mut b = panel + first * DEPTH * taps * width;
-                // at least one part: where no tap reaches, the result is the bias
-                let parts = terms.len().div_ceil(TERMS).max(1);
+                let parts = terms.len().div_ceil(TERMS);
                 for (part, (start, len)) in balanced(terms.len(), parts).enumerate() {
                     let terms = &terms[start..start + len];
                     for segment in 0..segments {
                         for (pixel, p) in balanced(pixels, tiles) {
                             let tile = Tile {
-                                // without taps the slab is empty and unread
-                                a: scratch
-                                    .as_ptr()
-                                    .wrapping_add(segment * slab.image + pixel * DEPTH),
+                                a: scratch[segment * slab.image + pixel * DEPTH..].as_ptr(),
                                 terms,
                                 b: self.packed[b..].as_ptr(),
                                 start: if first == 0 && part == 0 {
@@ -682,6 +704,16 @@ pub(super) mod tests {
                 check(&run, "general");
                 if s.is_depthwise() {
                     check(&depthwise, "depthwise");
+                }
+                let product = || {
+                    let nan = T::of(f64::NAN);
+                    let (mut y, mut dx) = (vec![nan; s.output()], vec![nan; s.input()]);
+                    forward(s, &x, &weight, bias, relu, &mut y);
+                    input_grad(s, &dy, &weight, None, &mut dx);
+                    [y, dx, run()[2].clone()]
+                };
+                if s.is_product() {
+                    check(&product, "product");
                 }
             }
         }

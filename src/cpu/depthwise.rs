@@ -269,7 +269,8 @@ fn run<T: Kernel>(
     // strips of equal width, and the kernel that is just wide enough
     let most = micro.slide.strip[0].0;
     let strips = pass.width.div_ceil(most);
-    let widest = pass.width.div_ceil(strips.max(1));
+    let strips: Vec<(usize, usize)> = balanced(pass.width, strips).collect();
+    let widest = strips.iter().map(|s| s.1).max().unwrap_or(0);
     let mut kernels = micro.slide.strip.iter().rev();
     let Some(&(_, kernel)) = kernels.find(|k| k.0 >= widest) else {
         return;
@@ -285,7 +286,7 @@ fn run<T: Kernel>(
                 let rows = [band.rows.start, o, o + 1];
                 slab.fill(from, rows, blocks[b], &mut a);
                 let out = pass.out_start + image * pass.out_image + row * pass.out_row + channel;
-                for (pixel, pixels) in balanced(pass.width, strips) {
+                for &(pixel, pixels) in &strips {
                     let mut strip = Strip {
                         // without taps the slab is empty and unread
                         a: a.as_ptr().wrapping_add(o * slab.line() + pixel * lanes),
@@ -361,27 +362,37 @@ pub(super) fn weight_grad<T: Kernel>(
     }
     let offsets: Vec<usize> = slab.runs.iter().map(|r| r.offset).collect();
 
-    // each chunk of bands has its own sums, [channel block][tap][lanes]
-    let chunks = TASKS.div_ceil(blocks.len()).min(bands.len()).max(1);
-    let size = taps * lanes;
-    let mut sums = Scratch::zeros(chunks * blocks.len() * size);
+    // each chunk of bands has its own sums, [channel block][tap][lanes]; a task takes all channels
+    // of an image one after another, which share cache lines and pages, unless tasks are few
+    let chunks = TASKS.min(bands.len()).max(1);
     let chunk_bands: Vec<(usize, usize)> = balanced(bands.len(), chunks).collect();
-    let task = |(i, sums): (usize, &mut [T])| {
-        let (start, len) = chunk_bands[i / blocks.len()];
-        let block @ (channel, columns) = blocks[i % blocks.len()];
-        let rows = |b: &super::pass::Band| b.rows.len();
-        let most = bands.iter().map(rows).max().unwrap_or(0);
+    let splits = TASKS.div_ceil(chunks).min(blocks.len());
+    let splits: Vec<(usize, usize)> = balanced(blocks.len(), splits).collect();
+    let (size, total) = (taps * lanes, blocks.len() * taps * lanes);
+    let mut sums = Scratch::zeros(chunks * total);
+    let shared = Shared::new(&mut sums);
+    let most = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
+    let task = |i: usize| {
+        let (chunk, (first, count)) = (i / splits.len(), splits[i % splits.len()]);
+        let (start, len) = chunk_bands[chunk];
+        // SAFETY: each (chunk, split) is one task's.
+        let sums = unsafe { shared.slice(chunk * total + first * size, count * size) };
         let mut a = Scratch::new(slab.len(most));
         let mut b = Scratch::new(ROWS * pass.width * lanes);
-        for band in &bands[start..start + len] {
-            for image in band.images.clone() {
-                let from = &x[image * pass.in_height * pass.in_row..];
+        let images = bands[start..start + len]
+            .iter()
+            .flat_map(|band| band.images.clone().map(move |image| (band, image)));
+        for (band, image) in images {
+            let x = &x[image * pass.in_height * pass.in_row..];
+            let dy = &dy[image * pass.out_image + band.rows.start * pass.out_row..];
+            let blocks = &blocks[first..first + count];
+            for (block, sums) in blocks.iter().zip(sums.chunks_exact_mut(size)) {
                 for o in (0..band.rows.len()).step_by(ROWS) {
                     let lines = ROWS.min(band.rows.len() - o);
-                    slab.fill(from, [band.rows.start, o, o + lines], block, &mut a);
-                    let row = image * pass.out_image + (band.rows.start + o) * pass.out_row;
+                    slab.fill(x, [band.rows.start, o, o + lines], *block, &mut a);
                     let b = &mut b[..lines * pass.width * lanes];
-                    copy_pixels(micro, &dy[row + channel..], pass.out_pixel, columns, b);
+                    let dy = &dy[o * pass.out_row + block.0..];
+                    copy_pixels(micro, dy, pass.out_pixel, block.1, b);
                     let (mut run, mut tap) = (0, 0);
                     for visit in &visits {
                         let (k, r) = (visit[0].taps, visit.len());
@@ -404,15 +415,15 @@ pub(super) fn weight_grad<T: Kernel>(
             }
         }
     };
-    sums.par_chunks_mut(size)
+    (0..chunks * splits.len())
+        .into_par_iter()
         .with_max_len(1)
-        .enumerate()
         .for_each(task);
 
     for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
         for (t, &tap) in slab.order.iter().enumerate() {
             let place = (c / lanes * taps + t) * lanes + c % lanes;
-            let parts = sums[place..].iter().step_by(blocks.len() * size);
+            let parts = sums[place..].iter().step_by(total);
             dw[tap] = parts.copied().sum();
         }
     }

@@ -374,7 +374,7 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
 unsafe fn copy<V: Simd>(c: &Copy<V::T>) {
     // SAFETY: the caller gives pointers valid for all rows and vectors.
     unsafe {
-        // the usual widths without a loop in the loop, whose end is hard to predict
+        // most rows are so short that a loop over their vectors would cost more than the copy
         match c.vectors {
             1 => copy_rows::<V>(c, 1),
             2 => copy_rows::<V>(c, 2),
@@ -388,13 +388,13 @@ unsafe fn copy_rows<V: Simd>(c: &Copy<V::T>, vectors: usize) {
     let (mut from, mut to) = (c.from, c.to);
     for _ in 0..c.rows {
         for j in 0..vectors {
+            let j = j * V::LANES;
             // SAFETY: the caller gives pointers valid for all rows and vectors.
-            unsafe { V::load(from.add(j * V::LANES)).store(to.add(j * V::LANES)) };
+            unsafe { V::load(from.add(j)).store(to.add(j)) };
         }
-        (from, to) = (
-            from.wrapping_add(c.from_stride),
-            to.wrapping_add(c.to_stride),
-        );
+        // beyond the last row there may be no memory
+        from = from.wrapping_add(c.from_stride);
+        to = to.wrapping_add(c.to_stride);
     }
 }
 
