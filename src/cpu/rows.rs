@@ -107,34 +107,85 @@ pub fn column_sums<T: Real, const K: usize>(
     width: usize,
     f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
 ) -> [Vec<f64>; 2] {
-    // units take no memory: no output
-    let none = &mut vec![(); x.len()];
-    map_and_sums([x, y], columns, width, none, |_, _, _, _| {}, f)
+    sums::<T, K, false>([x, y], columns, width, f)
 }
 
-/// [`column_sums`], before which `row(r, x[r], y[r], out[r])` is called for each row: both find x
-/// and y in the cache.
-pub fn map_and_sums<T: Real, U: Send, const K: usize>(
-    xy: [&[T]; 2],
-    columns: [&[T]; K],
+/// Call `row(r, x[r], y[r], out[r], sums)` for each row, which writes its output and adds to two sums
+/// of each column: short sums in T, their sums in f64, as [`column_sums`] has them. For what needs
+/// whole rows: x and y are read once.
+pub fn map_and_sums<T: Real>(
+    [x, y]: [&[T]; 2],
     width: usize,
-    out: &mut [U],
-    row: impl Fn(usize, &[T], &[T], &mut [U]) + Sync,
-    f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
+    out: &mut [T],
+    row: impl Fn(usize, &[T], &[T], &mut [T], &mut [Vec<T>; 2]) + Sync,
 ) -> [Vec<f64>; 2] {
-    sums::<T, U, K, false>(xy, columns, width, out, row, f)
+    if x.is_empty() {
+        return total(Vec::new(), width);
+    }
+    let block = block_of(x.len(), width);
+    let size = block * width;
+    let parts = x.par_chunks(size).zip(y.par_chunks(size));
+    let parts = parts.zip(out.par_chunks_mut(size)).enumerate();
+    let partial = parts.map(|(b, ((x, y), out))| {
+        let mut sums = [vec![0f64; width], vec![0f64; width]];
+        let mut short = [vec![T::ZERO; width], vec![T::ZERO; width]];
+        level::run(
+            #[inline(always)]
+            || {
+                let rows = x
+                    .chunks(width)
+                    .zip(y.chunks(width))
+                    .zip(out.chunks_mut(width));
+                for (r, ((x, y), out)) in rows.enumerate() {
+                    row(b * block + r, x, y, out, &mut short);
+                    if (r + 1) % SHORT == 0 {
+                        widen(&mut short, &mut sums);
+                    }
+                }
+                widen(&mut short, &mut sums);
+            },
+        );
+        sums
+    });
+    total(partial.collect(), width)
+}
+
+/// Add short sums to the long ones, and begin anew.
+#[inline(always)]
+fn widen<T: Real>(short: &mut [Vec<T>; 2], sums: &mut [Vec<f64>; 2]) {
+    for (sums, short) in sums.iter_mut().zip(short) {
+        for (sum, s) in sums.iter_mut().zip(short) {
+            *sum += s.to_f64();
+            *s = T::ZERO;
+        }
+    }
+}
+
+/// Rows of a parallel task, by the shape alone.
+fn block_of(len: usize, width: usize) -> usize {
+    let rows = (len / width).div_ceil(64);
+    rows.max(PARALLEL / 4 / width).next_multiple_of(SHORT)
+}
+
+/// The blocks' sums, added in order.
+fn total(partial: Vec<[Vec<f64>; 2]>, width: usize) -> [Vec<f64>; 2] {
+    let mut total = [vec![0f64; width], vec![0f64; width]];
+    for p in partial {
+        for (total, p) in total.iter_mut().zip(p) {
+            total.iter_mut().zip(p).for_each(|(t, p)| *t += p);
+        }
+    }
+    total
 }
 
 /// For each column c the sums over its rows of x - shift and of (x - shift)^2, in one pass. A short
 /// sum in T is about a number of its own rows, so that it cancels nowhere, and moves to `shift` in
 /// f64: sum (d + e) = s + n e and sum (d + e)^2 = q + 2 e s + n e^2.
 pub fn shifted_sums<T: Real>(x: &[T], shift: &[T], width: usize) -> [Vec<f64>; 2] {
-    sums::<T, (), 1, true>(
+    sums::<T, 1, true>(
         [x, x],
         [shift],
         width,
-        &mut vec![(); x.len()],
-        |_, _, _, _| {},
         #[inline(always)]
         |_, x, _, [k]| {
             let d = x - k;
@@ -144,53 +195,32 @@ pub fn shifted_sums<T: Real>(x: &[T], shift: &[T], width: usize) -> [Vec<f64>; 2
 }
 
 /// `SHIFT`: the first constant is a column's shift, and `f` gives powers of x minus it.
-fn sums<T: Real, U: Send, const K: usize, const SHIFT: bool>(
+fn sums<T: Real, const K: usize, const SHIFT: bool>(
     [x, y]: [&[T]; 2],
     columns: [&[T]; K],
     width: usize,
-    out: &mut [U],
-    row: impl Fn(usize, &[T], &[T], &mut [U]) + Sync,
     f: impl Fn(usize, T, T, [T; K]) -> [T; 2] + Sync,
 ) -> [Vec<f64>; 2] {
-    let mut total = [vec![0f64; width], vec![0f64; width]];
     if x.is_empty() {
-        return total;
+        return total(Vec::new(), width);
     }
-    let block = (x.len() / width)
-        .div_ceil(64)
-        .max(PARALLEL / 4 / width)
-        .next_multiple_of(SHORT);
-    let partial: Vec<_> = x
-        .par_chunks(block * width)
-        .zip(y.par_chunks(block * width))
-        .zip(out.par_chunks_mut(block * width))
-        .enumerate()
-        .map(|(b, ((x, y), out))| {
-            let mut sums = [vec![0f64; width], vec![0f64; width]];
-            let short = x.chunks(SHORT * width).zip(y.chunks(SHORT * width));
-            let out = out.chunks_mut(SHORT * width);
-            for (s, (xy, out)) in short.zip(out).enumerate() {
-                let first = b * block + s * SHORT;
-                level::run(
-                    #[inline(always)]
-                    || {
-                        let xy_rows = xy.0.chunks(width).zip(xy.1.chunks(width));
-                        for (r, ((x, y), out)) in xy_rows.zip(out.chunks_mut(width)).enumerate() {
-                            row(first + r, x, y, out);
-                        }
-                        add_rows::<T, K, SHIFT>(xy, columns, width, first, &mut sums, &f);
-                    },
-                );
-            }
-            sums
-        })
-        .collect();
-    for p in partial {
-        for (total, p) in total.iter_mut().zip(p) {
-            total.iter_mut().zip(p).for_each(|(t, p)| *t += p);
-        }
-    }
-    total
+    let block = block_of(x.len(), width);
+    let parts = x.par_chunks(block * width).zip(y.par_chunks(block * width));
+    let partial = parts.enumerate().map(|(b, (x, y))| {
+        let mut sums = [vec![0f64; width], vec![0f64; width]];
+        let short = x.chunks(SHORT * width).zip(y.chunks(SHORT * width));
+        level::run(
+            #[inline(always)]
+            || {
+                for (s, xy) in short.enumerate() {
+                    let first = b * block + s * SHORT;
+                    add_rows::<T, K, SHIFT>(xy, columns, width, first, &mut sums, &f);
+                }
+            },
+        );
+        sums
+    });
+    total(partial.collect(), width)
 }
 
 /// Add a few rows, of which `first` is the first.

@@ -322,29 +322,26 @@ fn add_rows<T: Real>(x: &[T], acc: &mut [T]) {
 /// sums, which fill vector registers.
 #[inline(always)]
 pub fn row_sum<T: Real, R: Real, const K: usize>(rows: [&[T]; K], g: impl Fn([T; K]) -> R) -> f64 {
-    // a stretch's values are computed before they are summed: a loop of unknown length is what the
-    // compiler vectorizes best
-    const STRETCH: usize = 128;
     let n = rows[0].len();
-    let (mut acc, mut rest) = ([0f64; 16], 0.0);
-    let mut values = [R::ZERO; STRETCH];
-    for at in (0..n).step_by(STRETCH) {
-        let values = &mut values[..STRETCH.min(n - at)];
-        let part: [&[T]; K] = array(|j| &rows[j][at..at + values.len()]);
-        for (i, v) in values.iter_mut().enumerate() {
-            *v = g(array(|j| part[j][i]));
-        }
-        let (chunks, few) = values.as_chunks::<16>();
-        for c in chunks {
-            for (a, v) in acc.iter_mut().zip(c) {
-                *a += v.to_f64();
-            }
-        }
-        for v in few {
-            rest += v.to_f64();
+    let rows: [&[T]; K] = array(|j| &rows[j][..n]);
+    let (whole, mut acc) = (n / 16 * 16, [0f64; 16]);
+    for at in (0..whole).step_by(16) {
+        let part: [&[T]; K] = array(|j| &rows[j][at..at + 16]);
+        for (l, a) in acc.iter_mut().enumerate() {
+            *a += g(array(|j| part[j][l])).to_f64();
         }
     }
-    acc.iter().sum::<f64>() + rest
+    // the rest among zeros, whose values do not count: one by one, exponentials cost as much as
+    // all others together
+    let (few, mut part) = (n - whole, [[T::ZERO; 16]; K]);
+    for (part, x) in part.iter_mut().zip(rows) {
+        part[..few].copy_from_slice(&x[whole..]);
+    }
+    for (l, a) in acc.iter_mut().enumerate() {
+        let value = g(array(|j| part[j][l])).to_f64();
+        *a += if l < few { value } else { 0.0 };
+    }
+    acc.iter().sum()
 }
 
 /// The greatest of a row; NaN if one is.

@@ -78,19 +78,20 @@ impl Op<3> for LayerNorm {
             let (stats, _) = stats.dense_slice::<T>(NAME)?.as_chunks::<2>();
             let n = T::of(d as f64);
             let mut sums = [Vec::new(), Vec::new()];
-            // one pass over x and g: a few rows of dx, then their part in the sums
             let dx = Tensor::build::<T>(Layout::contiguous(*x.shape()), x.device(), |dx| {
-                sums = rows::map_and_sums([v, g], [], d, dx, #[inline(always)] |r, x, g, dx| {
-                let [mean, rstd] = stats[r];
-                let level = T::of(row_sum([g, w], |[g, w]| g * w)) / n;
-                let slope = T::of(row_sum([g, w, x], |[g, w, x]| g * w * (x - mean)));
-                let slope = slope * rstd * rstd / n;
-                for (((dx, &g), &w), &x) in dx.iter_mut().zip(g).zip(w).zip(x) {
-                    *dx = rstd * (g * w - level - (x - mean) * slope);
-                }
-            }, #[inline(always)] |r, x, g, []| {
+                sums = rows::map_and_sums([v, g], d, dx, #[inline(always)] |r, x, g, dx, sums| {
                     let [mean, rstd] = stats[r];
-                    [g * (x - mean) * rstd, g]
+                    let level = T::of(row_sum([g, w], |[g, w]| g * w)) / n;
+                    let slope = T::of(row_sum([g, w, x], |[g, w, x]| g * w * (x - mean)));
+                    let slope = slope * rstd * rstd / n;
+                    let [dweight, dbias] = sums;
+                    let sums = dweight.iter_mut().zip(dbias);
+                    let inputs = g.iter().zip(w).zip(x);
+                    for ((dx, (dweight, dbias)), ((&g, &w), &x)) in dx.iter_mut().zip(sums).zip(inputs) {
+                        *dx = rstd * (g * w - level - (x - mean) * slope);
+                        *dweight += g * (x - mean) * rstd;
+                        *dbias += g;
+                    }
                 });
             })?;
             let [dweight, dbias] = sums;

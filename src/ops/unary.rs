@@ -216,7 +216,7 @@ pointwise! {
     /// ```
     Relu relu Y, |x| x.nan_max(T::ZERO), |y| if y > T::ZERO { T::ONE } else { T::ZERO };
     /// x Phi(x), with the normal distribution's Phi (Hendrycks and Gimpel 2016).
-    Gelu gelu X, |x| x * phi(x), |x| phi(x) + x * (T::of(-0.5) * x * x).exp() * T::of(0.398_942_280_401_432_7);
+    Gelu gelu X, |x| x * x.phi(), |x| x.phi() + x * (T::of(-0.5) * x * x).exp() * T::of(0.398_942_280_401_432_7);
     /// GELU's approximation by tanh (the same paper).
     GeluTanh gelu_tanh X, |x| T::of(0.5) * x * (T::ONE + gelu_inner(x).tanh()), |x| {
         let t = gelu_inner(x).tanh();
@@ -259,11 +259,6 @@ pub(crate) fn sigmoid<T: Real>(x: T) -> T {
 #[inline(always)]
 pub(crate) fn softplus<T: Real>(x: T) -> T {
     x.nan_max(T::ZERO) + (-x.abs()).exp().ln_1p()
-}
-
-#[inline(always)]
-fn phi<T: Real>(x: T) -> T {
-    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }
 
 #[inline(always)]
