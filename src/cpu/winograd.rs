@@ -35,8 +35,8 @@ const CHUNK: usize = 64;
 /// Elements between the points of a scratch beyond what they hold: without, the same place of all
 /// points would fall into few sets of L1.
 const PAD: usize = 16;
-/// Elements of a transformed weight that is computed before the tasks instead of in each of them:
-/// a larger one comes from memory more slowly than it is computed.
+/// The most elements of a transformed weight that is computed once, before the tasks, and not by
+/// each of them: a larger one comes from memory more slowly than it is computed again.
 const KEPT: usize = 1 << 20;
 /// Taps of the window.
 const TAPS: usize = 9;
@@ -536,9 +536,9 @@ impl<P: Points<M, N>, T: Kernel, const M: usize, const N: usize> Job<T> for Weig
         let stride = CHUNK * block + PAD;
         let rotated = self.weights.rotated;
         let mut taps = [T::ZERO; GATHER * TAPS * 16];
-        for k0 in (0..self.depths.1).step_by(GATHER) {
-            let depths = GATHER.min(self.depths.1 - k0);
-            for c in (0..self.columns.1).step_by(V::LANES) {
+        for c in (0..self.columns.1).step_by(V::LANES) {
+            for k0 in (0..self.depths.1).step_by(GATHER) {
+                let depths = GATHER.min(self.depths.1 - k0);
                 let panel = c / block * block;
                 let row = block.min(self.columns.1.next_multiple_of(V::LANES) - panel);
                 self.gather(V::LANES, c, (self.depths.0 + k0, depths), &mut taps);
@@ -637,7 +637,8 @@ impl<P: Points<M, N>, T: Kernel, const M: usize, const N: usize> Job<T> for Unwe
     }
 }
 
-/// A convolution by tiles. With few columns or tiles the tasks take fewer tiles.
+/// A convolution by tiles. Tasks take fewer tiles where there are few, and where the weight is
+/// kept: more of it stays in L2 then; one that is computed in each task asks for more tiles.
 fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
     level: Level,
     pass: &Pass,
@@ -652,10 +653,11 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
     let bias = padded_bias(bias, pass.columns, micro);
     let image = Image::new(x, pass.input, pass.depth, lanes);
     let depths = parts(pass.depth, DEPTH, CHUNK);
+    let keep = N * N * pass.depth * pass.columns <= KEPT;
     let columns = parts(pass.columns, width, CHUNK);
     let wanted = TASKS.div_ceil(columns.len());
     let tiles = pass.tiles(M);
-    let most = (tiles / wanted / GROUP * GROUP).clamp(GROUP, BLOCK);
+    let most = (tiles / wanted / GROUP * GROUP).clamp(GROUP, if keep { BLOCK / 2 } else { BLOCK });
     let tiles = parts(tiles, GROUP, most);
 
     let (panels, blocks) = (
@@ -680,7 +682,7 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
         unsafe { T::job(level, job) };
     };
     let all = depths.len() * columns.len() * u_size;
-    let mut kept = Scratch::new(if all <= KEPT { all } else { 0 });
+    let mut kept = Scratch::new(if keep { all } else { 0 });
     let chunks = kept.par_chunks_mut(u_size).with_max_len(1).enumerate();
     chunks.for_each(|(i, to)| {
         weigh(depths[i % depths.len()], columns[i / depths.len()], to);
@@ -692,7 +694,7 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
         let (tiles, c) = (tiles[i / columns.len()], i % columns.len());
         let mut v = Scratch::new(groups * v_group);
         let mut m = Scratch::new(groups * m_group);
-        let mut u = Scratch::new(if all <= KEPT { 0 } else { u_size });
+        let mut u = Scratch::new(if keep { 0 } else { u_size });
         for (d, &depth) in depths.iter().enumerate() {
             let read: Read<'_, P, T, M, N, GROUP, false> = Read {
                 of: PhantomData,
@@ -705,7 +707,7 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
             };
             // SAFETY: `v` has room for the groups.
             unsafe { T::job(level, read) };
-            let u = if all <= KEPT {
+            let u = if keep {
                 &kept[(c * depths.len() + d) * u_size..]
             } else {
                 weigh(depth, columns[c], &mut u);
