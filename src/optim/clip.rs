@@ -139,7 +139,7 @@ fn each_gradient(
     })
 }
 
-fn over_elements<T: Real>(g: &mut Tensor, f: impl Fn(T) -> T + Sync) -> Result<()> {
+pub(super) fn over_elements<T: Real>(g: &mut Tensor, f: impl Fn(T) -> T + Sync) -> Result<()> {
     let each = |g: &mut [T]| g.iter_mut().for_each(|x| *x = f(*x));
     g.make_mut::<T>()?
         .par_chunks_mut(CPU_STRETCH)
