@@ -213,6 +213,16 @@ fn rules() -> Vec<(&'static str, New)> {
             let few = |name: &str, _: &Tensor| ["4", "6", "7", "13", "210", "211"].contains(&name);
             Ok(Box::new(Muon::with_selection(config, few)?))
         }),
+        ("muon with normalized weights", || {
+            let config = MuonConfig {
+                weight_decay: 0.0,
+                normalize_weights: true,
+                ..MuonConfig::default()
+            };
+            let few = |name: &str, _: &Tensor| ["4", "6", "7", "13", "210", "211"].contains(&name);
+            let other = sgd(|c| c.momentum = 0.9)?;
+            Ok(Box::new(Muon::with_other(config, few, other)?))
+        }),
     ]
 }
 

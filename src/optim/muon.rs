@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::rows::{check_real, sum_squares};
+use super::clip::over_elements;
+use super::rows::{Rows, check_real, scale, sum_squares};
 use super::{
     AdamW, AdamWConfig, Optimizer, Selection, Sgd, SgdConfig, check, check_fraction,
     check_not_negative,
 };
 use crate::autograd::{Gradients, no_grad};
+use crate::device::Device;
+use crate::dtype::Real;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Slot, Visitor};
 use crate::tensor::Tensor;
+use crate::with_real;
 
 /// Muon (Jordan, Jin, Boza, You, Cesista, Newhouse and Bernstein 2024), for weights of two axes or
 /// more as matrices (rows, columns) = (out, all the rest):
@@ -209,14 +213,23 @@ impl Muon {
     }
 }
 
-/// Scale a weight to the norm sqrt(rows); one of zeros stays.
+/// Scale a weight to the norm sqrt(rows), in place; one of zeros stays.
 fn normalize(p: &mut Tensor, rows: usize) -> Result<()> {
-    let _guard = no_grad();
-    // as numbers of the device: nothing waits, and the step can be captured
     let norm = sum_squares(OP, &[&*p], 1.0 / (rows.max(1) as f64).sqrt(), true)?;
-    let norm = norm.clamp(f32::MIN_POSITIVE.into(), f64::INFINITY)?;
-    let scaled = p.detach().div(&norm.cast(p.dtype())?)?;
-    p.copy_(&scaled)
+    let least = f64::from(f32::MIN_POSITIVE);
+    if let Device::Cuda(_) = p.device() {
+        // nothing waits for the norm, so that the step can be captured
+        let factor = norm.clamp(least, f64::INFINITY)?.pow_scalar(-1.0)?;
+        p.make_unique()?;
+        let mut weight = Rows::default();
+        weight.push(&[&*p]);
+        return scale(weight, &factor);
+    }
+    let factor = 1.0 / norm.item()?.max(least);
+    with_real!(OP, p.dtype(), T => {
+        let factor = T::of(factor);
+        over_elements::<T>(p, |x| x * factor)
+    })
 }
 
 /// Some of a model's parameters.
@@ -298,8 +311,8 @@ impl Optimizer for Muon {
             let columns = p.numel() / rows.max(1);
             let u = u.detach().reshape([rows, columns])?;
             let orthogonal = newton_schulz(&u, self.config.ns_steps, self.config.eps)?;
-            let scale = (rows as f64 / columns.max(1) as f64).max(1.0).sqrt();
-            let update = orthogonal.mul_scalar(-scale)?.reshape(shape)?;
+            let size = (rows as f64 / columns.max(1) as f64).max(1.0).sqrt();
+            let update = orthogonal.mul_scalar(-size)?.reshape(shape)?;
             updates.insert(p, update);
             if self.config.normalize_weights {
                 normalize(p, rows)?;
