@@ -90,7 +90,8 @@ impl Generator {
     /// A float, normal with mean 0 and variance 1.
     pub fn normal(&mut self) -> f64 {
         let b = self.take(1);
-        normals(block(self.seed, b))[0]
+        let r = block(self.seed, b);
+        normals(r[0], r[1])[0]
     }
 
     /// 0..n in a random order (Fisher and Yates).
@@ -117,13 +118,19 @@ impl Generator {
 
     /// Fill with normal numbers of mean 0 and variance 1, as `f` takes them.
     pub fn fill_normal<T: Send>(&mut self, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
-        self.fill(out, |words, out| {
-            for (out, &r) in out.chunks_mut(4).zip(words.as_chunks().0) {
-                for (o, v) in out.iter_mut().zip(normals(r)) {
-                    *o = f(v);
+        self.fill(
+            out,
+            #[inline(always)]
+            |words, out| {
+                let mut all = [0.0; WORDS];
+                for i in 0..WORDS / 2 {
+                    [all[2 * i], all[2 * i + 1]] = normals(words[2 * i], words[2 * i + 1]);
                 }
-            }
-        });
+                for (o, &x) in out.iter_mut().zip(&all) {
+                    *o = f(x);
+                }
+            },
+        );
     }
 
     /// Call `some(words, out)` with the words of a few blocks for each stretch of as many outputs.
@@ -168,22 +175,132 @@ pub fn unit(x: u32) -> f32 {
     (x >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// Four normal numbers from a block, by Box and Muller (1958).
-fn normals(r: [u32; 4]) -> [f64; 4] {
-    let pair = |a: u32, b: u32| {
-        // (0, 1], so that the logarithm is finite
-        let u = (a as f64 + 1.0) / 4294967296.0;
-        let angle = std::f64::consts::TAU * (b as f64 / 4294967296.0);
-        let radius = (-2.0 * u.ln()).sqrt();
-        [radius * angle.cos(), radius * angle.sin()]
+/// Two normal numbers from two words, by Box and Muller (1958).
+#[inline(always)]
+fn normals(a: u32, b: u32) -> [f64; 2] {
+    // of (0, 1], so that the logarithm is finite
+    let radius = (-2.0 * ln_of_share(a)).sqrt();
+    let [cos, sin] = turn(b);
+    [radius * cos, radius * sin]
+}
+
+/// sum of c\[i\] z^i.
+#[inline(always)]
+fn polynomial<const N: usize>(z: f64, c: [f64; N]) -> f64 {
+    let mut sum = 0.0;
+    for i in (0..N).rev() {
+        sum = sum * z + c[i];
+    }
+    sum
+}
+
+/// ln((a + 1) / 2^32), to about an ulp. Without branches and calls, unlike the library's, so that
+/// many are computed side by side. With a + 1 = m 2^e and s = (m - 1) / (m + 1), ln m is
+/// 2 (s + s^3 / 3 + ..), its coefficients fitted to the range (FreeBSD's msun, e_log.c).
+#[inline(always)]
+fn ln_of_share(a: u32) -> f64 {
+    let x = a as f64 + 1.0;
+    // m in sqrt(1/2) to sqrt(2)
+    let bits = x.to_bits() + (0x3FF0_0000_0000_0000 - 0x3FE6_A09E_667F_3BCD);
+    let e = (bits >> 52) as i32 as f64 - 1023.0;
+    let m = f64::from_bits((bits & 0x000F_FFFF_FFFF_FFFF) + 0x3FE6_A09E_667F_3BCD);
+    let f = m - 1.0;
+    let s = f / (2.0 + f);
+    let z = s * s;
+    let rest = z * polynomial(
+        z,
+        [
+            6.666666666666735130e-01,
+            3.999999999940941908e-01,
+            2.857142874366239149e-01,
+            2.222219843214978396e-01,
+            1.818357216161805012e-01,
+            1.531383769920937332e-01,
+            1.479819860511658591e-01,
+        ],
+    );
+    let half = 0.5 * f * f;
+    (e - 32.0) * std::f64::consts::LN_2 + (f - (half - s * (half + rest)))
+}
+
+/// The cosine and sine of b / 2^32 of a turn: of an eighth of a turn at most, by polynomials
+/// (msun's k_cos.c and k_sin.c), rotated by whole quarters.
+#[inline(always)]
+fn turn(b: u32) -> [f64; 2] {
+    let quarter = b.wrapping_add(1 << 29) >> 30;
+    let x = b.wrapping_sub(quarter << 30) as i32 as f64 * (std::f64::consts::TAU / 4294967296.0);
+    let z = x * x;
+    let sin = x + x
+        * z
+        * polynomial(
+            z,
+            [
+                -1.66666666666666324348e-01,
+                8.33333333332248946124e-03,
+                -1.98412698298579493134e-04,
+                2.75573137070700676789e-06,
+                -2.50507602534068634195e-08,
+                1.58969099521155010221e-10,
+            ],
+        );
+    let cos = 1.0 - 0.5 * z
+        + z * z
+            * polynomial(
+                z,
+                [
+                    4.16666666666666019037e-02,
+                    -1.38888888888741095749e-03,
+                    2.48015872894767294178e-05,
+                    -2.75573143513906633035e-07,
+                    2.08757232129817482790e-09,
+                    -1.13596475577881948265e-11,
+                ],
+            );
+    let (c, s) = if quarter & 1 == 0 {
+        (cos, sin)
+    } else {
+        (sin, cos)
     };
-    let ([a, b], [c, d]) = (pair(r[0], r[1]), pair(r[2], r[3]));
-    [a, b, c, d]
+    let sign = |negative: bool| if negative { -1.0 } else { 1.0 };
+    [c * sign((quarter + 1) & 2 != 0), s * sign(quarter & 2 != 0)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logarithms_and_turns_are_the_librarys() {
+        let mut words = Generator::new(3);
+        let edges = [
+            0,
+            1,
+            2,
+            (1 << 29) - 1,
+            1 << 29,
+            3 << 29,
+            1 << 30,
+            1 << 31,
+            u32::MAX,
+        ];
+        for w in edges
+            .into_iter()
+            .chain((0..100_000).map(|_| words.below(1 << 32) as u32))
+        {
+            let x = (w as f64 + 1.0) / 4294967296.0;
+            let (got, want) = (ln_of_share(w), x.ln());
+            assert!(
+                (got - want).abs() <= 3e-16 * want.abs(),
+                "{w}: {got} {want}"
+            );
+            let angle = std::f64::consts::TAU * (w as f64 / 4294967296.0);
+            let [c, s] = turn(w);
+            assert!(
+                (c - angle.cos()).abs() < 1e-15 && (s - angle.sin()).abs() < 1e-15,
+                "{w}"
+            );
+        }
+    }
 
     #[test]
     fn philox_known_answers() {
