@@ -350,7 +350,9 @@ impl<T: Kernel> Problem<'_, T> {
         let Range { start, end } = block.pieces;
         // a large result that is written once goes past the caches, or each line of it would first
         // be read
-        let aligned = c as usize % LINE == 0 && stride * size_of::<T>() % LINE == 0;
+        let aligned = [c as usize, stride * size_of::<T>()]
+            .iter()
+            .all(|x| x.is_multiple_of(LINE));
         let [m, n, _] = self.size;
         let stream = aligned && end - start == 1 && m * n * size_of::<T>() >= STREAMED;
         for piece in start..end {
