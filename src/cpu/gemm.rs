@@ -27,9 +27,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::micro::{self, DEPTH, Kernel, Micro, Product, Start, Tile, TileKernel, VECTORS};
+use super::micro::{self, DEPTH, Kernel, LINE, Micro, Product, Start, Tile, TileKernel, VECTORS};
 use super::scratch::{Scratch, Shared};
-use super::simd::{Level, level};
+use super::simd::{Level, fence, level};
 
 /// Elements of the summation between two visits of C.
 const SUM: usize = 256;
@@ -47,6 +47,8 @@ const MOST: usize = 1 << 26;
 /// Elements of the shared operand that the calling thread packs alone.
 const ALONE: usize = 1 << 15;
 
+/// Bytes of C above which it would not be found in a cache anyway.
+const STREAMED: usize = 8 << 20;
 /// Bytes of memory with one address translation.
 const PAGE: usize = 4096;
 
@@ -346,6 +348,13 @@ impl<T: Kernel> Problem<'_, T> {
         let group = if apart { 8 } else { 1 };
         let mut own_b = room(shared_b, group * self.panel_size);
         let Range { start, end } = block.pieces;
+        // a large result that is written once goes past the caches, or each line of it would first
+        // be read
+        let aligned = [c as usize, stride * size_of::<T>()]
+            .iter()
+            .all(|x| x.is_multiple_of(LINE));
+        let [m, n, _] = self.size;
+        let stream = aligned && end - start == 1 && m * n * size_of::<T>() >= STREAMED;
         for piece in start..end {
             let ks = self.ks(piece);
             let a = match shared_a {
@@ -385,12 +394,16 @@ impl<T: Kernel> Problem<'_, T> {
                         c: unsafe { c.add(rows.start * stride + columns.start) },
                         c_stride: stride,
                         relu: self.relu && whole && piece + 1 == end,
+                        stream,
                     };
                     let (p, columns) = (rows.len(), columns.len());
                     // SAFETY: the scratches hold the tile and the panel, the caller gives C.
                     unsafe { run_product(micro, self.by_rows(), product, p, columns) };
                 }
             }
+        }
+        if stream {
+            fence();
         }
     }
 
@@ -632,6 +645,7 @@ unsafe fn run_product<T: Kernel>(
             c: aside.as_mut_ptr().cast(),
             c_stride: MOST,
             start: t.start.map(|_| Start::Load),
+            stream: false,
             ..t
         });
         for (r, aside) in aside[..p].iter().enumerate() {
@@ -756,6 +770,30 @@ pub(super) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_large_result_goes_past_the_caches() {
+        let [m, n, k] = [1030, 2064, 3];
+        assert!(m * n * size_of::<f32>() >= STREAMED);
+        let (a, b) = (numbers::<f32>(m * k, 1), numbers::<f32>(k * n, 2));
+        for level in Level::available() {
+            let run = || {
+                let mut c = Scratch::<f32>::new(m * n); // aligned
+                let (a, b) = (Matrix::new(&a, (k, 1)), Matrix::new(&b, (n, 1)));
+                gemm_at(level, [m, n, k], a, b, &mut c, n, (None, true), TASKS);
+                c.to_vec()
+            };
+            let c = run();
+            let sum = |i: usize| {
+                (0..k)
+                    .map(|l| a[i / n * k + l] * b[l * n + i % n])
+                    .sum::<f32>()
+            };
+            let right = |(i, c): (usize, &f32)| (sum(i).max(0.0) - c).abs() < 1e-5;
+            assert!(c.iter().enumerate().all(right), "{level:?}");
+            assert!(on_threads(1, run) == c && on_threads(3, run) == c);
         }
     }
 

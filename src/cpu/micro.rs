@@ -75,6 +75,8 @@ pub struct Product<T> {
     pub c_stride: usize,
     /// Whether the result is max(sum, 0).
     pub relu: bool,
+    /// Whether the result is written past the caches: it is aligned to the vectors and not loaded.
+    pub stream: bool,
 }
 
 /// acc\[i\]\[j\] += sum over segments s and pixels p of
@@ -246,7 +248,7 @@ fn prefetch<T, const L2: bool>(p: *const T) {
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 /// Elements of the summation between two looks at what to ask for.
 const STEP: usize = 4;
 
@@ -262,7 +264,7 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: 
     // SAFETY: the caller gives pointers valid for P rows, N vectors and the sum.
     unsafe {
         // C is needed at the end: asked for now, it comes while the sums are made
-        for p in 0..P {
+        for p in 0..if t.stream { 0 } else { P } {
             prefetch::<_, false>(t.c.add(p * t.c_stride));
             prefetch::<_, false>(t.c.add(p * t.c_stride + N * V::LANES - 1));
         }
@@ -325,7 +327,12 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: 
         }
         for p in 0..P {
             for j in 0..N {
-                acc[p][j].store(t.c.add(p * t.c_stride + j * V::LANES));
+                let c = t.c.add(p * t.c_stride + j * V::LANES);
+                if t.stream {
+                    acc[p][j].stream(c);
+                } else {
+                    acc[p][j].store(c);
+                }
             }
         }
     }

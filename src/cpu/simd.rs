@@ -20,6 +20,9 @@ pub trait Simd: Copy {
     unsafe fn load(p: *const Self::T) -> Self;
     /// Write the lanes to `p`.
     unsafe fn store(self, p: *mut Self::T);
+    /// Write the lanes to `p`, which is aligned to the vector, past the caches; [`fence`] makes
+    /// them seen by other threads.
+    unsafe fn stream(self, p: *mut Self::T);
     /// self + o.
     unsafe fn add(self, o: Self) -> Self;
     /// The greater of self and o, NaN where either is, as [`Real::nan_max`] has it.
@@ -28,6 +31,15 @@ pub trait Simd: Copy {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// The lanes of two vectors interleaved: (a0 b0 a1 b1 .., the rest).
     unsafe fn zip(self, o: Self) -> (Self, Self);
+}
+
+/// Before other threads read what [`Simd::stream`] has written.
+pub fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: of every x86-64 CPU.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
 }
 
 /// Four numbers that the compiler may put into a register.
@@ -50,6 +62,11 @@ impl<T: Real> Simd for Portable<T> {
     unsafe fn store(self, p: *mut T) {
         // SAFETY: the caller gives LANES writable elements.
         unsafe { p.cast::<[T; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut T) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(p) }
     }
     #[inline(always)]
     unsafe fn add(self, o: Self) -> Self {
@@ -92,7 +109,7 @@ mod x86 {
 
     macro_rules! vector {
         ($(#[$doc:meta])* $name:ident($reg:ty), $t:ty, $lanes:literal, $splat:ident, $load:ident,
-         $store:ident, $add:ident, $mul_add:ident, |$x:ident, $o:ident| $max:expr, |$a:ident, $b:ident| $zip:expr) => {
+         $store:ident, $stream:ident, $add:ident, $mul_add:ident, |$x:ident, $o:ident| $max:expr, |$a:ident, $b:ident| $zip:expr) => {
             $(#[$doc])*
             #[derive(Clone, Copy)]
             pub struct $name($reg);
@@ -113,6 +130,10 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn store(self, p: *mut $t) {
                     unsafe { $store(p, self.0) }
+                }
+                #[inline(always)]
+                unsafe fn stream(self, p: *mut $t) {
+                    unsafe { $stream(p, self.0) }
                 }
                 #[inline(always)]
                 unsafe fn add(self, o: Self) -> Self {
@@ -142,7 +163,7 @@ mod x86 {
     // the instruction max gives its second operand where one is NaN: it would forget the first's
     vector!(
         /// 16 f32 of AVX-512.
-        F32x16(__m512), f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+        F32x16(__m512), f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_stream_ps, _mm512_add_ps,
         _mm512_fmadd_ps,
         |x, o| {
             let is_x = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, o) | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
@@ -155,7 +176,7 @@ mod x86 {
     );
     vector!(
         /// 8 f64 of AVX-512.
-        F64x8(__m512d), f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
+        F64x8(__m512d), f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_stream_pd, _mm512_add_pd,
         _mm512_fmadd_pd,
         |x, o| {
             let is_x = _mm512_cmp_pd_mask::<_CMP_GT_OQ>(x, o) | _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(x, x);
@@ -168,7 +189,7 @@ mod x86 {
     );
     vector!(
         /// 8 f32 of AVX2.
-        F32x8(__m256), f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+        F32x8(__m256), f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_stream_ps, _mm256_add_ps,
         _mm256_fmadd_ps,
         |x, o| {
             let greater = _mm256_cmp_ps::<_CMP_GT_OQ>(x, o);
@@ -181,7 +202,7 @@ mod x86 {
     );
     vector!(
         /// 4 f64 of AVX2.
-        F64x4(__m256d), f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
+        F64x4(__m256d), f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_stream_pd, _mm256_add_pd,
         _mm256_fmadd_pd,
         |x, o| {
             let greater = _mm256_cmp_pd::<_CMP_GT_OQ>(x, o);
