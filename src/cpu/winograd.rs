@@ -10,11 +10,11 @@
 //! weight gradient is the transpose of it all, dg = G^T (sum over tiles of V^T (A dy A^T)) G.
 //!
 //! The points 0, 1, -1, 2, -2 and infinity keep the constants small: the f32 error of a 4 x 4 tile
-//! is about ten times the direct kernels', which a larger tile would multiply again. The
-//! transforms work on vectors of channels. A task's tiles, transformed, and their products stay
-//! in L2 from the first transform to the last; only images and weights are read from memory and
-//! only results written. Tasks are cut by the shape alone and sums are added in a fixed order: the
-//! same bits on any number of threads.
+//! is about ten times the direct kernels', which a larger tile would multiply again. (An infinite
+//! input makes all of its tile NaN: the transforms subtract.) The transforms work on vectors of
+//! channels. A task's tiles, transformed, and their products stay in L2 from the first transform to
+//! the last; only images and weights are read from memory and only results written. Tasks are cut
+//! by the shape alone and sums are added in a fixed order: the same bits on any number of threads.
 use std::marker::PhantomData;
 
 use rayon::prelude::*;
