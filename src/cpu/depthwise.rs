@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::conv::{ConvShape, TASKS};
 use super::gemm::{balanced, padded_bias};
 use super::micro::{self, Kernel, Micro};
-use super::pass::{Pass, bands, forward_pass, input_grad_passes};
+use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes};
 use super::scratch::{Scratch, Shared};
 use super::simd::Level;
 use super::slide::{Lines, Run, Strip, TAPS};
@@ -28,8 +28,8 @@ fn merged(shape: &ConvShape) -> ConvShape {
     }
 }
 
-/// Pixels of an input row that lie `step` columns apart, side by side in the slab.
-struct Phase {
+/// Pixels of an input row that neighbouring taps read, side by side in the slab.
+struct Stretch {
     /// The input column of the first.
     first: isize,
     /// How many of them taps read.
@@ -38,19 +38,22 @@ struct Phase {
     offset: usize,
 }
 
-/// How a slab lies in memory: \[input row\]\[phase\]\[pixel\]\[lanes\].
+/// How a slab lies in memory: \[phase\]\[row\]\[stretch\]\[pixel\]\[lanes\], where row j of a phase
+/// is input row (first output row + j) * row_step + phase. Only what taps read is there, however
+/// far a dilation sets them apart.
 struct Slab<'a, T: 'static> {
     micro: &'static Micro<T>,
     pass: &'a Pass,
     channels: usize,
     /// Input columns from output pixel to output pixel.
     step: usize,
-    phases: Vec<Phase>,
+    stretches: Vec<Stretch>,
     /// Elements of a row.
     row: usize,
-    /// Rows that an output pixel reads, and the first's offset from the output pixel's own.
-    rows: usize,
-    top: isize,
+    phases: Vec<isize>,
+    /// Elements of a phase, and its rows beyond the output rows.
+    phase: usize,
+    extra: usize,
     /// The taps, those runs that have as many taps one after another.
     runs: Vec<Run>,
     /// The weight's place of each tap in the order of the runs.
@@ -58,59 +61,63 @@ struct Slab<'a, T: 'static> {
 }
 
 impl<'a, T: Kernel> Slab<'a, T> {
-    fn new(micro: &'static Micro<T>, pass: &'a Pass, channels: usize) -> Self {
-        let step = pass.pixel_step / channels;
+    /// Room for any of `bands`.
+    fn new(micro: &'static Micro<T>, pass: &'a Pass, channels: usize, bands: &[Band]) -> Self {
+        let (step, row_step) = (
+            (pass.pixel_step / channels) as isize,
+            pass.row_step as isize,
+        );
         let (top, bottom) = pass.tap_rows();
-        // each tap as (row, phase, place among the phase's pixels, place in the weight)
-        let mut taps: Vec<(isize, isize, isize, usize)> = pass
-            .taps
-            .iter()
-            .zip(&pass.weight_tap)
-            .map(|(tap, &weight)| {
-                let column = pass.planes[tap.plane] / channels as isize;
-                let step = step as isize;
-                let (phase, place) = (column.rem_euclid(step), column.div_euclid(step));
-                (tap.row, phase, place, weight)
-            })
-            .collect();
-        taps.sort_unstable();
-
+        // a tap's column as (remainder by the step, place among the columns of that remainder)
+        let column = |plane: usize| {
+            let column = pass.planes[plane] / channels as isize;
+            (column.rem_euclid(step), column.div_euclid(step))
+        };
+        let next = |a: (isize, isize), b: (isize, isize)| (a.0, a.1 + 1) == b;
+        let mut columns: Vec<_> = (0..pass.planes.len()).map(column).collect();
+        columns.sort_unstable();
         // a strip computes more pixels than it writes: they are read beyond the last
         let room = pass.width + micro.slide.strip[0].0;
-        let (mut phases, mut starts, mut row) = (Vec::new(), Vec::new(), 0);
-        for phase in 0..step as isize {
-            let places = || taps.iter().filter(|t| t.1 == phase).map(|t| t.2);
-            let (low, high) = (places().min().unwrap_or(0), places().max().unwrap_or(0));
-            let span = (high - low) as usize;
-            phases.push(Phase {
-                first: low * step as isize + phase,
-                pixels: if places().count() > 0 {
-                    pass.width + span
-                } else {
-                    0
-                },
+        let (mut stretches, mut places, mut row) = (Vec::new(), Vec::new(), 0);
+        for near in columns.chunk_by(|a, b| next(*a, *b)) {
+            stretches.push(Stretch {
+                first: near[0].1 * step + near[0].0,
+                pixels: pass.width + near.len() - 1,
                 offset: row,
             });
-            starts.push(low);
-            row += (room + span) * micro.lanes;
+            places.extend((0..near.len()).map(|i| row + i * micro.lanes));
+            row += (room + near.len() - 1) * micro.lanes;
         }
+        let mut phases: Vec<isize> = Vec::new();
+        for tap in &pass.taps {
+            let phase = top + (tap.row - top) % row_step;
+            if !phases.contains(&phase) {
+                phases.push(phase);
+            }
+        }
+        let extra = ((bottom - top) / row_step) as usize;
+        let most = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
+        let phase = (most + extra) * row;
 
-        let follows = |a: &(isize, isize, isize, usize), b: &(isize, isize, isize, usize)| {
-            (a.0, a.1, a.2 + 1) == (b.0, b.1, b.2)
-        };
+        // each tap as (row, column, place in the weight)
+        let pairs = pass.taps.iter().zip(&pass.weight_tap);
+        let mut taps: Vec<_> = pairs
+            .map(|(tap, &weight)| (tap.row, column(tap.plane), weight))
+            .collect();
+        taps.sort_unstable();
         let mut runs = Vec::new();
-        for side_by_side in taps.chunk_by(follows) {
-            let n = side_by_side.len();
-            for (start, len) in balanced(n, n.div_ceil(TAPS)) {
-                let (y, phase, place, _) = side_by_side[start];
-                let phase = phase as usize;
+        for near in taps.chunk_by(|a, b| a.0 == b.0 && next(a.1, b.1)) {
+            for (start, len) in balanced(near.len(), near.len().div_ceil(TAPS)) {
+                let (y, column, _) = near[start];
+                let below = |phase: &isize| (y - phase) % row_step == 0;
+                let index = phases.iter().position(below).unwrap_or(0);
+                let shift = ((y - phases[index]) / row_step) as usize;
+                let place = columns.binary_search(&column).map_or(0, |i| places[i]);
                 let run = Run {
-                    offset: (y - top) as usize * row
-                        + phases[phase].offset
-                        + (place - starts[phase]) as usize * micro.lanes,
+                    offset: index * phase + shift * row + place,
                     taps: len,
                 };
-                runs.push((run, &side_by_side[start..start + len]));
+                runs.push((run, &near[start..start + len]));
             }
         }
         runs.sort_by_key(|(run, _)| run.taps);
@@ -118,27 +125,23 @@ impl<'a, T: Kernel> Slab<'a, T> {
             micro,
             pass,
             channels,
-            step,
-            phases,
+            step: step as usize,
+            stretches,
             row,
-            rows: (bottom - top) as usize + 1,
-            top,
+            phases,
+            phase,
+            extra,
             order: runs
                 .iter()
-                .flat_map(|(_, t)| t.iter().map(|t| t.3))
+                .flat_map(|(_, t)| t.iter().map(|t| t.2))
                 .collect(),
             runs: runs.into_iter().map(|(run, _)| run).collect(),
         }
     }
 
-    /// Elements of a slab of so many output rows.
-    fn len(&self, rows: usize) -> usize {
-        (rows.max(1) - 1) * self.line() + self.rows * self.row
-    }
-
-    /// Elements between what one output row reads and the next.
-    fn line(&self) -> usize {
-        self.pass.row_step * self.row
+    /// Elements of a slab.
+    fn len(&self) -> usize {
+        self.phases.len() * self.phase
     }
 
     /// The blocks of channels: (first, how many).
@@ -158,33 +161,29 @@ impl<'a, T: Kernel> Slab<'a, T> {
         to: &mut [T],
     ) {
         let (pass, lanes) = (self.pass, self.micro.lanes);
-        let filled = if start == 0 {
-            0
-        } else {
-            (start - 1) * pass.row_step + self.rows
-        };
-        // a stride above the kernel's height leaves rows out that nobody reads
-        for j in filled.max(start * pass.row_step)..(end - 1) * pass.row_step + self.rows {
-            let to = &mut to[j * self.row..][..self.row];
-            let row = (first * pass.row_step + j) as isize + self.top;
+        let filled = if start == 0 { 0 } else { start + self.extra };
+        let (width, step) = ((pass.in_row / self.channels) as isize, self.step as isize);
+        let rows = (filled..end + self.extra)
+            .flat_map(|j| self.phases.iter().enumerate().map(move |p| (j, p)));
+        for (j, (index, phase)) in rows {
+            let to = &mut to[index * self.phase + j * self.row..][..self.row];
+            let row = ((first + j) * pass.row_step) as isize + phase;
             if row < 0 || row >= pass.in_height as isize {
                 to.fill(T::ZERO);
                 continue;
             }
             let x = &image[row as usize * pass.in_row..];
-            let width = (pass.in_row / self.channels) as isize;
-            let step = self.step as isize;
-            for phase in &self.phases {
-                let to = &mut to[phase.offset..][..phase.pixels * lanes];
+            for stretch in &self.stretches {
+                let to = &mut to[stretch.offset..][..stretch.pixels * lanes];
                 // the pixels that lie within the row
                 let below = |column: isize| {
-                    let pixels = (column - phase.first + step - 1).div_euclid(step);
-                    pixels.clamp(0, phase.pixels as isize) as usize
+                    let pixels = (column - stretch.first + step - 1).div_euclid(step);
+                    pixels.clamp(0, stretch.pixels as isize) as usize
                 };
                 let (left, right) = (below(0), below(width));
                 to[..left * lanes].fill(T::ZERO);
                 if left < right {
-                    let column = (phase.first + left as isize * step) as usize;
+                    let column = (stretch.first + left as isize * step) as usize;
                     let from = &x[column * self.channels + channel..];
                     let to = &mut to[left * lanes..right * lanes];
                     copy_pixels(self.micro, from, self.step * self.channels, columns, to);
@@ -263,9 +262,10 @@ fn run<T: Kernel>(
     assert_eq!(weight.len(), shape.weight());
     let lanes = micro.lanes;
     let bias = padded_bias(bias, shape.ci, micro);
-    let slab = Slab::new(micro, pass, shape.ci);
+    let bands = bands(pass, shape.n, PIXELS);
+    let slab = Slab::new(micro, pass, shape.ci, &bands);
     let packed = pack(&slab, shape, weight);
-    let (bands, blocks) = (bands(pass, shape.n, PIXELS), slab.blocks());
+    let blocks = slab.blocks();
     // strips of equal width, and the kernel that is just wide enough
     let most = micro.slide.strip[0].0;
     let strips = pass.width.div_ceil(most);
@@ -279,7 +279,7 @@ fn run<T: Kernel>(
     let task = |i: usize| {
         let (band, b) = (&bands[i / blocks.len()], i % blocks.len());
         let (channel, columns) = blocks[b];
-        let mut a = Scratch::new(slab.len(band.rows.len()));
+        let mut a = Scratch::new(slab.len());
         for image in band.images.clone() {
             let from = &x[image * pass.in_height * pass.in_row..];
             for (o, row) in band.rows.clone().enumerate() {
@@ -289,7 +289,7 @@ fn run<T: Kernel>(
                 for &(pixel, pixels) in &strips {
                     let mut strip = Strip {
                         // without taps the slab is empty and unread
-                        a: a.as_ptr().wrapping_add(o * slab.line() + pixel * lanes),
+                        a: a.as_ptr().wrapping_add(o * slab.row + pixel * lanes),
                         runs: &slab.runs,
                         w: packed[b * slab.order.len() * lanes..].as_ptr(),
                         bias: bias[channel..].as_ptr(),
@@ -350,8 +350,9 @@ pub(super) fn weight_grad<T: Kernel>(
     let micro = T::micro(level);
     let (lanes, taps) = (micro.lanes, shape.taps());
     let pass = &forward_pass(&merged(shape), false);
-    let slab = Slab::new(micro, pass, shape.ci);
-    let (bands, blocks) = (bands(pass, shape.n, PIXELS), slab.blocks());
+    let bands = bands(pass, shape.n, PIXELS);
+    let slab = Slab::new(micro, pass, shape.ci, &bands);
+    let blocks = slab.blocks();
     // the runs that a kernel takes together: as many taps in each
     let mut visits: Vec<&[Run]> = Vec::new();
     for same in slab.runs.chunk_by(|a, b| a.taps == b.taps) {
@@ -371,13 +372,12 @@ pub(super) fn weight_grad<T: Kernel>(
     let (size, total) = (taps * lanes, blocks.len() * taps * lanes);
     let mut sums = Scratch::zeros(chunks * total);
     let shared = Shared::new(&mut sums);
-    let most = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
     let task = |i: usize| {
         let (chunk, (first, count)) = (i / splits.len(), splits[i % splits.len()]);
         let (start, len) = chunk_bands[chunk];
         // SAFETY: each (chunk, split) is one task's.
         let sums = unsafe { shared.slice(chunk * total + first * size, count * size) };
-        let mut a = Scratch::new(slab.len(most));
+        let mut a = Scratch::new(slab.len());
         let mut b = Scratch::new(ROWS * pass.width * lanes);
         let images = bands[start..start + len]
             .iter()
@@ -397,9 +397,9 @@ pub(super) fn weight_grad<T: Kernel>(
                     for visit in &visits {
                         let (k, r) = (visit[0].taps, visit.len());
                         let lines = Lines {
-                            a: a[o * slab.line()..].as_ptr(),
+                            a: a[o * slab.row..].as_ptr(),
                             offsets: &offsets[run..run + r],
-                            line: slab.line(),
+                            line: slab.row,
                             lines,
                             pixels: pass.width,
                             b: b.as_ptr(),

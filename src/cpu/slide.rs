@@ -139,8 +139,9 @@ unsafe fn slide<V: Simd, const P: usize, const K: usize>(
             if I < P + K - 1 {
                 let x = V::load(a.add(I * V::LANES));
                 for t in 0..K {
-                    if I >= t && I - t < P {
-                        acc[I - t] = x.mul_add(weight[t], acc[I - t]);
+                    let p = I.wrapping_sub(t);
+                    if p < P {
+                        acc[p] = x.mul_add(weight[t], acc[p]);
                     }
                 }
             }
@@ -200,8 +201,9 @@ unsafe fn few<V: Simd, const K: usize, const R: usize, const P: usize>(
                 if I < P + K - 1 {
                     let x = V::load(a[r].add(I * V::LANES));
                     for t in 0..K {
-                        if I >= t && I - t < P {
-                            acc[r][t] = x.mul_add(y[I - t], acc[r][t]);
+                        let p = I.wrapping_sub(t);
+                        if p < P {
+                            acc[r][t] = x.mul_add(y[p], acc[r][t]);
                         }
                     }
                 }
