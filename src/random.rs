@@ -7,7 +7,10 @@ use crate::level::{self, array};
 
 /// One block of the Philox 4x32-10 bijection (Salmon et al. 2011, "Parallel random numbers: as
 /// easy as 1, 2, 3").
-#[inline]
+///
+/// Never a part of a loop that calls it: what LLVM asks of every value in a loop takes it exponential
+/// time on rounds that use each product twice.
+#[inline(never)]
 pub fn philox4x32_10(c: [u32; 4], k: [u32; 2]) -> [u32; 4] {
     philox(c.map(|c| [c as u64]), k).map(|[r]| r as u32)
 }
@@ -91,7 +94,7 @@ impl Generator {
     pub fn normal(&mut self) -> f64 {
         let b = self.take(1);
         let r = block(self.seed, b);
-        normals(r[0], r[1])[0]
+        normal_pair(r[0], r[1])[0]
     }
 
     /// 0..n in a random order (Fisher and Yates).
@@ -107,56 +110,79 @@ impl Generator {
     pub fn fill_uniform<T: Send>(&mut self, out: &mut [T], f: impl Fn(f32) -> T + Sync) {
         self.fill(
             out,
+            words,
             #[inline(always)]
-            |words, out| {
-                for (o, &w) in out.iter_mut().zip(words) {
-                    *o = f(unit(w));
-                }
-            },
+            |w| f(unit(w)),
         );
     }
 
     /// Fill with normal numbers of mean 0 and variance 1, as `f` takes them.
     pub fn fill_normal<T: Send>(&mut self, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
-        self.fill(
-            out,
-            #[inline(always)]
-            |words, out| {
-                let mut all = [0.0; WORDS];
-                for i in 0..WORDS / 2 {
-                    [all[2 * i], all[2 * i + 1]] = normals(words[2 * i], words[2 * i + 1]);
-                }
-                for (o, &x) in out.iter_mut().zip(&all) {
-                    *o = f(x);
-                }
-            },
-        );
+        self.fill(out, normals, f);
     }
 
-    /// Call `some(words, out)` with the words of a few blocks for each stretch of as many outputs.
-    fn fill<T: Send>(&mut self, out: &mut [T], some: impl Fn(&[u32; WORDS], &mut [T]) + Sync) {
+    /// Fill with `f` of what `make(seed, offset)` gives of a few blocks, a number for each word.
+    fn fill<W: Copy, T: Send>(
+        &mut self,
+        out: &mut [T],
+        make: fn(u64, u64) -> [W; WORDS],
+        f: impl Fn(W) -> T + Sync,
+    ) {
         let (start, seed) = (self.take(out.len().div_ceil(4) as u64), self.seed);
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
             let start = start.wrapping_add((i * CHUNK / 4) as u64);
-            level::run(
-                #[inline(always)]
-                || {
-                    for (j, out) in out.chunks_mut(WORDS).enumerate() {
-                        some(&words(seed, start.wrapping_add((j * BLOCKS) as u64)), out);
-                    }
-                },
-            );
+            for (j, out) in out.chunks_mut(WORDS).enumerate() {
+                let made = make(seed, start.wrapping_add((j * BLOCKS) as u64));
+                level::run(
+                    #[inline(always)]
+                    || {
+                        for (o, &w) in out.iter_mut().zip(&made) {
+                            *o = f(w);
+                        }
+                    },
+                );
+            }
         });
     }
 }
 
-/// The words of the stream of `seed` from block `offset` on.
-#[inline(always)]
+/// The words of the stream of `seed` from block `offset` on. A function of its own: as a part of
+/// each loop that takes words, it would be compiled many times over.
+#[inline(never)]
 fn words(seed: u64, offset: u64) -> [u32; WORDS] {
+    level::run(
+        #[inline(always)]
+        || words_here(seed, offset),
+    )
+}
+
+#[inline(always)]
+fn words_here(seed: u64, offset: u64) -> [u32; WORDS] {
     let at: [u64; BLOCKS] = array(|l| offset.wrapping_add(l as u64));
     let zero = [0; BLOCKS];
     let r = philox([at, array(|l| at[l] >> 32), zero, zero], key(seed));
     array(|i| r[i % 4][i / 4] as u32)
+}
+
+/// Normal numbers from the words of the stream of `seed` from block `offset` on.
+#[inline(never)]
+fn normals(seed: u64, offset: u64) -> [f64; WORDS] {
+    let words = words(seed, offset);
+    let mut all = [0.0; WORDS];
+    level::run(
+        #[inline(always)]
+        || {
+            for (all, w) in all
+                .as_chunks_mut::<2>()
+                .0
+                .iter_mut()
+                .zip(words.as_chunks::<2>().0)
+            {
+                *all = normal_pair(w[0], w[1]);
+            }
+        },
+    );
+    all
 }
 
 fn key(seed: u64) -> [u32; 2] {
@@ -164,7 +190,6 @@ fn key(seed: u64) -> [u32; 2] {
 }
 
 /// Block `offset` of the stream of `seed`.
-#[inline]
 pub fn block(seed: u64, offset: u64) -> [u32; 4] {
     philox4x32_10([offset as u32, (offset >> 32) as u32, 0, 0], key(seed))
 }
@@ -177,7 +202,7 @@ pub fn unit(x: u32) -> f32 {
 
 /// Two normal numbers from two words, by Box and Muller (1958).
 #[inline(always)]
-fn normals(a: u32, b: u32) -> [f64; 2] {
+fn normal_pair(a: u32, b: u32) -> [f64; 2] {
     // of (0, 1], so that the logarithm is finite
     let radius = (-2.0 * ln_of_share(a)).sqrt();
     let [cos, sin] = turn(b);
@@ -331,7 +356,7 @@ mod tests {
         for level in level::Level::available() {
             let together = level.run(
                 #[inline(always)]
-                || words(seed, offset),
+                || words_here(seed, offset),
             );
             assert_eq!(together, alone[..], "{level:?}");
         }
