@@ -291,9 +291,15 @@ pub(crate) fn hard_channels() -> Vec<(Vec<f32>, f64, f64)> {
 /// The CPU, and the emulated GPU where it is built: special values must be the same on both.
 #[cfg(test)]
 pub(crate) fn devices() -> Result<Vec<Device>> {
+    devices_nth(0)
+}
+
+/// [`devices`] with a GPU of its own, for a test whose faults another one would read.
+#[cfg(test)]
+pub(crate) fn devices_nth(n: u8) -> Result<Vec<Device>> {
     let mut all = vec![Device::Cpu];
     if cfg!(feature = "emulator") {
-        all.push(Device::cuda_emulated()?);
+        all.push(Device::cuda_emulated_nth(n)?);
     }
     Ok(all)
 }

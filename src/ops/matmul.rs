@@ -89,6 +89,9 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     with_real!(op, a.dtype(), T => {
         let (x, y) = (a.storage_slice::<T>(op)?, b.storage_slice::<T>(op)?);
         Tensor::build::<T>(Layout::contiguous(out), a.device(), |out| {
+            if out.is_empty() {
+                return; // a stack of none has no first matrix
+            }
             let (sa, sb) = (matrix(&la, 0).1, matrix(&lb, 0).1);
             let at = |i: usize| [matrix(&la, i).0, matrix(&lb, i).0];
             gemm_batch([m, n, k], x, sa, y, sb, out, at);

@@ -194,12 +194,12 @@ fn check_constant(op: &'static str, name: &str, t: &Tensor) -> Result<()> {
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::ops::check::devices;
+    use crate::ops::check::devices_nth;
 
     #[test]
     fn labels_out_of_range_are_errors_by_the_next_read() -> Result<()> {
         let x = Tensor::from_vec(vec![1f64, 0.0, 0.0, 0.0, 1000.0, 0.0], [2, 3])?;
-        for device in devices()? {
+        for device in devices_nth(41)? {
             let x = x.to(device)?;
             for (bad, at) in [(3i64, 1), (-1, 0), (i64::MAX, 1), (1 << 32, 0)] {
                 let mut t = [0i64; 2];
