@@ -773,6 +773,7 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
 }
 
 /// As [`conv::forward`](super::conv::forward), with tiles of a size.
+#[allow(clippy::too_many_arguments)] // conv::forward's, with how
 pub(super) fn forward<T: Kernel>(
     level: Level,
     size: Size,
