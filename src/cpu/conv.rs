@@ -12,7 +12,7 @@
 //! input gradient is the same convolution with exchanged channels and mirrored taps; with stride
 //! s it falls into s x s interleaved ones, each with its own taps. The weight gradient multiplies
 //! the slab, transposed, with the output's gradient. Where 3 x 3 taps at stride 1 pay for
-//! [`winograd`]'s transforms it takes their place. Tasks are cut by the shape alone and sums
+//! `winograd`'s transforms it takes their place. Tasks are cut by the shape alone and sums
 //! are added in a fixed order: the same bits on any number of threads.
 use std::ops::Range;
 
