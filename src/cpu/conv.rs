@@ -347,7 +347,7 @@ impl<T: Kernel> Task<'_, T> {
                             };
                             // SAFETY: the slab holds the tile's pixels for all taps, the packed
                             // weight the terms, and these outputs are the task's own.
-                            unsafe { run_tile(micro, &micro.tile, tile, columns) };
+                            unsafe { run_tile(micro, tile, columns) };
                         }
                     }
                     b += terms.iter().map(|t| t.len).sum::<usize>() * width;
@@ -616,7 +616,7 @@ pub(super) mod tests {
     }
 
     /// Calls `f(x, y, w)` with the places of the factors of every product in the convolution.
-    pub fn products(s: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
+    fn products(s: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
         let (cig, cog) = (s.ci / s.groups, s.co / s.groups);
         let [kh, kw] = s.window.kernel;
         let inside = |o: usize, t: usize, axis: usize, size: usize| {
@@ -644,6 +644,34 @@ pub(super) mod tests {
         }
     }
 
+    /// y, dx and dw of x, dy and the weight, the first two from their biases on, by the definition.
+    pub fn definition<T: Kernel>(
+        s: &ConvShape,
+        inputs: [&[T]; 3],
+        biases: [Option<&[T]>; 2],
+        relu: bool,
+    ) -> [Vec<f64>; 3] {
+        let [x, dy, w] = inputs.map(to_f64);
+        let start = |bias: Option<&[T]>, len: usize| -> Vec<f64> {
+            let at = |j: usize| bias.map_or(0.0, |b| b[j % b.len()].to_f64());
+            (0..len).map(at).collect()
+        };
+        let mut expected = [
+            start(biases[0], s.output()),
+            start(biases[1], s.input()),
+            vec![0.0; s.weight()],
+        ];
+        products(s, |i, o, k| {
+            expected[0][o] += x[i] * w[k];
+            expected[1][i] += dy[o] * w[k];
+            expected[2][k] += dy[o] * x[i];
+        });
+        if relu {
+            expected[0].iter_mut().for_each(|y| *y = y.max(0.0));
+        }
+        expected
+    }
+
     fn check<T: Kernel>() {
         for (i, s) in shapes().iter().enumerate() {
             let x = numbers::<T>(s.input(), i as u64 + 1);
@@ -651,20 +679,8 @@ pub(super) mod tests {
             let weight = numbers::<T>(s.weight(), i as u64 + 3);
             let bias = numbers::<T>(s.co, i as u64 + 4);
             let bias = (i % 2 == 0).then_some(&bias[..]);
-            let (xs, dys, ws) = (to_f64(&x), to_f64(&dy), to_f64(&weight));
-            let start = |j: usize| bias.map_or(0.0, |b| b[j % s.co].to_f64());
-            let mut expected_y: Vec<f64> = (0..s.output()).map(start).collect();
-            let mut expected_dx = vec![0.0; s.input()];
-            let mut expected_dw = vec![0.0; s.weight()];
-            products(s, |i, o, k| {
-                expected_y[o] += xs[i] * ws[k];
-                expected_dx[i] += dys[o] * ws[k];
-                expected_dw[k] += dys[o] * xs[i];
-            });
             let relu = i % 3 == 0;
-            if relu {
-                expected_y.iter_mut().for_each(|y| *y = y.max(0.0));
-            }
+            let expected = definition(s, [&x, &dy, &weight], [bias, None], relu);
             for level in Level::available() {
                 let run = || {
                     let nan = T::of(f64::NAN);
@@ -690,9 +706,8 @@ pub(super) mod tests {
                 };
                 let check = |run: &(dyn Fn() -> [Vec<T>; 3] + Sync), kernels: &str| {
                     let results = run();
-                    let expected = [&expected_y, &expected_dx, &expected_dw];
                     for ((got, expected), name) in
-                        results.iter().zip(expected).zip(["y", "dx", "dw"])
+                        results.iter().zip(&expected).zip(["y", "dx", "dw"])
                     {
                         let what = format!("{kernels} {name} at {level:?} of {s:?}");
                         assert_close(got, expected, tolerance::<T>(), &what);

@@ -8,10 +8,11 @@ use rayon::prelude::*;
 
 use super::conv::{ConvShape, TASKS};
 use super::gemm::{balanced, padded_bias};
-use super::micro::{self, Kernel, Micro};
+use super::micro::{Kernel, Micro};
 use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes};
 use super::scratch::{Scratch, Shared};
 use super::simd::Level;
+use super::slab::copy_pixels;
 use super::slide::{Lines, Run, Strip, TAPS};
 
 /// Output pixels of a task: more, and the rows above and below them are copied for less; fewer,
@@ -63,11 +64,7 @@ struct Slab<'a, T: 'static> {
 impl<'a, T: Kernel> Slab<'a, T> {
     /// Room for any of `bands`.
     fn new(micro: &'static Micro<T>, pass: &'a Pass, channels: usize, bands: &[Band]) -> Self {
-        let (step, row_step) = (
-            (pass.pixel_step / channels) as isize,
-            pass.row_step as isize,
-        );
-        let (top, bottom) = pass.tap_rows();
+        let step = (pass.pixel_step / channels) as isize;
         // a tap's column as (remainder by the step, place among the columns of that remainder)
         let column = |plane: usize| {
             let column = pass.planes[plane] / channels as isize;
@@ -88,14 +85,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
             places.extend((0..near.len()).map(|i| row + i * micro.lanes));
             row += (room + near.len() - 1) * micro.lanes;
         }
-        let mut phases: Vec<isize> = Vec::new();
-        for tap in &pass.taps {
-            let phase = top + (tap.row - top) % row_step;
-            if !phases.contains(&phase) {
-                phases.push(phase);
-            }
-        }
-        let extra = ((bottom - top) / row_step) as usize;
+        let (phases, extra) = pass.phases();
         let most = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
         let phase = (most + extra) * row;
 
@@ -109,9 +99,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
         for near in taps.chunk_by(|a, b| a.0 == b.0 && next(a.1, b.1)) {
             for (start, len) in balanced(near.len(), near.len().div_ceil(TAPS)) {
                 let (y, column, _) = near[start];
-                let below = |phase: &isize| (y - phase) % row_step == 0;
-                let index = phases.iter().position(below).unwrap_or(0);
-                let shift = ((y - phases[index]) / row_step) as usize;
+                let (index, shift) = pass.in_phases(&phases, y);
                 let place = columns.binary_search(&column).map_or(0, |i| places[i]);
                 let run = Run {
                     offset: index * phase + shift * row + place,
@@ -191,30 +179,6 @@ impl<'a, T: Kernel> Slab<'a, T> {
                 to[right * lanes..].fill(T::ZERO);
             }
         }
-    }
-}
-
-/// Copy `columns` channels of each pixel, `step` elements apart, into vectors of which the rest
-/// is unspecified: it stays in its own lanes, which nobody reads.
-fn copy_pixels<T: Kernel>(micro: &Micro<T>, from: &[T], step: usize, columns: usize, to: &mut [T]) {
-    let (lanes, pixels) = (micro.lanes, to.len() / micro.lanes);
-    // the last pixels' whole vectors may end outside
-    let whole = match from.len().checked_sub(lanes) {
-        Some(room) => (room / step + 1).min(pixels),
-        None => 0,
-    };
-    let rows = micro::Copy {
-        from: from.as_ptr(),
-        from_stride: step,
-        to: to.as_mut_ptr(),
-        to_stride: lanes,
-        vectors: 1,
-        rows: whole,
-    };
-    // SAFETY: by the choice of `whole`.
-    unsafe { (micro.copy)(&rows) };
-    for p in whole..pixels {
-        to[p * lanes..][..columns].copy_from_slice(&from[p * step..][..columns]);
     }
 }
 

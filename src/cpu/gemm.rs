@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::micro::{self, DEPTH, Kernel, LINE, Micro, Product, Start, Tile, TileKernel, VECTORS};
+use super::micro::{self, DEPTH, Kernel, LINE, Micro, Product, Start, Tile};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, fence, level};
 
@@ -563,25 +563,20 @@ pub(super) fn padded_bias<T: Kernel>(bias: Option<&[T]>, n: usize, micro: &Micro
 /// `parts` sizes that differ by at most one and sum to `total`, with their starts.
 pub(super) fn balanced(total: usize, parts: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..parts).map(move |i| {
-        let start = i * total / parts;
-        (start, (i + 1) * total / parts - start)
+        let part = part(total, parts, i);
+        (part.start, part.len())
     })
 }
 
-/// Compute a tile of which only `columns` columns exist in C, with one of `kernels`.
+/// Compute a tile of which only `columns` columns exist in C.
 ///
 /// # Safety
 /// The pointers of `t` are valid as [`Tile`] says, those to C for `columns` columns.
-pub(super) unsafe fn run_tile<T: Kernel>(
-    micro: &Micro<T>,
-    kernels: &[&[TileKernel<T>]; VECTORS],
-    t: Tile<T>,
-    columns: usize,
-) {
+pub(super) unsafe fn run_tile<T: Kernel>(micro: &Micro<T>, t: Tile<T>, columns: usize) {
     const MOST: usize = 32;
     let vectors = micro.vectors(columns);
     let (p, width) = (t.rows.len(), vectors * micro.lanes);
-    let kernel = kernels[vectors - 1][p - 1];
+    let kernel = micro.tile[vectors - 1][p - 1];
     if columns == width {
         // SAFETY: the caller's promise.
         unsafe { kernel(&t) };

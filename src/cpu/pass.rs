@@ -46,7 +46,7 @@ pub(super) struct Pass {
 
 impl Pass {
     /// The row offsets of the topmost and the lowest tap.
-    pub(super) fn tap_rows(&self) -> (isize, isize) {
+    fn tap_rows(&self) -> (isize, isize) {
         let rows = || self.taps.iter().map(|t| t.row);
         (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
     }
@@ -71,6 +71,28 @@ impl Pass {
             }
         }
         out
+    }
+
+    /// The row offsets of taps modulo `row_step`, from the topmost tap's on, and the rows of each
+    /// that a slab has beyond the output's.
+    pub(super) fn phases(&self) -> (Vec<isize>, usize) {
+        let (first, last) = self.tap_rows();
+        let mut phases = Vec::new();
+        for tap in &self.taps {
+            let phase = first + (tap.row - first) % self.row_step as isize;
+            if !phases.contains(&phase) {
+                phases.push(phase);
+            }
+        }
+        (phases, (last - first) as usize / self.row_step)
+    }
+
+    /// Which of the phases has a tap's row, and as which of its rows.
+    pub(super) fn in_phases(&self, phases: &[isize], row: isize) -> (usize, usize) {
+        let step = self.row_step as isize;
+        let below = |phase: &isize| (row - phase) % step == 0;
+        let index = phases.iter().position(below).unwrap_or(0);
+        (index, ((row - phases[index]) / step) as usize)
     }
 
     /// The panels that hold the output channels of a group.

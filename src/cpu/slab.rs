@@ -25,15 +25,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
     pub(super) fn new(micro: &'static Micro<T>, pass: &'a Pass, bands: &[Band]) -> Self {
         let images = bands.iter().map(|b| b.images.len()).max().unwrap_or(0);
         let rows = bands.iter().map(|b| b.rows.len()).max().unwrap_or(0);
-        let (first, last) = pass.tap_rows();
-        let mut phases: Vec<isize> = Vec::new();
-        for tap in &pass.taps {
-            let phase = first + (tap.row - first) % pass.row_step as isize;
-            if !phases.contains(&phase) {
-                phases.push(phase);
-            }
-        }
-        let extra = (last - first) as usize / pass.row_step;
+        let (phases, extra) = pass.phases();
         let row = pass.width * DEPTH;
         let phase = (rows + extra) * row;
         let image = phases.len() * phase;
@@ -53,10 +45,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
 
     /// Where a tap's first pixel lies in a channel block.
     pub(super) fn offset(&self, tap: Tap) -> usize {
-        let step = self.pass.row_step as isize;
-        let below = |phase: &isize| (tap.row - phase) % step == 0;
-        let index = self.phases.iter().position(below).unwrap_or(0);
-        let shift = ((tap.row - self.phases[index]) / step) as usize;
+        let (index, shift) = self.pass.in_phases(&self.phases, tap.row);
         tap.plane * self.plane + index * self.phase + shift * self.row
     }
 
@@ -168,28 +157,40 @@ impl<'a, T: Kernel> Slab<'a, T> {
             let from = image * pass.out_image + band.rows.start * pass.out_row;
             let from = &dy[from + channel..];
             let to = &mut to[i * pixels * width..][..pixels * width];
-            // the last pixels' whole vectors may end outside
-            let whole = from.len().saturating_sub(width) / pass.out_pixel + 1;
-            let whole = if from.len() < width {
-                0
-            } else {
-                whole.min(pixels)
-            };
-            let rows = micro::Copy {
-                from: from.as_ptr(),
-                from_stride: pass.out_pixel,
-                to: to.as_mut_ptr(),
-                to_stride: width,
-                vectors,
-                rows: whole,
-            };
-            // SAFETY: by the choice of `whole`; `to` was cut to the size.
-            unsafe { (micro.copy)(&rows) };
-            for p in whole..pixels {
-                let pixel = &from[p * pass.out_pixel..][..columns];
-                to[p * width..][..columns].copy_from_slice(pixel);
-            }
+            copy_pixels(micro, from, pass.out_pixel, columns, to);
         }
         vectors
+    }
+}
+
+/// Copy `columns` channels of each pixel, `step` elements apart, into whole vectors, of which the rest
+/// is unspecified: it stays in its own lanes, which nobody reads.
+pub(super) fn copy_pixels<T: Kernel>(
+    micro: &Micro<T>,
+    from: &[T],
+    step: usize,
+    columns: usize,
+    to: &mut [T],
+) {
+    let vectors = micro.vectors(columns);
+    let width = vectors * micro.lanes;
+    let pixels = to.len() / width;
+    // the last pixels' whole vectors may end outside
+    let whole = match from.len().checked_sub(width) {
+        Some(room) => (room / step + 1).min(pixels),
+        None => 0,
+    };
+    let rows = micro::Copy {
+        from: from.as_ptr(),
+        from_stride: step,
+        to: to.as_mut_ptr(),
+        to_stride: width,
+        vectors,
+        rows: whole,
+    };
+    // SAFETY: by the choice of `whole`.
+    unsafe { (micro.copy)(&rows) };
+    for p in whole..pixels {
+        to[p * width..][..columns].copy_from_slice(&from[p * step..][..columns]);
     }
 }

@@ -792,11 +792,11 @@ pub(super) fn forward<T: Kernel>(
         depth: TAPS,
         rotated: false,
     };
-    let pass = Pass::forward(s);
-    match size {
-        Size::Two => convolve::<Two, T, 2, 4>(level, &pass, x, weights, bias, relu, y),
-        Size::Four => convolve::<Four, T, 4, 6>(level, &pass, x, weights, bias, relu, y),
-    }
+    let by = match size {
+        Size::Two => convolve::<Two, T, 2, 4>,
+        Size::Four => convolve::<Four, T, 4, 6>,
+    };
+    by(level, &Pass::forward(s), x, weights, bias, relu, y);
 }
 
 /// As [`conv::input_grad`](super::conv::input_grad), with tiles of a size.
@@ -817,11 +817,11 @@ pub(super) fn input_grad<T: Kernel>(
         depth: s.ci * TAPS,
         rotated: true,
     };
-    let pass = Pass::input_grad(s);
-    match size {
-        Size::Two => convolve::<Two, T, 2, 4>(level, &pass, dy, weights, bias, false, dx),
-        Size::Four => convolve::<Four, T, 4, 6>(level, &pass, dy, weights, bias, false, dx),
-    }
+    let by = match size {
+        Size::Two => convolve::<Two, T, 2, 4>,
+        Size::Four => convolve::<Four, T, 4, 6>,
+    };
+    by(level, &Pass::input_grad(s), dy, weights, bias, false, dx);
 }
 
 /// As [`conv::weight_grad`](super::conv::weight_grad), with tiles of a size.
@@ -991,7 +991,7 @@ fn sum_weight_grad<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::super::conv;
-    use super::super::conv::tests::{products, to_f64};
+    use super::super::conv::tests::{definition, to_f64};
     use super::super::gemm::tests::{assert_close, numbers, on_threads, tolerance};
     use super::*;
     use crate::shape::Window;
@@ -1043,31 +1043,14 @@ mod tests {
             let weight = numbers::<T>(s.weight(), i as u64 + 3);
             let biases = [s.co, s.ci].map(|n| numbers::<T>(n, i as u64 + 4));
             let bias = |c: usize| (i % 2 == 0).then_some(&biases[c][..]);
-            let (xs, dys, ws) = (to_f64(&x), to_f64(&dy), to_f64(&weight));
-            let start = |c: usize, len: usize| -> Vec<f64> {
-                let at = |j: usize| bias(c).map_or(0.0, |b| b[j % b.len()].to_f64());
-                (0..len).map(at).collect()
-            };
-            let mut expected = [
-                start(0, s.output()),
-                start(1, s.input()),
-                vec![0.0; s.weight()],
-            ];
-            products(s, |i, o, k| {
-                expected[0][o] += xs[i] * ws[k];
-                expected[1][i] += dys[o] * ws[k];
-                expected[2][k] += dys[o] * xs[i];
-            });
-            if i % 3 == 0 {
-                expected[0].iter_mut().for_each(|y| *y = y.max(0.0));
-            }
+            let relu = i % 3 == 0;
+            let expected = definition(s, [&x, &dy, &weight], [bias(0), bias(1)], relu);
             for (level, size) in
                 Level::available().flat_map(|l| [Size::Two, Size::Four].map(|s| (l, s)))
             {
                 let run = || {
                     let nan = T::of(f64::NAN);
                     let mut y = vec![nan; s.output()];
-                    let relu = i % 3 == 0;
                     forward(level, size, s, &x, &weight, bias(0), relu, &mut y);
                     let mut dx = vec![nan; s.input()];
                     input_grad(level, size, s, &dy, &weight, bias(1), &mut dx);
