@@ -138,8 +138,9 @@ pub trait Real:
     fn sin(self) -> Self;
     /// Cosine.
     fn cos(self) -> Self;
-    /// The normal distribution's Phi, 1/sqrt(2 pi) int_-inf^x exp(-t^2 / 2) dt.
-    fn phi(self) -> Self;
+    /// The normal distribution's density at x, 1/sqrt(2 pi) exp(-x^2 / 2), behind its integral from
+    /// minus infinity to x, which is Phi.
+    fn normal(self) -> [Self; 2];
     /// self^y.
     fn powf(self, y: Self) -> Self;
     /// The greater; NaN if either is NaN.
@@ -159,7 +160,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($($t:ident, $tiny:expr, [$exp:expr, $ln:expr, $ln_1p:expr, $exp_m1:expr, $tanh:expr, $phi:expr];)*) => {$(
+    ($($t:ident, $tiny:expr, [$exp:expr, $ln:expr, $ln_1p:expr, $exp_m1:expr, $tanh:expr, $normal:expr];)*) => {$(
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -174,7 +175,7 @@ macro_rules! real {
             #[inline(always)] fn abs(self) -> Self { $t::abs(self) }
             #[inline(always)] fn sin(self) -> Self { $t::sin(self) }
             #[inline(always)] fn cos(self) -> Self { $t::cos(self) }
-            #[inline(always)] fn phi(self) -> Self { ($phi)(self) }
+            #[inline(always)] fn normal(self) -> [Self; 2] { ($normal)(self) }
             #[inline(always)] fn powf(self, y: Self) -> Self { $t::powf(self, y) }
             #[inline(always)] fn is_finite(self) -> bool { $t::is_finite(self) }
         }
@@ -182,12 +183,14 @@ macro_rules! real {
 }
 // f32 is what networks run in: functions that loops are vectorized with. f64 checks them: exact ones
 real! {
-    f32, 1e-30, [math::exp, math::ln, math::ln_1p, math::exp_m1, math::tanh, math::phi];
-    f64, 1e-290, [f64::exp, f64::ln, f64::ln_1p, f64::exp_m1, f64::tanh, phi];
+    f32, 1e-30, [math::exp, math::ln, math::ln_1p, math::exp_m1, math::tanh, math::normal];
+    f64, 1e-290, [f64::exp, f64::ln, f64::ln_1p, f64::exp_m1, f64::tanh, normal];
 }
 
-fn phi(x: f64) -> f64 {
-    0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
+fn normal(x: f64) -> [f64; 2] {
+    use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+    let density = (-0.5 * x * x).exp() * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
+    [0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)), density]
 }
 
 /// The error function to within 1e-15: its Maclaurin series below 3, the continued fraction

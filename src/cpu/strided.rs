@@ -318,44 +318,102 @@ fn add_rows<T: Real>(x: &[T], acc: &mut [T]) {
     }
 }
 
-/// Sum of `g` over a row's elements, beside those of other rows, in f64 whatever T is: 16 running
-/// sums, which fill vector registers.
+/// Numbers that fill a vector register or two.
+const LANES: usize = 16;
+
+/// Sum of `g` over a row's elements, beside those of other rows: short sums in `g`'s type, of eight
+/// registers each, and theirs in f64, since to convert a number costs more than to add it.
 #[inline(always)]
 pub fn row_sum<T: Real, R: Real, const K: usize>(rows: [&[T]; K], g: impl Fn([T; K]) -> R) -> f64 {
     let n = rows[0].len();
     let rows: [&[T]; K] = array(|j| &rows[j][..n]);
-    let (whole, mut acc) = (n / 16 * 16, [0f64; 16]);
-    for at in (0..whole).step_by(16) {
-        let part: [&[T]; K] = array(|j| &rows[j][at..at + 16]);
-        for (l, a) in acc.iter_mut().enumerate() {
-            *a += g(array(|j| part[j][l])).to_f64();
+    let mut sums = [0f64; LANES];
+    let whole = n / LANES * LANES;
+    for first in (0..whole).step_by(8 * LANES) {
+        let mut run = [R::ZERO; LANES];
+        for at in (first..whole.min(first + 8 * LANES)).step_by(LANES) {
+            let values = values(rows, at, &g);
+            for l in 0..LANES {
+                run[l] += values[l];
+            }
         }
+        widen(&mut sums, run);
     }
-    // the rest among zeros, whose values do not count: one by one, exponentials cost as much as
-    // all others together
-    let (few, mut part) = (n - whole, [[T::ZERO; 16]; K]);
-    for (part, x) in part.iter_mut().zip(rows) {
-        part[..few].copy_from_slice(&x[whole..]);
+    if n > whole {
+        // the rest with what precedes it, or among zeros, whose values do not count: one by one,
+        // exponentials cost as much as all others together
+        let few = n - whole;
+        let mut short = [[T::ZERO; LANES]; K];
+        let (mut last, counted) = if whole > 0 {
+            (values(rows, n - LANES, &g), LANES - few..LANES)
+        } else {
+            for (short, x) in short.iter_mut().zip(rows) {
+                short[..n].copy_from_slice(x);
+            }
+            (values(array(|j| &short[j][..]), 0, &g), 0..few)
+        };
+        for (l, last) in last.iter_mut().enumerate() {
+            *last = if counted.contains(&l) { *last } else { R::ZERO };
+        }
+        widen(&mut sums, last);
     }
-    for (l, a) in acc.iter_mut().enumerate() {
-        let value = g(array(|j| part[j][l])).to_f64();
-        *a += if l < few { value } else { 0.0 };
-    }
-    acc.iter().sum()
+    halved(sums, |a, b| a + b)
 }
 
-/// The greatest of a row; NaN if one is.
+/// `g` of a register's elements from `at` on.
+#[inline(always)]
+fn values<T: Real, R: Real, const K: usize>(
+    rows: [&[T]; K],
+    at: usize,
+    g: &impl Fn([T; K]) -> R,
+) -> [R; LANES] {
+    let part: [&[T]; K] = array(|j| &rows[j][at..at + LANES]);
+    let mut values = [R::ZERO; LANES];
+    for (l, value) in values.iter_mut().enumerate() {
+        *value = g(array(|j| part[j][l]));
+    }
+    values
+}
+
+#[inline(always)]
+fn widen<R: Real>(sums: &mut [f64; LANES], values: [R; LANES]) {
+    for l in 0..LANES {
+        sums[l] += values[l].to_f64();
+    }
+}
+
+/// The greatest of a row, of the numbers beside NaN. Sums over the row show that there was one.
 #[inline(always)]
 pub fn row_max<T: Real>(x: &[T]) -> T {
-    let (chunks, rest) = x.as_chunks::<16>();
-    let mut most = [T::NEG_INFINITY; 16];
-    for c in chunks {
+    let mut most = [T::NEG_INFINITY; LANES];
+    let Some(last) = x.last_chunk::<LANES>() else {
+        return x.iter().fold(T::NEG_INFINITY, |m, &x| greater(x, m));
+    };
+    // the last ones once more, where the length is no multiple
+    for c in x.as_chunks::<LANES>().0.iter().chain([last]) {
         for (m, &x) in most.iter_mut().zip(c) {
-            *m = m.nan_max(x);
+            *m = greater(x, *m);
         }
     }
-    let all = most.iter().chain(rest);
-    all.fold(T::NEG_INFINITY, |m, &x| m.nan_max(x))
+    halved(most, greater)
+}
+
+#[inline(always)]
+fn greater<T: Real>(a: T, b: T) -> T {
+    if a > b { a } else { b }
+}
+
+/// All of an array by `f`, half with half: four steps, not fifteen that wait for one another.
+#[inline(always)]
+fn halved<T: Real>(mut a: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+    let mut n = LANES;
+    while n > 1 {
+        n /= 2;
+        for l in 0..n {
+            a[l] = f(a[l], a[l + n]);
+        }
+    }
+    a[0]
 }
 
 /// [`row_sum`] with its blocks on all threads; the partition is fixed by the length.

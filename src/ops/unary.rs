@@ -216,7 +216,10 @@ pointwise! {
     /// ```
     Relu relu Y, |x| x.nan_max(T::ZERO), |y| if y > T::ZERO { T::ONE } else { T::ZERO };
     /// x Phi(x), with the normal distribution's Phi (Hendrycks and Gimpel 2016).
-    Gelu gelu X, |x| x * x.phi(), |x| x.phi() + x * (T::of(-0.5) * x * x).exp() * T::of(0.398_942_280_401_432_7);
+    Gelu gelu X, |x| x * x.normal()[0], |x| {
+        let [phi, density] = x.normal();
+        phi + x * density
+    };
     /// GELU's approximation by tanh (the same paper).
     GeluTanh gelu_tanh X, |x| T::of(0.5) * x * (T::ONE + gelu_inner(x).tanh()), |x| {
         let t = gelu_inner(x).tanh();
