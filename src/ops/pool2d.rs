@@ -8,7 +8,9 @@ use crate::cpu::{rows, strided};
 use crate::cuda::{self, Arg, Gpu, Kernels, columns, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
+
 use crate::error::{Error, Result};
+use crate::level::array;
 use crate::ops::Formula;
 use crate::ops::check::{Case, Input};
 use crate::shape::{Layout, Shape, Window};
@@ -256,14 +258,13 @@ impl MaxPool {
     }
 }
 
-/// Channels of a window that are compared together.
-const CHANNELS: usize = 64;
+/// Channels of a window that are compared together: their maxima stay in a register.
+const CHANNELS: usize = 16;
 
 /// The maxima of the channels from `from` on over some pixels, and the numbers of these. Until the
 /// last comparison the numbers have 32 bits: the compiler makes no vectors of a loop over both f32
 /// and bytes.
 #[inline(always)]
-#[allow(clippy::eq_op, reason = "NaN differs from itself")]
 fn greatest<T: Real, I: Element>(
     taps: &[(u32, &[T])],
     from: usize,
@@ -271,25 +272,58 @@ fn greatest<T: Real, I: Element>(
     arg: &mut [I],
     index_of: &impl Fn(u32) -> I,
 ) {
-    let (n, mut index) = (y.len(), [0; CHANNELS]);
     // a window wholly in the padding (dilation can do that) has no maximum
     let Some(((first, x), rest)) = taps.split_first() else {
         y.fill(T::NEG_INFINITY);
         return arg.fill(index_of(0));
     };
-    y.copy_from_slice(&x[from..from + n]);
-    index.fill(*first);
+    let (mut most, mut index) = (channels(x, from), [*first; CHANNELS]);
     for (k, x) in rest {
-        let x = &x[from..from + n];
-        for ((y, index), &x) in y.iter_mut().zip(&mut index).zip(x) {
-            let wins = (x > *y) | (x != x);
-            *y = if wins { x } else { *y };
-            *index = if wins { *k } else { *index };
+        let x = channels(x, from);
+        // all ones where x wins: the compiler makes vectors of bits and of selected floats, of
+        // selected numbers not
+        let mut wins = [0; CHANNELS];
+        for l in 0..CHANNELS {
+            wins[l] = if greater(x[l], most[l]) { !0 } else { 0 };
+        }
+        for l in 0..CHANNELS {
+            most[l] = if greater(x[l], most[l]) {
+                x[l]
+            } else {
+                most[l]
+            };
+            index[l] = k & wins[l] | index[l] & !wins[l];
         }
     }
-    for (arg, index) in arg.iter_mut().zip(index) {
-        *arg = index_of(index);
+    put(y, most);
+    put(arg, array(|l| index_of(index[l])));
+}
+
+/// NaN wins.
+#[inline(always)]
+#[allow(clippy::eq_op, reason = "NaN differs from itself")]
+fn greater<T: Real>(x: T, most: T) -> bool {
+    (x > most) | (x != x)
+}
+
+/// As many channels as there are.
+#[inline(always)]
+fn put<E: Copy>(to: &mut [E], channels: [E; CHANNELS]) {
+    match to.first_chunk_mut() {
+        Some(to) => *to = channels,
+        None => to.copy_from_slice(&channels[..to.len()]),
     }
+}
+
+/// The channels of a pixel from `from` on, and zeros beyond its last.
+#[inline(always)]
+fn channels<T: Real>(x: &[T], from: usize) -> [T; CHANNELS] {
+    let x = &x[from..];
+    x.first_chunk().copied().unwrap_or_else(|| {
+        let mut some = [T::ZERO; CHANNELS];
+        some[..x.len()].copy_from_slice(x);
+        some
+    })
 }
 
 /// y = sum over the window / its number of elements, those in the padding counted or not.
