@@ -1,23 +1,16 @@
 // batch_norm.cu - batch normalization with its ReLU, on a matrix (m, c) with a column a channel.
 #include "columns.cuh"
 
-// y = (x - k) a + b in one channel. k is the mean rounded to f32 and `rest` what the rounding added,
-// so that numbers far from 0 keep their digits.
-template <class T> struct Affine {
-  wide<T> k, a, b;
-  double rest, invstd;
-  __device__ __forceinline__ void read(const T* weight, const T* bias, const double* mean, const double* var, double eps, int c) {
-    k = (wide<T>)mean[c];
-    rest = k - mean[c];
-    invstd = 1 / sqrt(var[c] + eps);
-    double scale = widen(weight[c]) * invstd;
-    a = (wide<T>)scale;
-    b = (wide<T>)(widen(bias[c]) + rest * scale);
-  }
-  __device__ __forceinline__ wide<T> y(wide<T> x) const { return fma(x - k, a, b); }
-  // the gradient through the ReLU, where forward's own formula says that it passed
-  __device__ __forceinline__ wide<T> mask(wide<T> x, wide<T> dy, int relu) const { return !relu || y(x) > 0 ? dy : 0; }
-};
+template <class T>
+__device__ __forceinline__ Affine<T> affine(const T* weight, const T* bias, const double* mean, const double* var, double eps, int c) {
+  return {mean[c], 1 / sqrt(var[c] + eps), widen(weight[c]), widen(bias[c])};
+}
+
+// the gradient through the ReLU, where forward's own formula says that it passed
+template <class T>
+__device__ __forceinline__ wide<T> mask(const Affine<T>& f, wide<T> x, wide<T> dy, int relu) {
+  return !relu || f.y(x) > 0 ? dy : 0;
+}
 
 template <class T, int V>
 __device__ __forceinline__ void sums_body(const Columns& s, const T* x, double* partial, double* scratch) {
@@ -62,7 +55,7 @@ __device__ __forceinline__ void normalize_body(const Columns& s, const T* x, con
   if (!at.n) return;
   Affine<T> f[V];
 #pragma unroll
-  for (int v = 0; v < V; v++) f[v].read(weight, bias, mean, var, eps, at.c + v);
+  for (int v = 0; v < V; v++) f[v] = affine<T>(weight, bias, mean, var, eps, at.c + v);
 #pragma unroll 4
   for (int i = 0; i < at.n; i++) {
     size_t p = (size_t)(at.r + i * at.step) * s.c + at.c;
@@ -111,13 +104,13 @@ __device__ __forceinline__ void gradient_sums_body(const Columns& s, const T* x,
   Share at = share_of<V>(s);
   Affine<T> f[V];
 #pragma unroll
-  for (int v = 0; v < V; v++) f[v].read(weight, bias, mean, var, eps, (at.n ? at.c : 0) + v);
+  for (int v = 0; v < V; v++) f[v] = affine<T>(weight, bias, mean, var, eps, (at.n ? at.c : 0) + v);
   column_sums<T, V>(s, at, scratch, partial, [&](int r, wide<T>* a, wide<T>* b) {
     size_t p = (size_t)r * s.c + at.c;
     Lane<T, V> t = load<T, V>(x + p), d = load<T, V>(dy + p);
 #pragma unroll
     for (int v = 0; v < V; v++) {
-      wide<T> u = widen(t.v[v]), g = f[v].mask(u, widen(d.v[v]), relu);
+      wide<T> u = widen(t.v[v]), g = mask(f[v], u, widen(d.v[v]), relu);
       a[v] += g, b[v] = fma(g, u - f[v].k, b[v]);
     }
   });
@@ -166,7 +159,7 @@ __device__ __forceinline__ void backward_body(const Columns& s, const T* x, cons
 #pragma unroll
   for (int v = 0; v < V; v++) {
     int c = at.c + v;
-    f[v].read(weight, bias, mean, var, eps, c);
+    f[v] = affine<T>(weight, bias, mean, var, eps, c);
     double share = training ? -(double)f[v].a / s.m : 0, tilt = share * f[v].invstd * totals[s.c + c];
     slope[v] = (wide<T>)tilt;
     level[v] = (wide<T>)(share * totals[c] + tilt * f[v].rest);
@@ -177,7 +170,7 @@ __device__ __forceinline__ void backward_body(const Columns& s, const T* x, cons
     Lane<T, V> t = load<T, V>(x + p), d = load<T, V>(dy + p), out;
 #pragma unroll
     for (int v = 0; v < V; v++) {
-      wide<T> u = widen(t.v[v]), g = f[v].mask(u, widen(d.v[v]), relu);
+      wide<T> u = widen(t.v[v]), g = mask(f[v], u, widen(d.v[v]), relu);
       out.v[v] = narrow<T>(f[v].a * g + fma(slope[v], u - f[v].k, level[v]));
     }
     store<T, V>(dx + p, out);

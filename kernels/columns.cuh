@@ -9,6 +9,21 @@ struct Columns {
   int m, c, lanes, rows, grouped;
 };
 
+// A column's y = (x - mean) invstd weight + bias as (x - k) a + b. k is the mean rounded to f32 and
+// `rest` what the rounding added, so that numbers far from 0 keep their digits.
+template <class T> struct Affine {
+  wide<T> k, a, b;
+  double rest, invstd;
+  Affine() = default;
+  __device__ __forceinline__ Affine(double mean, double invstd, wide<T> weight, wide<T> bias) : k(mean), invstd(invstd) {
+    rest = k - mean;
+    double scale = weight * invstd;
+    a = (wide<T>)scale;
+    b = (wide<T>)(bias + rest * scale);
+  }
+  __device__ __forceinline__ wide<T> y(wide<T> x) const { return fma(x - k, a, b); }
+};
+
 // A thread's share: `n` rows from `r` on, `step` apart, of the columns from `c` on.
 struct Share {
   int c, r, step, n;

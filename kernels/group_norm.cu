@@ -2,22 +2,12 @@
 // channels fall into groups of `width` neighbours.
 #include "columns.cuh"
 
-// y = (x - k) a + b in one channel of a sample. k is the mean rounded to f32 and `rest` what the
-// rounding added, so that numbers far from 0 keep their digits.
-template <class T> struct Affine {
-  wide<T> k, a, b;
-  double rest, invstd;
-  // `stats` holds mean and invstd of each of the sample's groups
-  __device__ __forceinline__ void read(const T* weight, const T* bias, const double* stats, int c, int width) {
-    double mean = stats[2 * (c / width)];
-    invstd = stats[2 * (c / width) + 1];
-    k = (wide<T>)mean;
-    rest = k - mean;
-    double scale = widen(weight[c]) * invstd;
-    a = (wide<T>)scale;
-    b = (wide<T>)(widen(bias[c]) + rest * scale);
-  }
-};
+// `stats` holds mean and invstd of each of the sample's groups
+template <class T>
+__device__ __forceinline__ Affine<T> affine(const T* weight, const T* bias, const double* stats, int c, int width) {
+  const double* of = stats + 2 * (c / width);
+  return {of[0], of[1], widen(weight[c]), widen(bias[c])};
+}
 
 // blockIdx.z counts samples, in steps of gridDim.z where there are more than it can be.
 #define FOR_SAMPLES(I, N) for (int I = blockIdx.z; I < (N); I += gridDim.z)
@@ -88,13 +78,13 @@ __device__ __forceinline__ void normalize_body(const Columns& s, const T* x, con
     size_t start = (size_t)i * s.m * s.c;
     Affine<T> f[V];
 #pragma unroll
-    for (int v = 0; v < V; v++) f[v].read(weight, bias, stats + 2 * (size_t)i * (s.c / width), at.c + v, width);
+    for (int v = 0; v < V; v++) f[v] = affine<T>(weight, bias, stats + 2 * (size_t)i * (s.c / width), at.c + v, width);
 #pragma unroll 4
     for (int r = 0; r < at.n; r++) {
       size_t p = start + (size_t)(at.r + r * at.step) * s.c + at.c;
       Lane<T, V> t = load<T, V>(x + p);
 #pragma unroll
-      for (int v = 0; v < V; v++) t.v[v] = narrow<T>(fma(widen(t.v[v]) - f[v].k, f[v].a, f[v].b));
+      for (int v = 0; v < V; v++) t.v[v] = narrow<T>(f[v].y(widen(t.v[v])));
       store<T, V>(y + p, t);
     }
   }
