@@ -21,8 +21,14 @@ template <class T> __device__ __forceinline__ T silu_slope(T x) {
   T s = sigmoid(x);
   return s * (T(1) + x * (T(1) - s));
 }
+// ((1 + e^x)^2 - 1) / ((1 + e^x)^2 + 1), over e^2x above 0
+template <class T> __device__ __forceinline__ T tanh_softplus(T x) {
+  T e = exp(-fabs(x));
+  T over = x < T(0) ? e * (e + T(2)) : T(1) + T(2) * e;
+  return over / (over + (x < T(0) ? T(2) : T(2) * e * e));
+}
 template <class T> __device__ __forceinline__ T mish_slope(T x) {
-  T t = tanh(softplus(x));
+  T t = tanh_softplus(x);
   return t + x * (T(1) - t * t) * sigmoid(x);
 }
 
@@ -35,7 +41,7 @@ FORMULA(Sigmoid, sigmoid(x), k*(T(1) - k))
 FORMULA(Gelu, x* phi(x), phi(k) + k * exp(T(-0.5) * k * k) * T(0.39894228040143268))
 FORMULA(GeluTanh, T(0.5) * x * (T(1) + tanh(gelu_inner(x))), gelu_tanh_slope(k))
 FORMULA(Silu, x* sigmoid(x), silu_slope(k))
-FORMULA(Mish, x* tanh(softplus(x)), mish_slope(k))
+FORMULA(Mish, x* tanh_softplus(x), mish_slope(k))
 FORMULA(Softplus, x > T(20) ? x : softplus(x), k > T(20) ? T(1) : sigmoid(k))
 FORMULA(Elu, x > T(0) ? x : p * expm1(x), k > T(0) ? T(1) : p * exp(k))
 FORMULA(PowScalar, pow(x, p), p == T(0) ? T(0) : p * pow(k, p - T(1)))

@@ -229,8 +229,8 @@ pointwise! {
     /// x sigmoid(x) (Elfwing et al. 2017).
     Silu silu X, |x| x * sigmoid(x), |x| { let s = sigmoid(x); s * (T::ONE + x * (T::ONE - s)) };
     /// x tanh(softplus(x)) (Misra 2019).
-    Mish mish X, |x| x * softplus(x).tanh(), |x| {
-        let t = softplus(x).tanh();
+    Mish mish X, |x| x * tanh_softplus(x), |x| {
+        let t = tanh_softplus(x);
         t + x * (T::ONE - t * t) * sigmoid(x)
     };
     /// ln(1 + e^x); x itself above 20, as PyTorch has it.
@@ -262,6 +262,21 @@ pub(crate) fn sigmoid<T: Real>(x: T) -> T {
 #[inline(always)]
 pub(crate) fn softplus<T: Real>(x: T) -> T {
     x.nan_max(T::ZERO) + (-x.abs()).exp().ln_1p()
+}
+
+/// tanh(ln(1 + e^x)) = ((1 + e^x)^2 - 1) / ((1 + e^x)^2 + 1), over e^2x above 0. Besides being
+/// faster, it spares the compiler's vectorizer one function inside another inside a third, of which
+/// it follows each way from the result to x.
+#[inline(always)]
+fn tanh_softplus<T: Real>(x: T) -> T {
+    let two = T::of(2.0);
+    let e = (-x.abs()).exp();
+    let (over, more) = if x < T::ZERO {
+        (e * (e + two), two)
+    } else {
+        (T::ONE + two * e, two * e * e)
+    };
+    over / (over + more)
 }
 
 #[inline(always)]
