@@ -9,15 +9,18 @@
 //! - **L1** holds a panel of B, SUM x 2 vectors (32 KB of f32), while all tiles of A pass by: with a
 //!   longer sum it would not fit, with a shorter one C would come and go more often.
 //! - **L2** holds the tiles of A, at most OWN rows x SUM (256 KB), while all panels pass by. A tile
-//!   costs 4 bytes a cycle from there; it is asked for eight cache lines ahead.
+//!   costs 4 bytes a cycle from there.
 //! - **L3** holds the packed operand that all tasks share. A panel of it is asked for into L2 while
-//!   the tiles multiply the one before, and C's part while the sums are made, which are added to
-//!   it at the end.
+//!   the tiles multiply the one before.
+//! - **Memory** holds the operands themselves. While a task multiplies, it asks for what it will
+//!   pack next, the next piece of the sum or the block after its own: packed at the speed of
+//!   memory, small products would wait a fifth of their time.
 //!
 //! Both operands are first packed, copied into the order in which the kernel reads them: lines of
 //! a matrix that lie a power of two apart fall on the same few places of a cache and drive each
 //! other out, and each lies on a page of its own. Packing B (k x n) costs as much for 10 rows of A
-//! as for 1000. So the operand that all tasks need is packed once, by all of them; the other one
+//! as for 1000. (An A whose rows lie side by side, each k's near the last one's, is read where it
+//! lies: a step of k then reads a line or two of it, as it would of a packed one.) So the operand that all tasks need is packed once, by all of them; the other one
 //! by each task, its own part. Where C is small and the sum long, the sum is cut instead, and the
 //! parts are added up in order.
 //!
@@ -27,12 +30,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::micro::{self, DEPTH, Kernel, LINE, Micro, Product, Start, Tile};
+use super::micro::{self, DEPTH, Kernel, LINE, Micro, Product, ROW, STEP, SUM, Start, Tile};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, fence, level};
 
-/// Elements of the summation between two visits of C.
-const SUM: usize = 256;
 /// Rows of A that a task packs for itself at most, or columns of B.
 const OWN: usize = 256;
 /// Columns of the shared B, or rows of the shared A, that a task takes at most: its part of C
@@ -51,6 +52,8 @@ const ALONE: usize = 1 << 15;
 const STREAMED: usize = 8 << 20;
 /// Bytes of memory with one address translation.
 const PAGE: usize = 4096;
+/// Bytes from one load to the next that the CPU still recognizes as a stream and fetches ahead.
+const STREAM: usize = 2048;
 
 /// A matrix in memory: element (i, j) at `data[i * strides.0 + j * strides.1]`.
 #[derive(Clone, Copy)]
@@ -86,7 +89,8 @@ pub fn gemm<T: Kernel>(
     relu: bool,
 ) {
     let (a, b) = (Matrix::new(a, a_strides), Matrix::new(b, b_strides));
-    gemm_at(level(), [m, n, k], a, b, c, c_stride, (bias, relu), TASKS);
+    let (size, end) = ([m, n, k], (bias, relu));
+    gemm_at(level(), size, a, b, c, c_stride, end, TASKS, None);
 }
 
 /// A stack of products of one size, C's after one another; `at` gives where A and B of one begin.
@@ -112,11 +116,15 @@ pub fn gemm_batch<T: Kernel>(
     let together = (WORK / (m * n).saturating_mul(k).max(1)).clamp(1, count.max(1));
     let tasks = TASKS.div_ceil(count.max(1));
     let run = |(i, c): (usize, &mut [T])| {
-        for (i, c) in (i * together..).zip(c.chunks_exact_mut(m * n)) {
+        let matrices = |i: usize| {
             let [at_a, at_b] = at(i);
             let (a, b) = (&a[at_a.min(a.len())..], &b[at_b.min(b.len())..]);
-            let (a, b) = (Matrix::new(a, a_strides), Matrix::new(b, b_strides));
-            gemm_at(level(), [m, n, k], a, b, c, n, (None, false), tasks);
+            [Matrix::new(a, a_strides), Matrix::new(b, b_strides)]
+        };
+        for (i, c) in (i * together..).zip(c.chunks_exact_mut(m * n)) {
+            let [a, b] = matrices(i);
+            let next = (i + 1 < count).then(|| matrices(i + 1));
+            gemm_at(level(), [m, n, k], a, b, c, n, (None, false), tasks, next);
         }
     };
     if count <= together {
@@ -129,7 +137,8 @@ pub fn gemm_batch<T: Kernel>(
     }
 }
 
-/// A product in at most about `tasks` tasks.
+/// A product in at most about `tasks` tasks; `next` are the matrices of the one that follows, of
+/// the same size and strides.
 #[allow(clippy::too_many_arguments)] // as above
 fn gemm_at<T: Kernel>(
     level: Level,
@@ -140,6 +149,7 @@ fn gemm_at<T: Kernel>(
     c_stride: usize,
     (bias, relu): (Option<&[T]>, bool),
     tasks: usize,
+    next: Option<[Matrix<T>; 2]>,
 ) {
     if m == 0 || n == 0 {
         return;
@@ -157,16 +167,21 @@ fn gemm_at<T: Kernel>(
         size: [m, n, k],
         a,
         b,
+        next,
         bias,
         relu,
         tiles,
         tile_rows: (m / tiles, m % tiles),
         panels: n.div_ceil(micro.width()),
         pieces,
-        // the stores of a tile may run over its end by a vector
-        tile_size: (micro.rows() * depth.next_multiple_of(DEPTH) + micro.lanes)
-            .next_multiple_of(16),
+        tile_size: if by_rows(a) {
+            micro.rows() * ROW
+        } else {
+            // the stores of a tile may run over its end by a vector
+            (micro.rows() * depth + micro.lanes).next_multiple_of(16)
+        },
         panel_size: micro.width() * depth,
+        in_place: !by_rows(a) && a.strides.1 * size_of::<T>() <= STREAM && k > 0,
         // B is the larger one only where few rows leave it to be packed once anyway
         shares_b: m >= n.min(512),
     };
@@ -180,6 +195,7 @@ struct Problem<'a, T: 'static> {
     size: [usize; 3],
     a: Matrix<'a, T>,
     b: Matrix<'a, T>,
+    next: Option<[Matrix<'a, T>; 2]>,
     bias: Option<&'a [T]>,
     relu: bool,
     /// Tiles of rows, panels of columns, pieces of the summation.
@@ -191,6 +207,8 @@ struct Problem<'a, T: 'static> {
     /// Elements of a packed tile and panel.
     tile_size: usize,
     panel_size: usize,
+    /// Whether a task reads its part of A where it lies: rows side by side, each k near the last.
+    in_place: bool,
     /// Whether B is packed once for all tasks, and A by each for itself; or the other way.
     shares_b: bool,
 }
@@ -200,6 +218,64 @@ struct Block {
     tiles: Range<usize>,
     panels: Range<usize>,
     pieces: Range<usize>,
+}
+
+/// Lines of memory that will be read soon: `lines` next to each other in each of `runs`.
+struct Ahead<T> {
+    at: *const T,
+    runs: usize,
+    /// Elements between the starts of runs.
+    stride: usize,
+    lines: usize,
+    /// The run and the line from which on none has been asked for.
+    from: (usize, usize),
+}
+
+impl<T: Kernel> Ahead<T> {
+    /// A part of a matrix, along its rows or columns as they lie in memory.
+    fn new(m: Matrix<T>, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let line = LINE / size_of::<T>();
+        let at = rows.start * m.strides.0 + columns.start * m.strides.1;
+        let (runs, len, stride) = if by_rows(m) {
+            (rows.len(), columns.len(), m.strides.0)
+        } else {
+            (columns.len(), rows.len(), m.strides.1)
+        };
+        // runs without gaps are one run, which is asked for line after line
+        let (runs, stride, lines) = if len == stride {
+            ((runs * len).div_ceil(line), line, 1)
+        } else {
+            (runs, stride, len.div_ceil(line))
+        };
+        Ahead {
+            at: m.data.as_ptr().wrapping_add(at),
+            runs,
+            stride,
+            lines,
+            from: (0, 0),
+        }
+    }
+
+    /// The next `n` lines to ask for, if there are any: the first, and the elements between them.
+    fn ask(&mut self, n: usize) -> Option<(*const T, usize)> {
+        let (run, line) = self.from;
+        if self.runs == 0 || line >= self.lines {
+            return None;
+        }
+        self.from = if run + n < self.runs {
+            (run + n, line)
+        } else {
+            (0, line + 1)
+        };
+        let at = run * self.stride + line * (LINE / size_of::<T>());
+        Some((self.at.wrapping_add(at), self.stride))
+    }
+}
+
+/// Whether the rows of A lie one after another in a packed tile, or side by side for each k: as
+/// they do in memory, so that packing is copying.
+fn by_rows<T: Kernel>(a: Matrix<T>) -> bool {
+    a.strides.0 != 1
 }
 
 /// All of 0..n, by all threads or by this one.
@@ -255,6 +331,8 @@ impl<T: Kernel> Problem<'_, T> {
                 columns *= 2;
             } else if self.pieces >= parts * 2 {
                 parts *= 2;
+            } else if self.shares_b && m >= rows * 2 * 4 * height {
+                rows *= 2;
             } else if n >= columns * 2 * 2 * width {
                 columns *= 2;
             } else if m >= rows * 2 * 4 * height {
@@ -273,7 +351,7 @@ impl<T: Kernel> Problem<'_, T> {
         let parallel = tasks > 1;
         let size = self.pieces.saturating_mul(count * own);
         // a block that is alone packs both operands piece by piece, in its own cache
-        let shares = rows * columns > 1 && size <= MOST;
+        let shares = rows * columns > 1 && size <= MOST && (self.shares_b || !self.in_place);
         let mut shared = Scratch::<T>::new(if shares { size } else { 0 });
         if shares {
             let to = Shared::new(&mut shared);
@@ -293,11 +371,18 @@ impl<T: Kernel> Problem<'_, T> {
         let mut aside = Scratch::<T>::new((parts - 1) * m * n);
         let (c, rest) = (Shared::new(c), Shared::new(&mut aside));
         let whole = parts == 1;
-        each(rows * columns * parts, parallel, |i| {
-            let block = Block {
-                tiles: part(self.tiles, rows, i % rows),
-                panels: part(self.panels, columns, i / rows % columns),
-                pieces: part(self.pieces, parts, i / rows / columns),
+        let blocks = rows * columns * parts;
+        let block = |i: usize| Block {
+            tiles: part(self.tiles, rows, i % rows),
+            panels: part(self.panels, columns, i / rows % columns),
+            pieces: part(self.pieces, parts, i / rows / columns),
+        };
+        each(blocks, parallel, |i| {
+            // most often the thread's next one too
+            let next = if i + 1 < blocks {
+                Some((block(i + 1), [self.a, self.b]))
+            } else {
+                self.next.map(|matrices| (block(0), matrices))
             };
             let (to, stride) = match i / rows / columns {
                 0 => (c.ptr(), c_stride),
@@ -305,7 +390,7 @@ impl<T: Kernel> Problem<'_, T> {
                 i => (unsafe { rest.ptr().add((i - 1) * m * n) }, n),
             };
             // SAFETY: the block of C is the task's own.
-            unsafe { self.block(block, shared, to, stride, whole) };
+            unsafe { self.block(block(i), next, shared, to, stride, whole) };
         });
         if !whole {
             each(m, parallel && m * n >= 1 << 14, |i| {
@@ -325,23 +410,30 @@ impl<T: Kernel> Problem<'_, T> {
         }
     }
 
-    /// One task: a block of C, or of a part of its sums.
+    /// One task: a block of C, or of a part of its sums. `next` is the block after it, of these
+    /// matrices.
     ///
     /// # Safety
     /// `c` is where C would begin, its rows `stride` apart, and nobody else uses the block.
     unsafe fn block(
         &self,
         block: Block,
+        next: Option<(Block, [Matrix<T>; 2])>,
         shared: Option<&[T]>,
         c: *mut T,
         stride: usize,
         whole: bool,
     ) {
         let micro = self.micro;
-        let (tiles, panels) = (block.tiles, block.panels);
+        let (tiles, panels) = (&block.tiles, &block.panels);
         let [shared_a, shared_b] = [!self.shares_b, self.shares_b].map(|s| shared.filter(|_| s));
         let room = |shared: Option<_>, size| Scratch::<T>::new(shared.map_or(size, |_| 0));
-        let mut own_a = room(shared_a, tiles.len() * self.tile_size);
+        let room_a = if self.in_place {
+            0
+        } else {
+            tiles.len() * self.tile_size
+        };
+        let mut own_a = room(shared_a, room_a);
         // a panel of its own is packed just before its use, while it is in L1; several together
         // where B's rows are so far apart that each would cost a look-up of its address
         let apart = self.b.strides.0 * size_of::<T>() >= PAGE && self.b.strides.1 == 1;
@@ -359,11 +451,28 @@ impl<T: Kernel> Problem<'_, T> {
             let ks = self.ks(piece);
             let a = match shared_a {
                 Some(a) => &a[(piece * self.tiles + tiles.start) * self.tile_size..],
+                None if self.in_place => &self.a.data[ks.start * self.a.strides.1..],
                 None => {
                     self.pack(false, tiles.clone(), ks.clone(), &mut own_a);
                     &own_a[..]
                 }
             };
+            let next = match &next {
+                _ if piece + 1 < end => Some((&block, piece + 1, [self.a, self.b])),
+                Some((next, matrices)) => Some((next, next.pieces.start, *matrices)),
+                None => None,
+            };
+            // of what the task packs itself
+            let ahead = next.map(|(block, piece, [a, b])| {
+                let ks = self.ks(piece);
+                let rows = self.rows(block.tiles.start).start..self.rows(block.tiles.end - 1).end;
+                let columns = self.columns(block.panels.start).start;
+                let columns = columns..self.columns(block.panels.end - 1).end;
+                let a = shared_a.is_none().then(|| Ahead::new(a, rows, ks.clone()));
+                [a, shared_b.is_none().then(|| Ahead::new(b, ks, columns))]
+            });
+            let mut ahead = ahead.unwrap_or_default();
+            let steps = ks.len() / STEP;
             for (i, panel) in panels.clone().enumerate() {
                 let b = match shared_b {
                     Some(b) => &b[(piece * self.panels + panel) * self.panel_size..],
@@ -382,11 +491,26 @@ impl<T: Kernel> Problem<'_, T> {
                 };
                 for (j, tile) in tiles.clone().enumerate() {
                     let rows = self.rows(tile);
-                    let ask = self.panel_size + j * micro::asked_for::<T>(ks.len());
+                    let (at, a_stride) = if self.in_place {
+                        (rows.start, self.a.strides.1)
+                    } else {
+                        (j * self.tile_size, rows.len())
+                    };
+                    // the next panel that is packed already, then what is not yet
+                    let asked = j * steps * (LINE / size_of::<T>());
+                    let ask = match shared_b {
+                        Some(_) if asked < self.panel_size => {
+                            let at = b.as_ptr().wrapping_add(self.panel_size + asked);
+                            Some((at, LINE / size_of::<T>()))
+                        }
+                        _ => ahead.iter_mut().flatten().find_map(|a| a.ask(steps)),
+                    };
                     let product = Product {
-                        a: a[j * self.tile_size..].as_ptr(),
+                        a: a[at..].as_ptr(),
+                        a_stride,
                         b: b.as_ptr(),
-                        next: b.as_ptr().wrapping_add(ask),
+                        // or what is there anyway
+                        ask: ask.unwrap_or((b.as_ptr(), 0)),
                         b_stride: micro.vectors(columns.len()) * micro.lanes,
                         sum: ks.len(),
                         start,
@@ -398,7 +522,7 @@ impl<T: Kernel> Problem<'_, T> {
                     };
                     let (p, columns) = (rows.len(), columns.len());
                     // SAFETY: the scratches hold the tile and the panel, the caller gives C.
-                    unsafe { run_product(micro, self.by_rows(), product, p, columns) };
+                    unsafe { run_product(micro, by_rows(self.a), product, p, columns) };
                 }
             }
         }
@@ -417,50 +541,33 @@ impl<T: Kernel> Problem<'_, T> {
         }
     }
 
-    /// Whether the rows of A lie one after another in a packed tile, or side by side for each k:
-    /// as they do in memory, so that packing is copying.
-    fn by_rows(&self) -> bool {
-        self.a.strides.0 != 1
-    }
-
-    /// Tiles of A, by blocks of DEPTH k.
+    /// Tiles of A.
     fn pack_a(&self, tiles: Range<usize>, ks: &Range<usize>, to: &mut [T]) {
-        let first = ks.start;
-        let mut block = |tile: usize, k: usize| {
-            let (rows, ks) = (self.rows(tile), k..(k + DEPTH).min(ks.end));
-            let place = (tile - tiles.start) * self.tile_size + (k - first) * rows.len();
-            self.pack_block(rows, ks, &mut to[place..]);
-        };
         // neighbours in memory after one another
-        if self.by_rows() {
+        let depth = if by_rows(self.a) { SUM } else { DEPTH };
+        for k in ks.clone().step_by(depth) {
             for tile in tiles.clone() {
-                ks.clone().step_by(DEPTH).for_each(|k| block(tile, k));
-            }
-        } else {
-            for k in ks.clone().step_by(DEPTH) {
-                tiles.clone().for_each(|tile| block(tile, k));
+                let (rows, some) = (self.rows(tile), k..(k + depth).min(ks.end));
+                let place = (tile - tiles.start) * self.tile_size + (k - ks.start) * rows.len();
+                self.pack_block(rows, some, &mut to[place..]);
             }
         }
     }
 
-    /// At most DEPTH elements of a tile's rows.
+    /// Elements of a tile's rows.
     fn pack_block(&self, rows: Range<usize>, ks: Range<usize>, to: &mut [T]) {
         let (data, (rs, cs)) = (self.a.data, self.a.strides);
         let (row, p, k, len) = (rows.start, rows.len(), ks.start, ks.len());
-        let by_rows = self.by_rows();
+        let by_rows = by_rows(self.a);
         // (lines, the elements of each, how far apart they lie in `to`)
-        let (lines, size, stride) = if by_rows {
-            (p, len, DEPTH)
-        } else {
-            (len, p, p)
-        };
+        let (lines, size, stride) = if by_rows { (p, len, ROW) } else { (len, p, p) };
         let (apart, along) = if by_rows { (rs, cs) } else { (cs, rs) };
         let from = row * rs + k * cs;
         let vectors = size.div_ceil(self.micro.lanes);
         let whole = vectors * self.micro.lanes;
         if along == 1 && from + (lines - 1) * apart + whole <= data.len() {
-            // whole vectors: what a line writes too much the next overwrites, in the order of
-            // memory, and after the last is room
+            // whole vectors: after a row is room, and what a line of k writes too much the next
+            // overwrites, in the order of memory
             let block = micro::Copy {
                 from: data[from..].as_ptr(),
                 from_stride: apart,
@@ -750,7 +857,7 @@ pub(super) mod tests {
                         let mut c = vec![T::of(9.0); m * c_stride];
                         let (a, b) = (Matrix::new(&a, sa), Matrix::new(&b, sb));
                         let end = (bias, relu);
-                        gemm_at(level, [m, n, k], a, b, &mut c, c_stride, end, TASKS);
+                        gemm_at(level, [m, n, k], a, b, &mut c, c_stride, end, TASKS, None);
                         c
                     };
                     let c = run();
@@ -777,7 +884,7 @@ pub(super) mod tests {
             let run = || {
                 let mut c = Scratch::<f32>::new(m * n); // aligned
                 let (a, b) = (Matrix::new(&a, (k, 1)), Matrix::new(&b, (n, 1)));
-                gemm_at(level, [m, n, k], a, b, &mut c, n, (None, true), TASKS);
+                gemm_at(level, [m, n, k], a, b, &mut c, n, (None, true), TASKS, None);
                 c.to_vec()
             };
             let c = run();

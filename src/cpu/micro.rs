@@ -10,6 +10,13 @@ use crate::dtype::Real;
 /// Elements between the rows of a scratch, and the most that one row holds.
 pub const DEPTH: usize = 32;
 
+/// The most elements of a product's sum between two visits of its result.
+pub const SUM: usize = 256;
+
+/// Elements between the rows of a product's tile: a constant, so that they are reached from one
+/// pointer, and no power of two, or they would fall on the same few places of a cache.
+pub const ROW: usize = SUM + 16;
+
 /// Vectors side by side in a tile: a panel of the other operand is this many vectors wide.
 pub const VECTORS: usize = 2;
 
@@ -52,20 +59,22 @@ pub struct Tile<'a, T> {
 }
 
 /// c\[p * c_stride + j\] = start + sum over k < sum of a\[p, k\] * b\[k * b_stride + j\] for P
-/// rows. A is packed by blocks of [`DEPTH`] k, in each of them the rows side by side for each k,
-/// or the rows one after another, DEPTH apart: as they come without a transposition. Either way
-/// one pointer and constants reach all of them.
+/// rows. Those of A lie [`ROW`] apart, or side by side for each k: as they come without a
+/// transposition. Either way one pointer and constants reach all of them, and a single loop runs
+/// over the sum: leaving an inner loop every 32 elements would be mispredicted, a twentieth again.
 pub struct Product<T> {
     /// A tile of A.
     pub a: *const T,
+    /// Elements between the k of a tile whose rows lie side by side.
+    pub a_stride: usize,
     /// The panel.
     pub b: *const T,
     /// Elements between the rows of the panel.
     pub b_stride: usize,
-    /// What comes after this tile, a cache line for every fourth element of the sum, asked for
-    /// from L3; it need not be valid.
-    pub next: *const T,
-    /// Elements to sum over.
+    /// What to ask for into L2 meanwhile: a cache line for every [`STEP`] elements of the sum, and
+    /// how many elements apart they lie. They need not be valid.
+    pub ask: (*const T, usize),
+    /// Elements to sum over, at most [`SUM`].
     pub sum: usize,
     /// What to add to; nothing is zero.
     pub start: Option<Start<T>>,
@@ -249,61 +258,50 @@ fn prefetch<T, const L2: bool>(p: *const T) {
 
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
-/// Elements of the summation between two looks at what to ask for.
-const STEP: usize = 4;
-
-/// How much of a panel a tile's [`Product::next`] covers.
-pub fn asked_for<T>(sum: usize) -> usize {
-    sum / STEP * (LINE / size_of::<T>())
-}
+/// Elements of the summation that a product's loop takes at once. Measured: a loop of 4 is slower by
+/// a twentieth, too long for the CPU to repeat it at full speed, one of 1 has too much beside it.
+pub const STEP: usize = 2;
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
 unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: &Product<V::T>) {
-    let line = LINE / size_of::<V::T>();
     // SAFETY: the caller gives pointers valid for P rows, N vectors and the sum.
     unsafe {
-        // C is needed at the end: asked for now, it comes while the sums are made
-        for p in 0..if t.stream { 0 } else { P } {
+        // a C that is added to is needed at the end: asked for now, it comes while the sums are made
+        let load = matches!(t.start, Some(Start::Load));
+        for p in 0..if load { P } else { 0 } {
             prefetch::<_, false>(t.c.add(p * t.c_stride));
             prefetch::<_, false>(t.c.add(p * t.c_stride + N * V::LANES - 1));
         }
         let mut acc = [[V::splat(V::T::ZERO); N]; P];
-        let (mut a, mut b, mut next, mut left) = (t.a, t.b, t.next, t.sum);
-        let mut ask = a.wrapping_add(8 * line);
-        while left > 0 {
-            let len = left.min(DEPTH);
-            let mut from = a;
-            for _ in 0..len / STEP {
-                for k in 0..STEP {
-                    let row: [V; N] = row(b);
-                    for p in 0..P {
-                        let x = V::splat(*from.add(if ROWS { p * DEPTH + k } else { k * P + p }));
-                        for j in 0..N {
-                            acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                        }
-                    }
-                    b = b.add(t.b_stride);
-                }
-                // A comes from L2, eight lines before it is needed
-                for i in 0..(STEP * P).div_ceil(line) {
-                    prefetch::<_, false>(ask.wrapping_add(i * line));
-                }
-                prefetch::<_, true>(next);
-                from = from.add(if ROWS { STEP } else { STEP * P });
-                (ask, next) = (ask.wrapping_add(STEP * P), next.wrapping_add(line));
-            }
-            for _ in 0..len % STEP {
+        // A's elements between rows, and between the k of a row
+        let (apart, along) = if ROWS { (ROW, 1) } else { (1, t.a_stride) };
+        let (mut a, mut b, (mut ask, next)) = (t.a, t.b, t.ask);
+        // A's lines lie as they are read, so that the CPU itself fetches them from L2 in time
+        for _ in 0..t.sum / STEP {
+            for k in 0..STEP {
                 let row: [V; N] = row(b);
                 for p in 0..P {
-                    let x = V::splat(*from.add(if ROWS { p * DEPTH } else { p }));
+                    let x = V::splat(*a.add(p * apart + k * along));
                     for j in 0..N {
                         acc[p][j] = x.mul_add(row[j], acc[p][j]);
                     }
                 }
-                (from, b) = (from.add(if ROWS { 1 } else { P }), b.add(t.b_stride));
+                b = b.add(t.b_stride);
             }
-            (a, left) = (a.wrapping_add(P * DEPTH), left - len);
+            prefetch::<_, true>(ask);
+            // after the last there may be no memory
+            (a, ask) = (a.wrapping_add(STEP * along), ask.wrapping_add(next));
+        }
+        for k in 0..t.sum % STEP {
+            let row: [V; N] = row(b);
+            for p in 0..P {
+                let x = V::splat(*a.add(p * apart + k * along));
+                for j in 0..N {
+                    acc[p][j] = x.mul_add(row[j], acc[p][j]);
+                }
+            }
+            b = b.add(t.b_stride);
         }
         let (start, stride) = match t.start {
             Some(Start::Bias(bias)) => (bias, 0),
