@@ -260,6 +260,18 @@ impl Layout {
         self.shape.len() == 4 && self.same_places(&Self::channels_last(self.shape))
     }
 
+    /// Elements from row to row, if it lies in the order of `dense`, a layout of the same shape that
+    /// is rows of `row` elements: itself, or a part of longer rows.
+    pub(crate) fn rows_apart(&self, dense: &Layout, row: usize) -> Option<usize> {
+        let loops = Loops::new(dense, [self]);
+        match (&loops.dims[..], &loops.strides[..]) {
+            ([0, ..] | [_, 0, ..], _) => None,
+            ([_], [[1]]) => Some(row),
+            ([_, len], [[apart], [1]]) if *len == row && row <= *apart => Some(*apart),
+            _ => None,
+        }
+    }
+
     /// Whether the elements fill one stretch of memory, in any order of the axes.
     pub fn is_dense(&self) -> bool {
         self.same_places(&self.dense_like())

@@ -43,7 +43,7 @@ pub fn checkpoint(
     }
     let needs: Vec<bool> = nodes.iter().map(Option::is_some).collect();
     let precision = autocast::current();
-    let backward: Backward = Box::new(move |grad| {
+    let backward: Backward = Box::new(move |grad, _| {
         // leaves of a graph of their own, so that hooks on the outer ones see the whole gradient
         let leaf = |(t, need): (Tensor, bool)| if need { t.requires_grad() } else { t };
         let leaves: Vec<Tensor> = kept.into_iter().zip(needs).map(leaf).collect();

@@ -70,11 +70,25 @@ pub trait Op<const N: usize>: Send + 'static {
         grad: Tensor,
         needs: [bool; N],
     ) -> Result<[Option<Tensor>; N]>;
+    /// [`backward`](Op::backward) for an op that can add to what other ops found of the first
+    /// input's gradient while it computes its own: one that takes the `sum` out returns the whole.
+    /// It saves a pass over memory where an input has several uses, as in residual and densely
+    /// connected networks.
+    fn backward_onto(
+        &self,
+        saved: Self::Saved,
+        grad: Tensor,
+        needs: [bool; N],
+        sum: &mut Option<Tensor>,
+    ) -> Result<[Option<Tensor>; N]> {
+        let _ = sum;
+        self.backward(saved, grad, needs)
+    }
 }
 
 /// A function that sees a tensor's gradient when backward has summed it, and may replace it.
 type Hook = Box<dyn Fn(&Tensor) -> Result<Option<Tensor>> + Send>;
-type Backward = Box<dyn FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send>;
+type Backward = Box<dyn FnOnce(Tensor, &mut Option<Tensor>) -> Result<Vec<Option<Tensor>>> + Send>;
 
 /// A tensor's place in the graph.
 pub(crate) struct Node {
@@ -207,13 +221,13 @@ pub fn apply<O: Op<N>, const N: usize>(op: O, inputs: [&Tensor; N]) -> Result<Te
     let name = op.name();
     let needs = inputs.map(|t| RECORDING.get() && t.node.is_some());
     if needs.contains(&true) {
-        let backward: Backward = Box::new(move |grad| {
-            let grad = if half.is_some() {
-                grad.cast(DType::F32)?
-            } else {
-                grad
-            };
-            Ok(op.backward(saved, grad, needs)?.into())
+        let backward: Backward = Box::new(move |grad, sum| {
+            if half.is_some() {
+                // the sum is of 16 bits
+                let grad = grad.cast(DType::F32)?;
+                return Ok(op.backward(saved, grad, needs)?.into());
+            }
+            Ok(op.backward_onto(saved, grad, needs, sum)?.into())
         });
         let inputs = inputs
             .iter()
@@ -421,12 +435,17 @@ impl Tensor {
             let step = lock(&node.step)
                 .take()
                 .ok_or(Error::GraphFreed { op: node.op })?;
-            let grads = (step.backward)(grad)?;
+            let first = step.inputs.first().and_then(|i| Some(i.as_ref()?.id));
+            let mut sum = first.and_then(|id| pending.remove(&id));
+            let grads = (step.backward)(grad, &mut sum)?;
+            if let (Some(id), Some(sum)) = (first, sum) {
+                pending.insert(id, sum);
+            }
             for (i, (input, grad)) in step.inputs.into_iter().zip(grads).enumerate() {
                 let (Some(input), Some(grad)) = (input, grad) else {
                     continue;
                 };
-                let grad = fit(grad, &input, i).map_err(|e| match e {
+                let mut grad = fit(grad, &input, i).map_err(|e| match e {
                     Error::Gradient {
                         input,
                         expected,
@@ -441,7 +460,14 @@ impl Tensor {
                     e => e,
                 })?;
                 match pending.get_mut(&input.id) {
-                    Some(sum) => sum.accumulate(&grad)?,
+                    Some(sum) => {
+                        // the one that is nobody else's takes the sum, in place: the first may be
+                        // a view of a larger gradient, a part of what was joined
+                        if !sum.is_unique() && grad.is_unique() {
+                            std::mem::swap(sum, &mut grad);
+                        }
+                        sum.accumulate(&grad)?;
+                    }
                     None => {
                         pending.insert(input.id, grad);
                         heap.push(Youngest(input));

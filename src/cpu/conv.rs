@@ -23,6 +23,7 @@ use super::gemm::{balanced, gemm, padded_bias, run_tile};
 use super::micro::{DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
 use super::pack::{pack, unpack};
 use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes, joins};
+use super::pointwise;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 use super::slab::Slab;
@@ -94,6 +95,11 @@ impl ConvShape {
         self.window == Window::new([1, 1]) && self.groups == 1 && whole
     }
 
+    /// Pixels of x.
+    fn pixels(&self) -> usize {
+        self.n * self.h * self.w
+    }
+
     /// Elements of the window.
     pub fn taps(&self) -> usize {
         self.window.kernel[0] * self.window.kernel[1]
@@ -156,8 +162,13 @@ pub fn forward<T: Kernel>(
         depthwise::forward(level(), shape, x, weight, bias, relu, y);
     } else if shape.is_product() {
         assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
-        let (n, ci, co) = (shape.n * shape.h * shape.w, shape.ci, shape.co);
-        gemm(n, co, ci, x, (ci, 1), weight, (1, ci), y, co, bias, relu);
+        let (n, ci, co) = (shape.pixels(), shape.ci, shape.co);
+        if pointwise::product_pays(n, [co, ci]) {
+            let columns = (1, ci);
+            pointwise::product(level(), [co, ci], x, weight, columns, (bias, relu), y);
+        } else {
+            gemm(n, co, ci, x, (ci, 1), weight, (1, ci), y, co, bias, relu);
+        }
     } else if let Some(size) = winograd::choose(shape) {
         winograd::forward(level(), size, shape, x, weight, bias, relu, y);
     } else {
@@ -195,8 +206,13 @@ pub fn input_grad<T: Kernel>(
         depthwise::input_grad(level(), shape, dy, weight, bias, dx);
     } else if shape.is_product() {
         assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
-        let (n, ci, co) = (shape.n * shape.h * shape.w, shape.ci, shape.co);
-        gemm(n, ci, co, dy, (co, 1), weight, (ci, 1), dx, ci, bias, false);
+        let (n, ci, co) = (shape.pixels(), shape.ci, shape.co);
+        if pointwise::product_pays(n, [ci, co]) {
+            let rows = (ci, 1);
+            pointwise::product(level(), [ci, co], dy, weight, rows, (bias, false), dx);
+        } else {
+            gemm(n, ci, co, dy, (co, 1), weight, (ci, 1), dx, ci, bias, false);
+        }
     } else if let Some(size) = winograd::choose(shape) {
         winograd::input_grad(level(), size, shape, dy, weight, bias, dx);
     } else {
@@ -364,6 +380,8 @@ impl<T: Kernel> Task<'_, T> {
 pub fn weight_grad<T: Kernel>(shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
     if shape.is_depthwise() {
         depthwise::weight_grad(level(), shape, x, dy, dw);
+    } else if shape.is_product() && pointwise::pays(shape.pixels(), shape.ci, shape.co) {
+        pointwise::weight_grad(level(), [shape.ci, shape.co], x, dy, dw);
     } else if let Some(size) = winograd::choose(shape) {
         winograd::weight_grad(level(), size, shape, x, dy, dw);
     } else {

@@ -241,7 +241,7 @@ unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
 
 /// Ask for the cache line at `p`, which need not be valid, to come into L1, or into L2 alone.
 #[inline(always)]
-fn prefetch<T, const L2: bool>(p: *const T) {
+pub(super) fn prefetch<T, const L2: bool>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; it reads nothing.
     unsafe {

@@ -7,6 +7,7 @@ pub mod gemm;
 mod micro;
 mod pack;
 mod pass;
+mod pointwise;
 pub mod rows;
 pub(crate) mod scratch;
 pub mod simd;

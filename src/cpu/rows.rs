@@ -32,27 +32,30 @@ pub fn rows2<A: Send, B: Send>(
     });
 }
 
-/// `out[r][c] = f(x[r][c], y[r][c], constants of c)`.
-pub fn map<T: Real, const K: usize>(
-    [x, y]: [&[T]; 2],
+/// `out[r][c] = f([input[r][c] of each], constants of c)`. An input is its numbers and how many of
+/// them lie from row to row.
+pub fn map<T: Real, const I: usize, const K: usize>(
+    inputs: [(&[T], usize); I],
     columns: [&[T]; K],
     width: usize,
     out: &mut [T],
-    f: impl Fn(T, T, [T; K]) -> T + Sync,
+    f: impl Fn([T; I], [T; K]) -> T + Sync,
 ) {
-    strided::rows(
+    strided::fresh_rows(
         out,
         width,
         width,
         #[inline(always)]
         |out, r| {
-            let here = r * width..(r + 1) * width;
-            let (x, y) = (&x[here.clone()], &y[here]);
             // all of one length, known here: no bounds checks in the loop
+            let x: [&[T]; I] = array(|i| &inputs[i].0[r * inputs[i].1..][..width]);
             let k: [&[T]; K] = array(|j| &columns[j][..width]);
             let out = &mut out[..width];
+            for x in x {
+                strided::ask(x);
+            }
             for c in 0..width {
-                out[c] = f(x[c], y[c], array(|j| k[j][c]));
+                out[c] = f(array(|i| x[i][c]), array(|j| k[j][c]));
             }
         },
     );
@@ -96,8 +99,10 @@ impl<T: Real> Affine<T> {
 
 /// Rows that are summed in T before the sum goes on in f64.
 const SHORT: usize = 32;
-/// Columns whose running sums stay in registers.
+/// Numbers of a vector, or of several.
 const LANES: usize = 16;
+/// Rows that are added before the sums go back to L1.
+const TOGETHER: usize = 4;
 
 /// For each column c the two sums over rows r of `f(r, x[r][c], y[r][c], constants of c)`: short
 /// sums in T, their sums in f64, over blocks that depend on the shape alone.
@@ -154,10 +159,10 @@ pub fn map_and_sums<T: Real>(
 #[inline(always)]
 fn widen<T: Real>(short: &mut [Vec<T>; 2], sums: &mut [Vec<f64>; 2]) {
     for (sums, short) in sums.iter_mut().zip(short) {
-        for (sum, s) in sums.iter_mut().zip(short) {
+        for (sum, s) in sums.iter_mut().zip(&*short) {
             *sum += s.to_f64();
-            *s = T::ZERO;
         }
+        short.fill(T::ZERO);
     }
 }
 
@@ -195,6 +200,10 @@ pub fn shifted_sums<T: Real>(x: &[T], shift: &[T], width: usize) -> [Vec<f64>; 2
 }
 
 /// `SHIFT`: the first constant is a column's shift, and `f` gives powers of x minus it.
+///
+/// Memory is read in its own order, which the CPU foresees, and the sums of all columns lie in L1.
+/// They are whole vectors: a row's last one reaches into the next row, and what it sums there
+/// nobody reads.
 fn sums<T: Real, const K: usize, const SHIFT: bool>(
     [x, y]: [&[T]; 2],
     columns: [&[T]; K],
@@ -204,17 +213,43 @@ fn sums<T: Real, const K: usize, const SHIFT: bool>(
     if x.is_empty() {
         return total(Vec::new(), width);
     }
+    let (rows, padded) = (x.len() / width, width.next_multiple_of(LANES));
+    let xy = [x, y].map(|x| Rows::new(x, width));
+    let columns = columns.map(|k| {
+        let mut k = k[..width].to_vec();
+        k.resize(padded, T::ZERO);
+        k
+    });
     let block = block_of(x.len(), width);
-    let parts = x.par_chunks(block * width).zip(y.par_chunks(block * width));
-    let partial = parts.enumerate().map(|(b, (x, y))| {
+    let partial = (0..rows.div_ceil(block)).into_par_iter().map(|b| {
         let mut sums = [vec![0f64; width], vec![0f64; width]];
-        let short = x.chunks(SHORT * width).zip(y.chunks(SHORT * width));
+        let mut own: [Vec<T>; K] = columns.clone();
+        let mut short = [vec![T::ZERO; padded], vec![T::ZERO; padded]];
         level::run(
             #[inline(always)]
             || {
-                for (s, xy) in short.enumerate() {
-                    let first = b * block + s * SHORT;
-                    add_rows::<T, K, SHIFT>(xy, columns, width, first, &mut sums, &f);
+                for first in (b * block..rows.min((b + 1) * block)).step_by(SHORT) {
+                    let n = SHORT.min(rows - first);
+                    if SHIFT {
+                        let of: [&[T]; 3] = array(|i| xy[0].row(first + [0, n / 2, n - 1][i]));
+                        let of = of[0].iter().zip(of[1]).zip(of[2]);
+                        for (k, ((a, b), c)) in own[0].iter_mut().zip(of) {
+                            *k = median([*a, *b, *c]);
+                        }
+                    }
+                    let k: [&[T]; K] = array(|j| &own[j][..]);
+                    let whole = n / TOGETHER * TOGETHER;
+                    for r in (0..whole).step_by(TOGETHER) {
+                        add_rows::<T, K, TOGETHER>(&xy, first + r, k, &mut short, &f);
+                    }
+                    for r in whole..n {
+                        add_rows::<T, K, 1>(&xy, first + r, k, &mut short, &f);
+                    }
+                    if SHIFT {
+                        move_sums(&mut short, &mut sums, n, [&own[0], &columns[0]]);
+                    } else {
+                        widen(&mut short, &mut sums);
+                    }
                 }
             },
         );
@@ -223,66 +258,92 @@ fn sums<T: Real, const K: usize, const SHIFT: bool>(
     total(partial.collect(), width)
 }
 
-/// Add a few rows, of which `first` is the first.
-#[inline(always)]
-fn add_rows<T: Real, const K: usize, const SHIFT: bool>(
-    xy: (&[T], &[T]),
-    columns: [&[T]; K],
+/// Rows of a matrix, each with as many numbers behind it as fill its last vector.
+struct Rows<'a, T> {
+    x: &'a [T],
     width: usize,
-    first: usize,
-    sums: &mut [Vec<f64>; 2],
-    f: &impl Fn(usize, T, T, [T; K]) -> [T; 2],
-) {
-    let whole = width / LANES * LANES;
-    for c in (0..whole).step_by(LANES) {
-        add_lanes::<T, K, SHIFT, LANES>(xy, columns, width, first, c, sums, f);
+    padded: usize,
+    /// The last rows, behind which there may be no memory, and which is their first.
+    edge: Vec<T>,
+    from: usize,
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    fn new(x: &'a [T], width: usize) -> Self {
+        let padded = width.next_multiple_of(LANES);
+        let from = (x.len() / width).saturating_sub(padded / width);
+        let mut edge = x[from * width..].to_vec();
+        edge.resize(edge.len() + padded, T::ZERO);
+        Rows {
+            x,
+            width,
+            padded,
+            edge,
+            from,
+        }
     }
-    for c in whole..width {
-        add_lanes::<T, K, SHIFT, 1>(xy, columns, width, first, c, sums, f);
+
+    #[inline(always)]
+    fn row(&self, r: usize) -> &[T] {
+        let (rows, r) = match r.checked_sub(self.from) {
+            None => (self.x, r),
+            Some(r) => (&self.edge[..], r),
+        };
+        &rows[r * self.width..][..self.padded]
     }
 }
 
-/// Add columns c to c + L of them.
+/// Add N rows from row r on.
 #[inline(always)]
-fn add_lanes<T: Real, const K: usize, const SHIFT: bool, const L: usize>(
-    (x, y): (&[T], &[T]),
-    columns: [&[T]; K],
-    width: usize,
-    first: usize,
-    c: usize,
-    sums: &mut [Vec<f64>; 2],
+fn add_rows<T: Real, const K: usize, const N: usize>(
+    [x, y]: &[Rows<T>; 2],
+    r: usize,
+    k: [&[T]; K],
+    short: &mut [Vec<T>; 2],
     f: &impl Fn(usize, T, T, [T; K]) -> [T; 2],
 ) {
-    let mut k = [[T::ZERO; L]; K];
-    for (k, column) in k.iter_mut().zip(columns) {
-        k.copy_from_slice(&column[c..c + L]);
-    }
-    let (shift, n) = (k, x.len() / width);
-    if SHIFT {
-        let [a, b, d]: [&[T]; 3] = array(|i| &x[[0, n / 2, n - 1][i] * width + c..][..L]);
-        k[0] = array(|l| median([a[l], b[l], d[l]]));
-    }
-    let (mut s, mut t) = ([T::ZERO; L], [T::ZERO; L]);
-    let rows = x.chunks_exact(width).zip(y.chunks_exact(width));
-    for (r, (x, y)) in rows.enumerate() {
-        let (x, y) = (&x[c..c + L], &y[c..c + L]);
-        for l in 0..L {
-            let [a, b] = f(first + r, x[l], y[l], array(|j| k[j][l]));
-            s[l] += a;
-            t[l] += b;
+    let x: [&[[T; LANES]]; N] = array(|i| x.row(r + i).as_chunks().0);
+    let y: [&[[T; LANES]]; N] = array(|i| y.row(r + i).as_chunks().0);
+    let k: [&[[T; LANES]]; K] = array(|j| k[j].as_chunks().0);
+    let [s, t] = short;
+    let (s, t) = (s.as_chunks_mut::<LANES>().0, t.as_chunks_mut::<LANES>().0);
+    // all of one length, known here: no bounds checks in the loop
+    let n = s.len();
+    let (x, y) = (
+        array::<&[_], N>(|i| &x[i][..n]),
+        array::<&[_], N>(|i| &y[i][..n]),
+    );
+    let (k, t) = (array::<&[_], K>(|j| &k[j][..n]), &mut t[..n]);
+    for v in 0..n {
+        let (mut a, mut b) = (s[v], t[v]);
+        for i in 0..N {
+            for l in 0..LANES {
+                let [p, q] = f(r + i, x[i][v][l], y[i][v][l], array(|j| k[j][v][l]));
+                a[l] += p;
+                b[l] += q;
+            }
         }
+        (s[v], t[v]) = (a, b);
     }
-    for l in 0..L {
-        let (mut a, mut b) = (s[l].to_f64(), t[l].to_f64());
-        if SHIFT {
-            let e = k[0][l].to_f64() - shift[0][l].to_f64();
-            let rise = n as f64 * e;
-            b += e * (2.0 * a + rise);
-            a += rise;
-        }
-        sums[0][c + l] += a;
-        sums[1][c + l] += b;
+}
+
+/// Add the short sums of n rows about `own` to the long ones about `shift`, and begin anew.
+#[inline(always)]
+fn move_sums<T: Real>(
+    [s, t]: &mut [Vec<T>; 2],
+    [sums, squares]: &mut [Vec<f64>; 2],
+    n: usize,
+    [own, shift]: [&[T]; 2],
+) {
+    for c in 0..sums.len() {
+        let (a, b) = (s[c].to_f64(), t[c].to_f64());
+        let e = own[c].to_f64() - shift[c].to_f64();
+        let rise = n as f64 * e;
+        squares[c] += b + e * (2.0 * a + rise);
+        sums[c] += a + rise;
     }
+    s.fill(T::ZERO);
+    t.fill(T::ZERO);
 }
 
 /// Of three rows: one that lies far from the others does not become the shift of its run.

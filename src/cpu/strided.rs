@@ -2,6 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::micro::{LINE, prefetch};
+use super::scratch::Scratch;
+use super::simd::fence;
 use crate::dtype::{Element, Real};
 use crate::level::{self, array};
 use crate::shape::{Layout, Loops, Shape};
@@ -22,20 +25,32 @@ impl<const K: usize> Loops<K> {
             return;
         }
         let task = |first_row: usize, out: &mut [U], skip: usize| {
-            for (r, out) in out.chunks_mut(len).enumerate() {
-                let mut rest = first_row + r;
-                let mut at = self.base;
-                for d in (0..last).rev() {
-                    let i = rest % self.dims[d];
-                    rest /= self.dims[d];
-                    for (at, s) in at.iter_mut().zip(self.strides[d]) {
-                        *at += i * s;
-                    }
+            // where the first row is; from there on it is counted, as division is slow
+            let (mut index, mut rest, mut at) = (vec![0; last], first_row, self.base);
+            for d in (0..last).rev() {
+                index[d] = rest % self.dims[d];
+                rest /= self.dims[d];
+                for (at, s) in at.iter_mut().zip(self.strides[d]) {
+                    *at += index[d] * s;
                 }
-                for (at, s) in at.iter_mut().zip(inner) {
-                    *at += skip * s;
-                }
+            }
+            for (at, s) in at.iter_mut().zip(inner) {
+                *at += skip * s;
+            }
+            for out in out.chunks_mut(len) {
                 row(out, at, inner);
+                for d in (0..last).rev() {
+                    index[d] += 1;
+                    let around = index[d] == self.dims[d];
+                    for (at, s) in at.iter_mut().zip(self.strides[d]) {
+                        *at += s;
+                        *at -= if around { index[d] * s } else { 0 };
+                    }
+                    if !around {
+                        break;
+                    }
+                    index[d] = 0;
+                }
             }
         };
         if out.len() < PARALLEL {
@@ -137,10 +152,31 @@ pub fn zip<T: Element, S: Element, U: Element>(
 pub fn copy<T: Element>(x: &[T], lx: &Layout, out: &mut [T], lo: &Layout) {
     Loops::new(lo, [lx]).run(out, &|out: &mut [T], [a], [s]| match s {
         0 => out.fill(x[a]),
-        1 => out.copy_from_slice(&x[a..a + out.len()]),
+        1 => copy_short(&x[a..a + out.len()], out),
         _ => {
             for (o, x) in out.iter_mut().zip(x[a..].iter().step_by(s)) {
                 *o = *x;
+            }
+        }
+    });
+}
+
+/// Add to `out` in the order of `lo`.
+pub fn add<T: Element>(x: &[T], lx: &Layout, out: &mut [T], lo: &Layout) {
+    Loops::new(lo, [lx]).run(out, &|out: &mut [T], [a], [s]| {
+        if s == 1 {
+            let x = &x[a..a + out.len()];
+            level::run(
+                #[inline(always)]
+                || {
+                    for (o, &x) in out.iter_mut().zip(x) {
+                        *o = o.plus(x);
+                    }
+                },
+            );
+        } else {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = o.plus(x[a + i * s]);
             }
         }
     });
@@ -306,6 +342,109 @@ pub fn rows<T: Send>(out: &mut [T], len: usize, work: usize, f: impl Fn(&mut [T]
         each((0, out));
     } else {
         out.par_chunks_mut(some * len).enumerate().for_each(each);
+    }
+}
+
+/// Bytes of a result above which no cache would still hold it when it is read.
+const STREAMED: usize = 4 << 20;
+/// Bytes of it that are made in L1 before they go to memory.
+const MADE: usize = 4 << 10;
+/// Times that a task does so.
+const BLOCKS: usize = 32;
+/// Bytes from what is read to what is asked for: further than the CPU itself looks ahead where
+/// stretches are short.
+const AHEAD: usize = 4 << 10;
+
+/// [`rows`] for an `f` that writes all of its row and reads nothing of it. A large result goes past
+/// the caches: a line that is stored to is else read first, a third of a copy's traffic.
+pub fn fresh_rows<T: Element>(
+    out: &mut [T],
+    len: usize,
+    work: usize,
+    f: impl Fn(&mut [T], usize) + Sync,
+) {
+    if !is_large(out) || len * size_of::<T>() > 4 * MADE {
+        return rows(out, len, work, f);
+    }
+    // so many rows begin and end at whole cache lines
+    let some = (MADE / (len * size_of::<T>())).next_multiple_of(64 / size_of::<T>());
+    let each = |(c, out): (usize, &mut [T])| {
+        let mut made = Scratch::<T>::new(some * len);
+        for (b, out) in out.chunks_mut(some * len).enumerate() {
+            let (made, first) = (&mut made[..out.len()], (c * BLOCKS + b) * some);
+            level::run(
+                #[inline(always)]
+                || {
+                    for (i, o) in made.chunks_mut(len).enumerate() {
+                        f(o, first + i);
+                    }
+                },
+            );
+            stream(made, out);
+        }
+        fence();
+    };
+    out.par_chunks_mut(BLOCKS * some * len)
+        .enumerate()
+        .for_each(each);
+}
+
+/// Whether a result should go past the caches.
+pub fn is_large<T>(out: &[T]) -> bool {
+    size_of_val(out) >= STREAMED
+}
+
+/// `to.copy_from_slice(from)` past the caches; before other threads read it comes a [`fence`].
+pub fn stream<T: Element>(from: &[T], to: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        // SAFETY: plain numbers may be seen as others
+        let (head, body, tail) = unsafe { to.align_to_mut::<__m128i>() };
+        let (first, rest) = from.split_at(head.len());
+        let (middle, last) = rest.split_at(rest.len() - tail.len());
+        head.copy_from_slice(first);
+        tail.copy_from_slice(last);
+        let middle = middle.as_ptr().cast::<__m128i>();
+        // vectors of any CPU: memory is the limit
+        for (i, to) in body.iter_mut().enumerate() {
+            // SAFETY: of every x86-64 CPU; `middle` has the bytes of `body`, which is aligned
+            unsafe { _mm_stream_si128(to, _mm_loadu_si128(middle.add(i))) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    to.copy_from_slice(from);
+}
+
+/// Ask for what lies some way behind this stretch.
+#[inline(always)]
+pub fn ask<T>(from: &[T]) {
+    for i in (0..from.len()).step_by(LINE / size_of::<T>()) {
+        prefetch::<_, false>(from.as_ptr().wrapping_byte_add(AHEAD).wrapping_add(i));
+    }
+}
+
+/// `to.copy_from_slice(from)`, without a call where there are few: the last vector overlaps the one
+/// before.
+#[inline(always)]
+pub fn copy_short<T: Element>(from: &[T], to: &mut [T]) {
+    #[inline(always)]
+    fn vectors<T: Element, const L: usize>(from: &[T], to: &mut [T]) {
+        let whole = to.as_chunks_mut::<L>().0.iter_mut();
+        for (to, from) in whole.zip(from.as_chunks::<L>().0) {
+            *to = *from;
+        }
+        if let (Some(to), Some(from)) = (to.last_chunk_mut::<L>(), from.last_chunk::<L>()) {
+            *to = *from;
+        }
+    }
+    let from = &from[..to.len()];
+    match to.len() {
+        0 => {}
+        1..4 => vectors::<T, 1>(from, to),
+        4..16 => vectors::<T, 4>(from, to),
+        16..512 => vectors::<T, 16>(from, to),
+        _ => to.copy_from_slice(from),
     }
 }
 

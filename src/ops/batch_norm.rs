@@ -109,14 +109,24 @@ impl Op<3> for Normalize {
     /// With g the gradient through the ReLU and xhat = (x - mean) invstd:
     /// dbias = sum g, dweight = sum g xhat, and
     /// dx = weight invstd (g - dbias / m - xhat dweight / m) when training, weight invstd g else.
-    fn backward(&self, saved: Saved, dy: Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+    fn backward(&self, saved: Saved, dy: Tensor, needs: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        self.backward_onto(saved, dy, needs, &mut None)
+    }
+
+    fn backward_onto(
+        &self,
+        saved: Saved,
+        dy: Tensor,
+        _: [bool; 3],
+        sum: &mut Option<Tensor>,
+    ) -> Result<[Option<Tensor>; 3]> {
         let dy = as_rows(&dy)?;
         match saved.x.device() {
             Device::Cpu => with_real!(NAME, saved.x.dtype(), T => if self.settings.relu {
                 // the mask is forward's own sign, computed again by the same formula
-                saved.backward::<T>(&dy, #[inline(always)] |x, dy, k| if Affine::at(x, k) > T::ZERO { dy } else { T::ZERO })
+                saved.backward::<T>(&dy, sum, #[inline(always)] |x, dy, k| if Affine::at(x, k) > T::ZERO { dy } else { T::ZERO })
             } else {
-                saved.backward::<T>(&dy, #[inline(always)] |_, dy, _| dy)
+                saved.backward::<T>(&dy, sum, #[inline(always)] |_, dy, _| dy)
             }),
             Device::Cuda(gpu) => saved.backward_on(gpu, &dy),
         }
@@ -142,6 +152,12 @@ fn moments<T: Real>(x: &Tensor) -> Result<Moments> {
     })
 }
 
+/// dx = a g + slope (x - k) + level.
+#[inline(always)]
+fn input_grad<T: Real>(x: T, g: T, [k, a, _, slope, level]: [T; 5]) -> T {
+    a * g + (slope * (x - k) + level)
+}
+
 /// On the CPU.
 impl Saved {
     fn affine<T: Real>(&self) -> Result<Affine<T>> {
@@ -162,21 +178,21 @@ impl Saved {
         Tensor::build::<T>(*self.x.layout(), self.x.device(), |y| {
             if self.settings.relu {
                 rows::map(
-                    [v, v],
+                    [(v, c)],
                     kab,
                     c,
                     y,
                     #[inline(always)]
-                    |x, _, k| Affine::at(x, k).nan_max(T::ZERO),
+                    |[x], k| Affine::at(x, k).nan_max(T::ZERO),
                 );
             } else {
                 rows::map(
-                    [v, v],
+                    [(v, c)],
                     kab,
                     c,
                     y,
                     #[inline(always)]
-                    |x, _, k| Affine::at(x, k),
+                    |[x], k| Affine::at(x, k),
                 );
             }
         })
@@ -185,6 +201,7 @@ impl Saved {
     fn backward<T: Real>(
         &self,
         dy: &Tensor,
+        sum: &mut Option<Tensor>,
         mask: impl Fn(T, T, [T; 3]) -> T + Sync,
     ) -> Result<[Option<Tensor>; 3]> {
         let (x, c) = (&self.x, self.x.shape()[1]);
@@ -205,32 +222,53 @@ impl Saved {
         for c in 0..c {
             dweight[c] = (dweight[c] + rest[c] * dbias[c]) * invstd[c];
         }
+        // a sum that lies in rows of channels too, which may be a part of wider ones, is added here
+        let apart = |sum: &Tensor| sum.layout().rows_apart(x.layout(), c);
+        let sum = match sum.as_ref().and_then(apart) {
+            Some(apart) if self.settings.training => sum.take().map(|sum| (sum, apart)),
+            _ => None,
+        };
+        let sum = match &sum {
+            Some((sum, apart)) => {
+                let start = sum.layout().offset();
+                Some((&sum.storage_slice::<T>(NAME)?[start..], *apart))
+            }
+            None => None,
+        };
         let dx = Tensor::build::<T>(*x.layout(), x.device(), |dx| {
-            if self.settings.training {
-                // dx = a g + slope (x - k) + level
-                let tilt = |c: usize| -a[c].to_f64() / m * invstd[c] * dweight[c];
-                let level = |c: usize| -a[c].to_f64() / m * dbias[c] + tilt(c) * rest[c];
-                let slope: Vec<T> = (0..c).map(|c| T::of(tilt(c))).collect();
-                let level: Vec<T> = (0..c).map(|c| T::of(level(c))).collect();
+            if !self.settings.training {
                 rows::map(
-                    [v, g],
-                    [k, a, b, &slope, &level],
-                    c,
-                    dx,
-                    #[inline(always)]
-                    |x, dy, [k, a, b, slope, level]| {
-                        a * mask(x, dy, [k, a, b]) + (slope * (x - k) + level)
-                    },
-                );
-            } else {
-                rows::map(
-                    [v, g],
+                    [(v, c), (g, c)],
                     [k, a, b],
                     c,
                     dx,
                     #[inline(always)]
-                    |x, dy, k| k[1] * mask(x, dy, k),
+                    |[x, dy], k| k[1] * mask(x, dy, k),
                 );
+                return;
+            }
+            let tilt = |c: usize| -a[c].to_f64() / m * invstd[c] * dweight[c];
+            let level = |c: usize| -a[c].to_f64() / m * dbias[c] + tilt(c) * rest[c];
+            let slope: Vec<T> = (0..c).map(|c| T::of(tilt(c))).collect();
+            let level: Vec<T> = (0..c).map(|c| T::of(level(c))).collect();
+            let constants = [k, a, b, &slope, &level];
+            match sum {
+                None => rows::map(
+                    [(v, c), (g, c)],
+                    constants,
+                    c,
+                    dx,
+                    #[inline(always)]
+                    |[x, dy], k| input_grad(x, mask(x, dy, [k[0], k[1], k[2]]), k),
+                ),
+                Some(sum) => rows::map(
+                    [(v, c), (g, c), sum],
+                    constants,
+                    c,
+                    dx,
+                    #[inline(always)]
+                    |[x, dy, sum], k| sum + input_grad(x, mask(x, dy, [k[0], k[1], k[2]]), k),
+                ),
             }
         })?;
         let channel = |v: Vec<f64>| Tensor::from_vec(v.into_iter().map(T::of).collect(), c);
@@ -669,6 +707,32 @@ mod tests {
             let x = Tensor::from_vec(vec![1f32, f32::NAN, 2.0], [3, 1])?.to(device)?;
             let y = train(&[x], true)?.to_vec::<f32>()?;
             assert!(y.iter().all(|y| y.is_nan()));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_others_found_of_the_gradient_is_added() -> Result<()> {
+        let rng = &mut crate::random::Generator::new(1);
+        for shape in [&[4, 3, 2, 5][..], &[6, 3]] {
+            let x = Tensor::randn(shape, rng, DType::F64)?;
+            let x = as_rows(&x)?.requires_grad();
+            let dy = Tensor::randn([shape, &[2]].concat(), rng, DType::F64)?;
+            let norm = |x: &Tensor| x.batch_norm(None, None, None, &BatchNorm::default());
+            let part = |i| dy.select(-1, i);
+            let of = |loss: Tensor| -> Result<Vec<f64>> {
+                let grads = loss.sum_all()?.backward()?;
+                grads.get(&x).map_or(Ok(Vec::new()), Tensor::to_vec)
+            };
+            let (own, others) = (norm(&x)?.mul(&part(0)?)?, x.mul(&part(1)?)?);
+            let apart = of(own)?.into_iter().zip(of(others)?);
+            let expected: Vec<f64> = apart.map(|(a, b)| a + b).collect();
+            let weights = Tensor::cat(&[&part(1)?, &part(0)?], 1)?;
+            // a part of wider rows, and rows alone
+            let joined = Tensor::cat(&[&x, &norm(&x)?], 1)?.mul(&weights)?;
+            let added = norm(&x)?.mul(&part(0)?)?.add(&x.mul(&part(1)?)?)?;
+            assert_eq!(of(joined)?, expected);
+            assert_eq!(of(added)?, expected);
         }
         Ok(())
     }

@@ -154,12 +154,12 @@ impl Saved {
                 let kab = affine(stats, w, Some(bias), s.width).kab;
                 let kab = kab.each_ref().map(|k| &k[..]);
                 rows::map(
-                    [x, x],
+                    [(x, s.c)],
                     kab,
                     s.c,
                     y,
                     #[inline(always)]
-                    |x, _, k| Affine::at(x, k),
+                    |[x], k| Affine::at(x, k),
                 );
             })
         })
@@ -213,12 +213,12 @@ impl Saved {
                 let [k, a, _] = f.kab.each_ref().map(|k| &k[..]);
                 let constants = [k, a, &slope, &level];
                 rows::map(
-                    [x, g],
+                    [(x, s.c), (g, s.c)],
                     constants,
                     s.c,
                     dx,
                     #[inline(always)]
-                    |x, dy, [k, a, slope, level]| a * dy + (slope * (x - k) + level),
+                    |[x, dy], [k, a, slope, level]| a * dy + (slope * (x - k) + level),
                 );
             })
         })?;

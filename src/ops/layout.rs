@@ -1,6 +1,7 @@
 //! Ops that move elements and compute nothing: views, cat, stack, pad, flip.
 
 use crate::autograd::{Op, apply};
+use crate::cpu::strided;
 use crate::cuda::{Arg, Gpu, Walk, kernels};
 use crate::device::Device;
 use crate::dtype::Element;
@@ -457,8 +458,17 @@ impl Op<1> for Contiguous {
     }
 }
 
+/// The order of what is made of parts: row-major; images that are channels-last stay so.
+fn order(shape: Shape, like: &Tensor) -> Layout {
+    if like.layout().is_channels_last() && !like.is_contiguous() {
+        Layout::channels_last(shape)
+    } else {
+        Layout::contiguous(shape)
+    }
+}
+
 /// A new tensor of `shape` filled with `value`, `parts` copied into it, each at its start along
-/// each axis. It is row-major; images on a CUDA device that are channels-last stay so.
+/// each axis.
 fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result<Tensor> {
     let like = parts[0].0;
     let place = |whole: Layout, part: &Tensor, at: &[usize]| {
@@ -468,14 +478,8 @@ fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result
         })
     };
     let covered = parts.iter().map(|(t, _)| t.numel()).sum::<usize>() == shape.numel();
-    let whole = Layout::contiguous(shape);
     if let Device::Cuda(gpu) = like.device() {
-        let images = like.layout().is_channels_last() && !like.is_contiguous();
-        let whole = if images {
-            Layout::channels_last(shape)
-        } else {
-            whole
-        };
+        let whole = order(shape, like);
         let y = if covered {
             Tensor::empty(whole, like.dtype(), like.device())?
         } else {
@@ -486,6 +490,7 @@ fn assemble(shape: Shape, value: f64, parts: &[(&Tensor, Vec<usize>)]) -> Result
         }
         return Ok(y);
     }
+    let whole = Layout::contiguous(shape);
     with_element!(like.dtype(), T => {
         let sources = parts.iter().map(|(t, at)| Ok((t, t.storage_slice::<T>("cat")?, at))).collect::<Result<Vec<_>>>()?;
         Tensor::build::<T>(whole, like.device(), |out| {
@@ -547,6 +552,35 @@ fn scatter<T: Element>(x: &[T], from: &Layout, out: &mut [T], to: &Layout) {
     }
 }
 
+/// Tensors joined along an axis, on the CPU: a stretch of each by turns, in the order of memory.
+fn join<const N: usize>(shape: Shape, axis: usize, xs: [&Tensor; N]) -> Result<Tensor> {
+    let whole = order(shape, xs[0]);
+    let stride = whole.strides()[axis];
+    let parts = xs
+        .iter()
+        .map(|x| x.laid_out(whole.narrow(axis, 0, x.shape()[axis]).dense_like()))
+        .collect::<Result<Vec<_>>>()?;
+    let row = shape[axis] * stride;
+    with_element!(xs[0].dtype(), T => {
+        let parts = parts
+            .iter()
+            .map(|x| Ok((x.dense_slice::<T>("cat")?, x.shape()[axis] * stride)))
+            .collect::<Result<Vec<_>>>()?;
+        Tensor::build::<T>(whole, xs[0].device(), |out| {
+            strided::fresh_rows(out, row, row, #[inline(always)] |out, r| {
+                let mut rest = out;
+                for &(x, len) in &parts {
+                    let (to, others) = rest.split_at_mut(len);
+                    let from = &x[r * len..][..len];
+                    strided::ask(from);
+                    strided::copy_short(from, to);
+                    rest = others;
+                }
+            })
+        })
+    })
+}
+
 struct Pad {
     pads: Vec<(usize, usize)>,
     value: f64,
@@ -590,8 +624,8 @@ impl<const N: usize> Op<N> for Cat {
     fn forward(&self, xs: [&Tensor; N]) -> Result<(Tensor, [usize; N])> {
         let first = xs[0].shape();
         let mut total = 0;
-        let mut parts = Vec::with_capacity(N);
-        for x in xs {
+        let mut starts = [0; N];
+        for (x, start) in xs.iter().zip(&mut starts) {
             let fits = x.rank() == first.len()
                 && (0..first.len()).all(|a| a == self.axis || x.shape()[a] == first[a]);
             if first.is_empty() || !fits {
@@ -613,12 +647,23 @@ impl<const N: usize> Op<N> for Cat {
                     got: x.dtype(),
                 });
             }
-            let mut at = vec![0; first.len()];
-            at[self.axis] = total;
+            *start = total;
             total += x.shape()[self.axis];
-            parts.push((x, at));
         }
-        let y = assemble(Shape::new(&first.with(self.axis, total))?, 0.0, &parts)?;
+        let shape = Shape::new(&first.with(self.axis, total))?;
+        let y = match xs[0].device() {
+            Device::Cpu => join(shape, self.axis, xs)?,
+            Device::Cuda(_) => {
+                let at = |start| {
+                    let mut at = vec![0; first.len()];
+                    at[self.axis] = start;
+                    at
+                };
+                let parts: Vec<(&Tensor, Vec<usize>)> =
+                    xs.into_iter().zip(starts.map(at)).collect();
+                assemble(shape, 0.0, &parts)?
+            }
+        };
         Ok((y, xs.map(|x| x.shape()[self.axis])))
     }
 

@@ -91,14 +91,19 @@ impl Tensor {
     /// Ready to be written in place: storage that another tensor or a graph still holds, or that
     /// has gaps, is copied first. Otherwise it keeps its address.
     pub(crate) fn make_unique(&mut self) -> Result<()> {
-        // as a view of a larger storage, it may not be the only one looking at these elements
-        let whole = self.layout.is_dense() && self.storage.capacity() == self.numel();
-        if !whole || Arc::get_mut(&mut self.storage).is_none() {
+        if !self.is_unique() {
             let copy = self.copied(self.layout.dense_like())?;
             self.storage = copy.storage;
             self.layout = copy.layout;
         }
         Ok(())
+    }
+
+    /// Whether it may be written in place.
+    pub(crate) fn is_unique(&mut self) -> bool {
+        // as a view of a larger storage, it may not be the only one looking at these elements
+        let whole = self.layout.is_dense() && self.storage.capacity() == self.numel();
+        whole && Arc::get_mut(&mut self.storage).is_some()
     }
 
     /// The elements on another device, in the same memory order, outside of any graph.

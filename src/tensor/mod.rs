@@ -451,22 +451,17 @@ impl Tensor {
                 got: other.dtype(),
             });
         }
-        // both in one memory order, so that the loop is a plain zip
-        let other = other.laid_out(self.layout.dense_like())?;
         if let Device::Cuda(gpu) = self.device() {
+            // both in one memory order, so that the kernel is a plain zip
+            let other = other.laid_out(self.layout.dense_like())?;
             self.make_unique()?;
             return self.add_in_place(&other, gpu);
         }
         with_element!(self.dtype(), T => {
-            let y = other.dense_slice::<T>("accumulate")?;
-            let x = self.make_mut::<T>()?;
-            use rayon::prelude::*;
-            let add = |(x, y): (&mut T, &T)| *x = x.plus(*y);
-            if x.len() < strided::PARALLEL {
-                x.iter_mut().zip(y).for_each(add);
-            } else {
-                x.par_chunks_mut(strided::PARALLEL).zip(y.par_chunks(strided::PARALLEL)).for_each(|(x, y)| x.iter_mut().zip(y).for_each(add));
-            }
+            let y = other.storage_slice::<T>("accumulate")?;
+            self.make_unique()?;
+            let layout = self.layout;
+            strided::add(y, &other.layout, self.make_mut::<T>()?, &layout);
             Ok(())
         })
     }
