@@ -28,6 +28,7 @@ use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 use super::slab::Slab;
 use super::winograd;
+use crate::level;
 use crate::shape::Window;
 
 /// Output pixels of a task: its slab, its part of the output and a panel of weights stay in L2.
@@ -432,9 +433,10 @@ fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T],
     let (first, others) = sums.split_at_mut(total);
     first.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
         for other in others.chunks_exact(total) {
-            for (to, x) in to.iter_mut().zip(&other[i * size..]) {
-                *to += *x;
-            }
+            level::run(
+                #[inline(always)]
+                || add(to, &other[i * size..]),
+            );
         }
     });
     unpack(micro, pass, shape.groups, first, size, dw);
@@ -495,11 +497,16 @@ impl<T: Kernel> Part<'_, T> {
 /// If `dy` is not whole rows.
 pub fn bias_grad<T: Kernel>(dy: &[T], db: &mut [T]) {
     let part = part(dy, db);
-    sum_parts(dy.par_chunks(part), db, |sum, dy| {
-        for row in dy.chunks_exact(sum.len()) {
-            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
-        }
-    });
+    sum_parts(
+        dy.par_chunks(part),
+        db,
+        #[inline(always)]
+        |sum, dy| {
+            for row in dy.chunks(sum.len()) {
+                add(sum, row);
+            }
+        },
+    );
 }
 
 /// The backward of ReLU, from its output y: dy becomes 0 where y is not above 0. In the same pass
@@ -511,15 +518,20 @@ pub fn relu_bias_grad<T: Kernel>(y: &[T], dy: &mut [T], db: &mut [T]) {
     assert_eq!(y.len(), dy.len());
     let part = part(dy, db);
     let parts = dy.par_chunks_mut(part).zip(y.par_chunks(part));
-    sum_parts(parts, db, |sum, (dy, y)| {
-        let rows = dy.chunks_exact_mut(sum.len());
-        for (dy, y) in rows.zip(y.chunks_exact(sum.len())) {
-            for ((sum, dy), y) in sum.iter_mut().zip(dy).zip(y) {
-                *dy *= if *y > T::ZERO { T::ONE } else { T::ZERO };
-                *sum += *dy;
+    sum_parts(
+        parts,
+        db,
+        #[inline(always)]
+        |sum, (dy, y)| {
+            let rows = dy.chunks_mut(sum.len());
+            for (dy, y) in rows.zip(y.chunks(sum.len())) {
+                for ((sum, dy), y) in sum.iter_mut().zip(dy).zip(y) {
+                    *dy *= if *y > T::ZERO { T::ONE } else { T::ZERO };
+                    *sum += *dy;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Elements of dy whose rows are summed by one task.
@@ -529,21 +541,40 @@ fn part<T>(dy: &[T], db: &[T]) -> usize {
     (PART / co).max(1) * co
 }
 
-/// db = the sum of what `add` adds up of each part, the parts in their order.
+/// Elements of the sums that are made side by side at least, so that narrow rows fill a register too.
+const SUMS: usize = 64;
+
+/// db = the sum of what `add_part` adds up of each part, the parts in their order. It is given the
+/// sums of some rows side by side, and adds as many rows at a time.
 fn sum_parts<T: Kernel, P: Send>(
     parts: impl IndexedParallelIterator<Item = P>,
     db: &mut [T],
-    add: impl Fn(&mut [T], P) + Sync,
+    add_part: impl Fn(&mut [T], P) + Sync,
 ) {
     db.fill(T::ZERO);
     if db.is_empty() {
         return;
     }
-    let mut sums = Scratch::<T>::zeros(parts.len() * db.len());
-    let pairs = sums.par_chunks_mut(db.len()).zip(parts);
-    pairs.for_each(|(sum, part)| add(sum, part));
+    let size = SUMS.div_ceil(db.len()) * db.len();
+    let mut sums = Scratch::<T>::zeros(parts.len() * size);
+    sums.par_chunks_mut(size)
+        .zip(parts)
+        .for_each(|(sum, part)| {
+            level::run(
+                #[inline(always)]
+                || add_part(sum, part),
+            )
+        });
     for sum in sums.chunks_exact(db.len()) {
-        db.iter_mut().zip(sum).for_each(|(db, x)| *db += *x);
+        add(db, sum);
+    }
+}
+
+/// Each element of `x` to its own in `sum`.
+#[inline(always)]
+fn add<T: Kernel>(sum: &mut [T], x: &[T]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += *x;
     }
 }
 
