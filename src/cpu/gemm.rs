@@ -30,7 +30,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::micro::{self, DEPTH, Kernel, LINE, Micro, Product, ROW, STEP, SUM, Start, Tile};
+use super::micro::{
+    self, BESIDE, DEPTH, IN_PLACE, Kernel, LINE, Micro, PACKED, Product, ROW, STEP, SUM, Start,
+    Tile,
+};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, fence, level};
 
@@ -52,6 +55,9 @@ const ALONE: usize = 1 << 15;
 const STREAMED: usize = 8 << 20;
 /// Bytes of memory with one address translation.
 const PAGE: usize = 4096;
+/// Columns of C for which tiles of A are read where they lie, row by row: if they are read more often
+/// than that, a copy pays.
+const FEW: usize = 256;
 /// Bytes from one load to the next that the CPU still recognizes as a stream and fetches ahead.
 const STREAM: usize = 2048;
 
@@ -181,7 +187,12 @@ fn gemm_at<T: Kernel>(
             (micro.rows() * depth + micro.lanes).next_multiple_of(16)
         },
         panel_size: micro.width() * depth,
-        in_place: !by_rows(a) && a.strides.1 * size_of::<T>() <= STREAM && k > 0,
+        in_place: k > 0
+            && match a.strides {
+                (1, stride) => stride * size_of::<T>() <= STREAM,
+                (stride, 1) => stride * size_of::<T>() <= STREAM && n <= FEW,
+                _ => false,
+            },
         // B is the larger one only where few rows leave it to be packed once anyway
         shares_b: m >= n.min(512),
     };
@@ -207,7 +218,7 @@ struct Problem<'a, T: 'static> {
     /// Elements of a packed tile and panel.
     tile_size: usize,
     panel_size: usize,
-    /// Whether a task reads its part of A where it lies: rows side by side, each k near the last.
+    /// Whether a task reads its part of A where it lies: each k, or each row, near the last.
     in_place: bool,
     /// Whether B is packed once for all tasks, and A by each for itself; or the other way.
     shares_b: bool,
@@ -491,10 +502,12 @@ impl<T: Kernel> Problem<'_, T> {
                 };
                 for (j, tile) in tiles.clone().enumerate() {
                     let rows = self.rows(tile);
-                    let (at, a_stride) = if self.in_place {
-                        (rows.start, self.a.strides.1)
-                    } else {
-                        (j * self.tile_size, rows.len())
+                    let ((rs, cs), packed) = (self.a.strides, j * self.tile_size);
+                    let (at, a_stride, lie) = match (self.in_place, by_rows(self.a)) {
+                        (true, true) => (rows.start * rs, rs, IN_PLACE),
+                        (true, false) => (rows.start, cs, BESIDE),
+                        (false, true) => (packed, ROW, PACKED),
+                        (false, false) => (packed, rows.len(), BESIDE),
                     };
                     // the next panel that is packed already, then what is not yet
                     let asked = j * steps * (LINE / size_of::<T>());
@@ -522,7 +535,7 @@ impl<T: Kernel> Problem<'_, T> {
                     };
                     let (p, columns) = (rows.len(), columns.len());
                     // SAFETY: the scratches hold the tile and the panel, the caller gives C.
-                    unsafe { run_product(micro, by_rows(self.a), product, p, columns) };
+                    unsafe { run_product(micro, lie, product, p, columns) };
                 }
             }
         }
@@ -718,14 +731,14 @@ pub(super) unsafe fn run_tile<T: Kernel>(micro: &Micro<T>, t: Tile<T>, columns: 
 /// The pointers of `t` are valid as [`Product`] says, those to C and the bias for `columns` columns.
 unsafe fn run_product<T: Kernel>(
     micro: &Micro<T>,
-    by_rows: bool,
+    lie: usize,
     t: Product<T>,
     p: usize,
     columns: usize,
 ) {
     const MOST: usize = 32;
     let vectors = micro.vectors(columns);
-    let kernel = micro.product[usize::from(by_rows)][vectors - 1][p - 1];
+    let kernel = micro.product[lie][vectors - 1][p - 1];
     if columns == vectors * micro.lanes {
         // SAFETY: the caller's promise.
         unsafe { kernel(&t) };

@@ -17,6 +17,13 @@ pub const SUM: usize = 256;
 /// pointer, and no power of two, or they would fall on the same few places of a cache.
 pub const ROW: usize = SUM + 16;
 
+/// How A lies in memory for a product's kernel: packed in rows [`ROW`] apart,
+pub const PACKED: usize = 0;
+/// the rows side by side for each k,
+pub const BESIDE: usize = 1;
+/// or in rows as far apart as the matrix has them.
+pub const IN_PLACE: usize = 2;
+
 /// Vectors side by side in a tile: a panel of the other operand is this many vectors wide.
 pub const VECTORS: usize = 2;
 
@@ -59,13 +66,13 @@ pub struct Tile<'a, T> {
 }
 
 /// c\[p * c_stride + j\] = start + sum over k < sum of a\[p, k\] * b\[k * b_stride + j\] for P
-/// rows. Those of A lie [`ROW`] apart, or side by side for each k: as they come without a
-/// transposition. Either way one pointer and constants reach all of them, and a single loop runs
-/// over the sum: leaving an inner loop every 32 elements would be mispredicted, a twentieth again.
+/// rows. Those of A lie [`ROW`] apart ([`PACKED`]), side by side for each k ([`BESIDE`]), as they
+/// come without a transposition, or where they are ([`IN_PLACE`]). A single loop runs over the sum:
+/// leaving an inner loop every 32 elements would be mispredicted, a twentieth again.
 pub struct Product<T> {
     /// A tile of A.
     pub a: *const T,
-    /// Elements between the k of a tile whose rows lie side by side.
+    /// Elements between the k of a tile whose rows lie side by side, or between rows in place.
     pub a_stride: usize,
     /// The panel.
     pub b: *const T,
@@ -135,7 +142,7 @@ pub struct Micro<T: 'static> {
     /// The kernels of a tile by vectors - 1 and rows - 1.
     pub tile: [&'static [TileKernel<T>]; VECTORS],
     /// The kernels of a product by the layout of A, vectors - 1 and rows - 1.
-    pub product: [[&'static [ProductKernel<T>]; VECTORS]; 2],
+    pub product: [[&'static [ProductKernel<T>]; VECTORS]; 3],
     /// The kernels of an outer product by vectors - 1 and rows - 1.
     pub outer: [&'static [OuterKernel<T>]; VECTORS],
     /// The kernels of depthwise convolution.
@@ -264,7 +271,7 @@ pub const STEP: usize = 2;
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
-unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: &Product<V::T>) {
+unsafe fn product<V: Simd, const P: usize, const N: usize, const LIE: usize>(t: &Product<V::T>) {
     // SAFETY: the caller gives pointers valid for P rows, N vectors and the sum.
     unsafe {
         // a C that is added to is needed at the end: asked for now, it comes while the sums are made
@@ -275,14 +282,30 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: 
         }
         let mut acc = [[V::splat(V::T::ZERO); N]; P];
         // A's elements between rows, and between the k of a row
-        let (apart, along) = if ROWS { (ROW, 1) } else { (1, t.a_stride) };
+        let (apart, along) = match LIE {
+            PACKED => (ROW, 1),
+            BESIDE => (1, t.a_stride),
+            _ => (t.a_stride, 1),
+        };
         let (mut a, mut b, (mut ask, next)) = (t.a, t.b, t.ask);
+        // rows in place have a pointer each, of which the compiler must not know that they are as far
+        // apart: it would compute each from the one before, and have no registers left for A
+        let (mut rows, mut at) = ([t.a; P], 0);
+        if LIE == IN_PLACE {
+            for p in 0..P {
+                rows[p] = std::hint::black_box(t.a.wrapping_add(p * apart));
+            }
+        }
         // A's lines lie as they are read, so that the CPU itself fetches them from L2 in time
         for _ in 0..t.sum / STEP {
             for k in 0..STEP {
                 let row: [V; N] = row(b);
                 for p in 0..P {
-                    let x = V::splat(*a.add(p * apart + k * along));
+                    let x = match LIE {
+                        IN_PLACE => rows[p].add(at + k),
+                        _ => a.add(p * apart + k * along),
+                    };
+                    let x = V::splat(*x);
                     for j in 0..N {
                         acc[p][j] = x.mul_add(row[j], acc[p][j]);
                     }
@@ -292,11 +315,16 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const ROWS: bool>(t: 
             prefetch::<_, true>(ask);
             // after the last there may be no memory
             (a, ask) = (a.wrapping_add(STEP * along), ask.wrapping_add(next));
+            at += STEP;
         }
         for k in 0..t.sum % STEP {
             let row: [V; N] = row(b);
             for p in 0..P {
-                let x = V::splat(*a.add(p * apart + k * along));
+                let x = match LIE {
+                    IN_PLACE => rows[p].add(at + k),
+                    _ => a.add(p * apart + k * along),
+                };
+                let x = V::splat(*x);
                 for j in 0..N {
                     acc[p][j] = x.mul_add(row[j], acc[p][j]);
                 }
@@ -465,8 +493,8 @@ macro_rules! table {
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
-            unsafe fn products<const P: usize, const N: usize, const R: bool>(t: &Product<$t>) {
-                unsafe { product::<$v, P, N, R>(t) }
+            unsafe fn products<const P: usize, const N: usize, const L: usize>(t: &Product<$t>) {
+                unsafe { product::<$v, P, N, L>(t) }
             }
             #[allow(clippy::undocumented_unsafe_blocks)]
             $(#[$features])?
@@ -487,8 +515,9 @@ macro_rules! table {
                 lanes: <$v as Simd>::LANES,
                 tile: [&[$(tiles::<$p, 1>),*], &[$(tiles::<$p, 2>),*]],
                 product: [
-                    [&[$(products::<$p, 1, false>),*], &[$(products::<$p, 2, false>),*]],
-                    [&[$(products::<$p, 1, true>),*], &[$(products::<$p, 2, true>),*]],
+                    [&[$(products::<$p, 1, PACKED>),*], &[$(products::<$p, 2, PACKED>),*]],
+                    [&[$(products::<$p, 1, BESIDE>),*], &[$(products::<$p, 2, BESIDE>),*]],
+                    [&[$(products::<$p, 1, IN_PLACE>),*], &[$(products::<$p, 2, IN_PLACE>),*]],
                 ],
                 outer: [&[$(outers::<$p, 1>),*], &[$(outers::<$p, 2>),*]],
                 copy: copies,
