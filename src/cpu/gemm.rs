@@ -19,10 +19,12 @@
 //! Both operands are first packed, copied into the order in which the kernel reads them: lines of
 //! a matrix that lie a power of two apart fall on the same few places of a cache and drive each
 //! other out, and each lies on a page of its own. Packing B (k x n) costs as much for 10 rows of A
-//! as for 1000. (An A whose rows lie side by side, each k's near the last one's, is read where it
-//! lies: a step of k then reads a line or two of it, as it would of a packed one.) So the operand that all tasks need is packed once, by all of them; the other one
+//! as for 1000. So the operand that all tasks need is packed once, by all of them; the other one
 //! by each task, its own part. Where C is small and the sum long, the sum is cut instead, and the
 //! parts are added up in order.
+//!
+//! A is read where it lies, without a copy, where the next numbers are near: if its rows lie side by
+//! side, since each k's are near the last one's, and if C is narrow, so that few panels read a row.
 //!
 //! The cut depends on the sizes alone and each element of C is summed in one order, so the bits
 //! are the same on any number of threads.
