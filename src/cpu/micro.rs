@@ -202,6 +202,26 @@ unsafe fn row<V: Simd, const N: usize>(from: *const V::T) -> [V; N] {
     }
 }
 
+/// One step of the sums: the numbers at `a(0)` to `a(P - 1)` times the N vectors at `b`.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices of registers, constants once unrolled
+pub(super) unsafe fn step<V: Simd, const P: usize, const N: usize>(
+    acc: &mut [[V; N]; P],
+    b: *const V::T,
+    a: impl Fn(usize) -> *const V::T,
+) {
+    // SAFETY: the caller gives N readable vectors and P numbers.
+    unsafe {
+        let row: [V; N] = row(b);
+        for p in 0..P {
+            let x = V::splat(*a(p));
+            for j in 0..N {
+                acc[p][j] = x.mul_add(row[j], acc[p][j]);
+            }
+        }
+    }
+}
+
 /// Write a tile's rows. By indices: an iterator over all sums would keep them in memory throughout
 /// the tile.
 #[inline(always)]
@@ -232,14 +252,13 @@ unsafe fn tile<V: Simd, const P: usize, const N: usize>(t: &Tile<V::T>) {
         for term in t.terms {
             let a = t.a.add(term.offset);
             for k in 0..term.len {
-                let row: [V; N] = row(b);
+                step(
+                    &mut acc,
+                    b,
+                    #[inline(always)]
+                    |p| a.add(p * DEPTH + k),
+                );
                 b = b.add(N * V::LANES);
-                for p in 0..P {
-                    let x = V::splat(*a.add(p * DEPTH + k));
-                    for j in 0..N {
-                        acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                    }
-                }
             }
         }
         finish(t, acc);
@@ -299,17 +318,15 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const LIE: usize>(t: 
         // A's lines lie as they are read, so that the CPU itself fetches them from L2 in time
         for _ in 0..t.sum / STEP {
             for k in 0..STEP {
-                let row: [V; N] = row(b);
-                for p in 0..P {
-                    let x = match LIE {
+                step(
+                    &mut acc,
+                    b,
+                    #[inline(always)]
+                    |p| match LIE {
                         IN_PLACE => rows[p].add(at + k),
                         _ => a.add(p * apart + k * along),
-                    };
-                    let x = V::splat(*x);
-                    for j in 0..N {
-                        acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                    }
-                }
+                    },
+                );
                 b = b.add(t.b_stride);
             }
             prefetch::<_, true>(ask);
@@ -318,17 +335,15 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const LIE: usize>(t: 
             at += STEP;
         }
         for k in 0..t.sum % STEP {
-            let row: [V; N] = row(b);
-            for p in 0..P {
-                let x = match LIE {
+            step(
+                &mut acc,
+                b,
+                #[inline(always)]
+                |p| match LIE {
                     IN_PLACE => rows[p].add(at + k),
                     _ => a.add(p * apart + k * along),
-                };
-                let x = V::splat(*x);
-                for j in 0..N {
-                    acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                }
-            }
+                },
+            );
             b = b.add(t.b_stride);
         }
         let (start, stride) = match t.start {
@@ -366,7 +381,10 @@ unsafe fn product<V: Simd, const P: usize, const N: usize, const LIE: usize>(t: 
 
 /// Add to the sums in memory.
 #[inline(always)]
-unsafe fn add_to<V: Simd, const P: usize, const N: usize>(to: *mut V::T, acc: [[V; N]; P]) {
+pub(super) unsafe fn add_to<V: Simd, const P: usize, const N: usize>(
+    to: *mut V::T,
+    acc: [[V; N]; P],
+) {
     for (i, row) in acc.iter().enumerate() {
         for (j, v) in row.iter().enumerate() {
             // SAFETY: the caller gives P rows of N vectors.
@@ -388,15 +406,13 @@ unsafe fn outer<V: Simd, const P: usize, const N: usize>(o: &Outer<V::T>) {
         for s in 0..o.segments {
             let mut a = o.a.add(s * o.stride);
             for _ in 0..o.pixels {
-                let row: [V; N] = row(b);
-                b = b.add(N * V::LANES);
-                for i in 0..P {
-                    let x = V::splat(*a.add(i));
-                    for j in 0..N {
-                        acc[i][j] = x.mul_add(row[j], acc[i][j]);
-                    }
-                }
-                a = a.add(DEPTH);
+                step(
+                    &mut acc,
+                    b,
+                    #[inline(always)]
+                    |i| a.add(i),
+                );
+                (a, b) = (a.add(DEPTH), b.add(N * V::LANES));
             }
         }
         add_to(o.acc, acc);

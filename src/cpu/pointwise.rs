@@ -11,7 +11,7 @@
 use rayon::prelude::*;
 
 use super::gemm::{balanced, padded_bias};
-use super::micro::{Job, Kernel, prefetch};
+use super::micro::{Job, Kernel, add_to, prefetch, step};
 use super::scratch::Scratch;
 use super::simd::{Level, Simd, fence};
 use super::strided;
@@ -30,12 +30,32 @@ const PIXELS: usize = 64;
 /// Pixels of a task of the weight's gradient at least, and tasks at most: each has its own sums.
 const TASK: (usize, usize) = (512, 16);
 
-/// Rows of a tile: 8 where a vector has 64 bytes and there are 32 registers, else 4.
-fn rows<T: Kernel>(level: Level) -> usize {
-    if T::micro(level).lanes * size_of::<T>() == 64 {
-        8
-    } else {
-        4
+/// Rows of a tile of vectors with so many lanes: 8 where a vector has 64 bytes and there are 32
+/// registers, else 4.
+const fn rows<T>(lanes: usize) -> usize {
+    if lanes * size_of::<T>() == 64 { 8 } else { 4 }
+}
+
+/// What a task does, by tiles of P rows.
+trait Tiled<T> {
+    /// # Safety
+    /// The slices have the sizes that their owner says, and `V` is of the machine.
+    unsafe fn blocks<V: Simd<T = T>, const P: usize>(self);
+}
+
+/// The task with as many rows as the vectors allow.
+struct ByRows<B>(B);
+
+impl<T: Kernel, B: Tiled<T>> Job<T> for ByRows<B> {
+    #[inline(always)]
+    unsafe fn run<V: Simd<T = T>>(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows::<T>(V::LANES) {
+                8 => self.0.blocks::<V, 8>(),
+                _ => self.0.blocks::<V, 4>(),
+            }
+        }
     }
 }
 
@@ -95,7 +115,7 @@ pub(super) fn product<T: Kernel>(
             c,
         };
         // SAFETY: the strip's slices have its sizes, checked above.
-        unsafe { T::job(level, strip) };
+        unsafe { T::job(level, ByRows(strip)) };
     });
 }
 
@@ -111,21 +131,7 @@ struct Strip<'a, T> {
     c: &'a mut [T],
 }
 
-impl<T: Kernel> Job<T> for Strip<'_, T> {
-    #[inline(always)]
-    unsafe fn run<V: Simd<T = T>>(self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if V::LANES * size_of::<T>() == 64 {
-                self.blocks::<V, 8>()
-            } else {
-                self.blocks::<V, 4>()
-            }
-        }
-    }
-}
-
-impl<T: Kernel> Strip<'_, T> {
+impl<T: Kernel> Tiled<T> for Strip<'_, T> {
     #[inline(always)]
     unsafe fn blocks<V: Simd<T = T>, const P: usize>(self) {
         let [n, k] = self.size;
@@ -200,16 +206,12 @@ impl<T: Kernel> Tile<T> {
             }
             let (mut acc, mut b, mut next) = ([bias; P], self.b, self.next);
             for k in 0..self.k {
-                let mut row = bias;
-                for j in 0..N {
-                    row[j] = V::load(b.add(j * V::LANES));
-                }
-                for p in 0..P {
-                    let x = V::splat(*rows[p].add(k));
-                    for j in 0..N {
-                        acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                    }
-                }
+                step(
+                    &mut acc,
+                    b,
+                    #[inline(always)]
+                    |p| rows[p].add(k),
+                );
                 prefetch::<_, false>(next);
                 (b, next) = (b.add(N * V::LANES), next.wrapping_add(P));
             }
@@ -236,7 +238,7 @@ pub(super) fn weight_grad<T: Kernel>(
     let (lanes, m) = (T::micro(level).lanes, x.len() / ci);
     assert_eq!((x.len(), dy.len(), dw.len()), (m * ci, m * co, ci * co));
     // groups of channels in, the last one beginning earlier where they are no multiple
-    let rows = rows::<T>(level);
+    let rows = rows::<T>(lanes);
     let groups: Vec<usize> = (0..ci).step_by(rows).map(|g| g.min(ci - rows)).collect();
     let panels = panels(co, lanes);
     let size = groups.len() * rows * co.next_multiple_of(lanes);
@@ -254,7 +256,7 @@ pub(super) fn weight_grad<T: Kernel>(
             sums,
         };
         // SAFETY: the slices have their sizes, checked above.
-        unsafe { T::job(level, part) };
+        unsafe { T::job(level, ByRows(part)) };
     });
     let (first, others) = sums.split_at_mut(size);
     for other in others.chunks_exact(size) {
@@ -286,21 +288,7 @@ struct Part<'a, T> {
     sums: &'a mut [T],
 }
 
-impl<T: Kernel> Job<T> for Part<'_, T> {
-    #[inline(always)]
-    unsafe fn run<V: Simd<T = T>>(self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if V::LANES * size_of::<T>() == 64 {
-                self.blocks::<V, 8>()
-            } else {
-                self.blocks::<V, 4>()
-            }
-        }
-    }
-}
-
-impl<T: Kernel> Part<'_, T> {
+impl<T: Kernel> Tiled<T> for Part<'_, T> {
     #[inline(always)]
     unsafe fn blocks<V: Simd<T = T>, const P: usize>(self) {
         let [ci, co] = self.channels;
@@ -359,30 +347,21 @@ impl<T: Kernel> Outer<T> {
     unsafe fn run<V: Simd<T = T>, const P: usize, const N: usize>(self) {
         // SAFETY: the caller gives pointers valid for all pixels, P rows and N vectors.
         unsafe {
-            let zero = [V::splat(T::ZERO); N];
-            let (mut acc, mut x, mut y, mut next) = ([zero; P], self.x, self.y, self.next);
+            let mut acc = [[V::splat(T::ZERO); N]; P];
+            let (mut x, mut y, mut next) = (self.x, self.y, self.next);
             for _ in 0..self.pixels {
-                let mut row = zero;
-                for j in 0..N {
-                    row[j] = V::load(y.add(j * V::LANES));
-                }
-                for p in 0..P {
-                    let x = V::splat(*x.add(p));
-                    for j in 0..N {
-                        acc[p][j] = x.mul_add(row[j], acc[p][j]);
-                    }
-                }
+                step(
+                    &mut acc,
+                    y,
+                    #[inline(always)]
+                    |p| x.add(p),
+                );
                 prefetch::<_, false>(next);
                 // beyond the last pixel there may be no memory
                 (x, y) = (x.wrapping_add(self.ci), y.wrapping_add(self.whole));
                 next = next.wrapping_add(P);
             }
-            for p in 0..P {
-                for j in 0..N {
-                    let sum = self.sums.add((p * N + j) * V::LANES);
-                    acc[p][j].add(V::load(sum)).store(sum);
-                }
-            }
+            add_to(self.sums, acc);
         }
     }
 }

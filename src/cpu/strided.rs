@@ -79,6 +79,24 @@ pub fn map<T: Element, U: Element>(
     lo: &Layout,
     f: impl Fn(T) -> U + Sync,
 ) {
+    update(
+        x,
+        lx,
+        out,
+        lo,
+        #[inline(always)]
+        |o, x| *o = f(x),
+    );
+}
+
+/// `f(out[i], x[i])`, where `out` is dense and starts at the first element of `lo`.
+fn update<T: Element, U: Element>(
+    x: &[T],
+    lx: &Layout,
+    out: &mut [U],
+    lo: &Layout,
+    f: impl Fn(&mut U, T) + Sync,
+) {
     Loops::new(lo, [lx]).run(out, &|out: &mut [U], [a], [s]| {
         if s == 1 {
             let x = &x[a..a + out.len()];
@@ -86,13 +104,13 @@ pub fn map<T: Element, U: Element>(
                 #[inline(always)]
                 || {
                     for (o, &x) in out.iter_mut().zip(x) {
-                        *o = f(x);
+                        f(o, x);
                     }
                 },
             );
         } else {
             for (i, o) in out.iter_mut().enumerate() {
-                *o = f(x[a + i * s]);
+                f(o, x[a + i * s]);
             }
         }
     });
@@ -163,23 +181,14 @@ pub fn copy<T: Element>(x: &[T], lx: &Layout, out: &mut [T], lo: &Layout) {
 
 /// Add to `out` in the order of `lo`.
 pub fn add<T: Element>(x: &[T], lx: &Layout, out: &mut [T], lo: &Layout) {
-    Loops::new(lo, [lx]).run(out, &|out: &mut [T], [a], [s]| {
-        if s == 1 {
-            let x = &x[a..a + out.len()];
-            level::run(
-                #[inline(always)]
-                || {
-                    for (o, &x) in out.iter_mut().zip(x) {
-                        *o = o.plus(x);
-                    }
-                },
-            );
-        } else {
-            for (i, o) in out.iter_mut().enumerate() {
-                *o = o.plus(x[a + i * s]);
-            }
-        }
-    });
+    update(
+        x,
+        lx,
+        out,
+        lo,
+        #[inline(always)]
+        |o, x| *o = o.plus(x),
+    );
 }
 
 /// How a reduction walks dense memory: `[outer][reduced][inner]`.
