@@ -159,6 +159,7 @@ fn cpu(report: &Report) {
 }
 
 fn main() {
+    cotangent::cpu::use_current_thread();
     let all = || -> Result<()> {
         let args = Args::parse(&[])?;
         let rates = Rates::measure(args.device)?;

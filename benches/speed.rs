@@ -337,6 +337,7 @@ fn memory(b: &Bench) -> Result<()> {
 }
 
 fn main() {
+    cotangent::cpu::use_current_thread();
     let all = || {
         let args = Args::parse(&["--list", "--memory", "--memory-of"])?;
         let has = |word| args.words.iter().any(|w| w == word);

@@ -91,6 +91,7 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn main() {
+    cotangent::cpu::use_current_thread();
     if let Err(e) = run(&Args::parse()) {
         eprintln!("error: {e}");
         std::process::exit(1);

@@ -56,6 +56,7 @@ struct Column {
 
 /// The table, or an error and exit code 1.
 pub fn main() {
+    cotangent::cpu::use_current_thread();
     if let Err(e) = run(&Args::parse()) {
         eprintln!("error: {e}");
         std::process::exit(1);

@@ -266,6 +266,7 @@ impl Args {
 }
 
 fn main() {
+    cotangent::cpu::use_current_thread();
     if let Err(e) = run(&Args::parse()) {
         eprintln!("error: {e}");
         std::process::exit(1);

@@ -80,6 +80,7 @@ impl Network {
 }
 
 fn main() -> ExitCode {
+    cotangent::cpu::use_current_thread();
     match run(Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::col2im;
 use super::depthwise;
 use super::gemm::{balanced, gemm, padded_bias, run_tile};
 use super::micro::{DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
@@ -164,12 +165,7 @@ pub fn forward<T: Kernel>(
     } else if shape.is_product() {
         assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
         let (n, ci, co) = (shape.pixels(), shape.ci, shape.co);
-        if pointwise::product_pays(n, [co, ci]) {
-            let columns = (1, ci);
-            pointwise::product(level(), [co, ci], x, weight, columns, (bias, relu), y);
-        } else {
-            gemm(n, co, ci, x, (ci, 1), weight, (1, ci), y, co, bias, relu);
-        }
+        product([n, co, ci], x, weight, (1, ci), (bias, relu), y);
     } else if let Some(size) = winograd::choose(shape) {
         winograd::forward(level(), size, shape, x, weight, bias, relu, y);
     } else {
@@ -208,12 +204,9 @@ pub fn input_grad<T: Kernel>(
     } else if shape.is_product() {
         assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
         let (n, ci, co) = (shape.pixels(), shape.ci, shape.co);
-        if pointwise::product_pays(n, [ci, co]) {
-            let rows = (ci, 1);
-            pointwise::product(level(), [ci, co], dy, weight, rows, (bias, false), dx);
-        } else {
-            gemm(n, ci, co, dy, (co, 1), weight, (ci, 1), dx, ci, bias, false);
-        }
+        product([n, ci, co], dy, weight, (ci, 1), (bias, false), dx);
+    } else if col2im::pays(shape) {
+        col2im::input_grad(level(), shape, dy, weight, bias, dx);
     } else if let Some(size) = winograd::choose(shape) {
         winograd::input_grad(level(), size, shape, dy, weight, bias, dx);
     } else {
@@ -234,6 +227,23 @@ pub fn input_grad_packed<T: Kernel>(
     run(weight, n, dy, bias, false, dx);
 }
 
+/// C = A B + bias over the pixels of a convolution of 1 x 1 taps, A \[m, k\] and C \[m, n\] without
+/// gaps, B \[k, n\] the weight; with `relu` the greater of that and 0.
+fn product<T: Kernel>(
+    [m, n, k]: [usize; 3],
+    a: &[T],
+    b: &[T],
+    b_strides: (usize, usize),
+    (bias, relu): (Option<&[T]>, bool),
+    c: &mut [T],
+) {
+    if pointwise::product_pays(m, [n, k]) {
+        pointwise::product(level(), [n, k], a, b, b_strides, (bias, relu), c);
+    } else {
+        gemm(m, n, k, a, (k, 1), b, b_strides, c, n, bias, relu);
+    }
+}
+
 /// All passes of a convolution.
 fn run<T: Kernel>(
     weight: &Packed<T>,
@@ -245,41 +255,44 @@ fn run<T: Kernel>(
 ) {
     let (micro, groups) = (weight.micro, weight.shape.groups);
     let y = Shared::new(y);
-    for (pass, packed) in &weight.passes {
-        // each group's bias begins at a panel's width
-        let bias: Vec<Scratch<T>> = (0..groups)
-            .map(|g| {
-                let own = bias.map(|b| &b[g * pass.columns..][..pass.columns]);
-                padded_bias(own, pass.columns, micro)
-            })
-            .collect();
-        let bands = bands(pass, n, PIXELS);
-        let slab = Slab::new(micro, pass, &bands);
+    // each group's bias begins at a panel's width; all passes have the same columns
+    let columns = weight.passes.first().map_or(0, |(pass, _)| pass.columns);
+    let bias: Vec<Scratch<T>> = (0..groups)
+        .map(|g| {
+            let own = bias.map(|b| &b[g * columns..][..columns]);
+            padded_bias(own, columns, micro)
+        })
+        .collect();
+    let cut: Vec<_> = (weight.passes.iter())
+        .map(|(pass, packed)| (pass, packed, bands(pass, n, PIXELS)))
+        .collect();
+    let slabs: Vec<_> = (cut.iter())
+        .map(|(pass, _, bands)| Slab::new(micro, pass, bands))
+        .collect();
+    // the tasks of all passes: the interleaved ones of a stride write different pixels
+    let mut tasks = Vec::new();
+    for ((pass, packed, bands), slab) in cut.iter().zip(&slabs) {
         let panels = pass.panels(micro);
         let mut splits = 1;
-        while bands.len() * groups * splits < TASKS && panels / splits >= 4 {
+        while bands.len() * groups * splits * cut.len() < TASKS && panels / splits >= 4 {
             splits *= 2;
         }
-        let splits: Vec<(usize, usize)> = balanced(panels, splits).collect();
-        let task = |i: usize| {
-            let (start, len) = splits[i % splits.len()];
-            let group = i / splits.len() % groups;
-            let task = Task {
-                slab: &slab,
+        for (band, group) in bands.iter().flat_map(|b| (0..groups).map(move |g| (b, g))) {
+            tasks.extend(balanced(panels, splits).map(|(start, len)| Task {
+                slab,
                 packed,
                 bias: &bias[group],
-                band: &bands[i / splits.len() / groups],
+                band,
                 group,
                 panels: start..start + len,
                 relu,
-            };
-            task.run(x, y);
-        };
-        (0..bands.len() * groups * splits.len())
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(task);
+            }));
+        }
     }
+    tasks
+        .par_iter()
+        .with_max_len(1)
+        .for_each(|task| task.run(x, y));
 }
 
 /// The output of a band in some panels of a group.
@@ -768,6 +781,15 @@ pub(super) mod tests {
                 check(&run, "general");
                 if s.is_depthwise() {
                     check(&depthwise, "depthwise");
+                }
+                let columns = || {
+                    let mut dx = vec![T::of(f64::NAN); s.input()];
+                    col2im::input_grad(level, s, &dy, &weight, None, &mut dx);
+                    let [y, _, dw] = run();
+                    [y, dx, dw]
+                };
+                if col2im::pays(s) {
+                    check(&columns, "col2im");
                 }
                 let product = || {
                     let nan = T::of(f64::NAN);

@@ -4,12 +4,14 @@
 //! so that neighbouring output pixels read neighbouring vectors whatever the stride and the number
 //! of channels: then the window slides along a row in registers (`slide.rs`). A row is copied just
 //! before the first output that reads it, and serves all of the kernel's rows from L1.
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::conv::{ConvShape, TASKS};
 use super::gemm::{balanced, padded_bias};
 use super::micro::{Kernel, Micro};
-use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes};
+use super::pass::{Band, Pass, Tap, bands, forward_pass, input_grad_passes};
 use super::scratch::{Scratch, Shared};
 use super::simd::Level;
 use super::slab::copy_pixels;
@@ -57,6 +59,8 @@ struct Slab<'a, T: 'static> {
     extra: usize,
     /// The taps, those runs that have as many taps one after another.
     runs: Vec<Run>,
+    /// How many input rows below the output row each run reads.
+    rows: Vec<isize>,
     /// The weight's place of each tap in the order of the runs.
     order: Vec<usize>,
 }
@@ -71,7 +75,16 @@ impl<'a, T: Kernel> Slab<'a, T> {
             (column.rem_euclid(step), column.div_euclid(step))
         };
         let next = |a: (isize, isize), b: (isize, isize)| (a.0, a.1 + 1) == b;
-        let mut columns: Vec<_> = (0..pass.planes.len()).map(column).collect();
+        // taps that no output pixel finds inside of the image are left out: small maps have many
+        let in_width = (pass.in_row / channels) as isize;
+        let inside = |plane: usize| {
+            let mut read =
+                (0..pass.width as isize).map(|x| pass.planes[plane] / channels as isize + x * step);
+            read.any(|x| (0..in_width).contains(&x))
+        };
+        let below = |tap: &Tap| (0..pass.height).any(|y| pass.reads(y, tap.row));
+        let planes = (0..pass.planes.len()).filter(|&p| inside(p));
+        let mut columns: Vec<_> = planes.map(column).collect();
         columns.sort_unstable();
         // a strip computes more pixels than it writes: they are read beyond the last
         let room = pass.width + micro.slide.strip[0].0;
@@ -92,6 +105,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
         // each tap as (row, column, place in the weight)
         let pairs = pass.taps.iter().zip(&pass.weight_tap);
         let mut taps: Vec<_> = pairs
+            .filter(|(tap, _)| inside(tap.plane) && below(tap))
             .map(|(tap, &weight)| (tap.row, column(tap.plane), weight))
             .collect();
         taps.sort_unstable();
@@ -123,6 +137,7 @@ impl<'a, T: Kernel> Slab<'a, T> {
                 .iter()
                 .flat_map(|(_, t)| t.iter().map(|t| t.2))
                 .collect(),
+            rows: runs.iter().map(|(_, t)| t[0].0).collect(),
             runs: runs.into_iter().map(|(run, _)| run).collect(),
         }
     }
@@ -130,6 +145,16 @@ impl<'a, T: Kernel> Slab<'a, T> {
     /// Elements of a slab.
     fn len(&self) -> usize {
         self.phases.len() * self.phase
+    }
+
+    /// The runs without the first and the last ones that read no row of the image for any of the
+    /// output rows, and how many taps come before them.
+    fn reached(&self, rows: Range<usize>) -> (&[Run], usize) {
+        let reads = |run: &isize| rows.clone().any(|y| self.pass.reads(y, *run));
+        let start = self.rows.iter().position(reads).unwrap_or(0);
+        let end = self.rows.iter().rposition(reads).map_or(start, |i| i + 1);
+        let before = self.runs[..start].iter().map(|run| run.taps).sum();
+        (&self.runs[start..end], before)
     }
 
     /// The blocks of channels: (first, how many).
@@ -249,13 +274,14 @@ fn run<T: Kernel>(
             for (o, row) in band.rows.clone().enumerate() {
                 let rows = [band.rows.start, o, o + 1];
                 slab.fill(from, rows, blocks[b], &mut a);
+                let (runs, before) = slab.reached(row..row + 1);
                 let out = pass.out_start + image * pass.out_image + row * pass.out_row + channel;
                 for &(pixel, pixels) in &strips {
                     let mut strip = Strip {
                         // without taps the slab is empty and unread
                         a: a.as_ptr().wrapping_add(o * slab.row + pixel * lanes),
-                        runs: &slab.runs,
-                        w: packed[b * slab.order.len() * lanes..].as_ptr(),
+                        runs,
+                        w: packed[(b * slab.order.len() + before) * lanes..].as_ptr(),
                         bias: bias[channel..].as_ptr(),
                         // SAFETY: the pixel is one of the output's.
                         c: unsafe { y.ptr().add(out + pixel * pass.out_pixel) },
@@ -333,7 +359,8 @@ pub(super) fn weight_grad<T: Kernel>(
     let chunk_bands: Vec<(usize, usize)> = balanced(bands.len(), chunks).collect();
     let splits = TASKS.div_ceil(chunks).min(blocks.len());
     let splits: Vec<(usize, usize)> = balanced(blocks.len(), splits).collect();
-    let (size, total) = (taps * lanes, blocks.len() * taps * lanes);
+    let size = slab.order.len() * lanes;
+    let total = blocks.len() * size;
     let mut sums = Scratch::zeros(chunks * total);
     let shared = Shared::new(&mut sums);
     let task = |i: usize| {
@@ -350,23 +377,32 @@ pub(super) fn weight_grad<T: Kernel>(
             let x = &x[image * pass.in_height * pass.in_row..];
             let dy = &dy[image * pass.out_image + band.rows.start * pass.out_row..];
             let blocks = &blocks[first..first + count];
-            for (block, sums) in blocks.iter().zip(sums.chunks_exact_mut(size)) {
+            for (block, sums) in blocks.iter().zip(sums.chunks_exact_mut(size.max(1))) {
                 for o in (0..band.rows.len()).step_by(ROWS) {
-                    let lines = ROWS.min(band.rows.len() - o);
-                    slab.fill(x, [band.rows.start, o, o + lines], *block, &mut a);
-                    let b = &mut b[..lines * pass.width * lanes];
+                    let rows = ROWS.min(band.rows.len() - o);
+                    slab.fill(x, [band.rows.start, o, o + rows], *block, &mut a);
+                    let b = &mut b[..rows * pass.width * lanes];
                     let dy = &dy[o * pass.out_row + block.0..];
                     copy_pixels(micro, dy, pass.out_pixel, block.1, b);
                     let (mut run, mut tap) = (0, 0);
                     for visit in &visits {
                         let (k, r) = (visit[0].taps, visit.len());
+                        // without the lines for which all of these runs lie outside
+                        let reads = |line: &usize| {
+                            let row = band.rows.start + o + line;
+                            slab.rows[run..run + r]
+                                .iter()
+                                .any(|&tap| pass.reads(row, tap))
+                        };
+                        let start = (0..rows).find(reads).unwrap_or(rows);
+                        let end = (0..rows).rfind(reads).map_or(start, |line| line + 1);
                         let lines = Lines {
-                            a: a[o * slab.row..].as_ptr(),
+                            a: a[(o + start) * slab.row..].as_ptr(),
                             offsets: &offsets[run..run + r],
                             line: slab.row,
-                            lines,
+                            lines: end - start,
                             pixels: pass.width,
-                            b: b.as_ptr(),
+                            b: b[start * pass.width * lanes..].as_ptr(),
                             acc: sums[tap * lanes..][..k * r * lanes].as_mut_ptr(),
                         };
                         // SAFETY: the slab holds the rows' pixels for each tap, `b` as many
@@ -385,8 +421,9 @@ pub(super) fn weight_grad<T: Kernel>(
         .for_each(task);
 
     for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
+        dw.fill(T::ZERO);
         for (t, &tap) in slab.order.iter().enumerate() {
-            let place = (c / lanes * taps + t) * lanes + c % lanes;
+            let place = c / lanes * size + t * lanes + c % lanes;
             let parts = sums[place..].iter().step_by(total);
             dw[tap] = parts.copied().sum();
         }

@@ -65,13 +65,13 @@ const STREAM: usize = 2048;
 
 /// A matrix in memory: element (i, j) at `data[i * strides.0 + j * strides.1]`.
 #[derive(Clone, Copy)]
-struct Matrix<'a, T> {
+pub(super) struct Matrix<'a, T> {
     data: &'a [T],
     strides: (usize, usize),
 }
 
 impl<'a, T> Matrix<'a, T> {
-    fn new(data: &'a [T], strides: (usize, usize)) -> Self {
+    pub(super) fn new(data: &'a [T], strides: (usize, usize)) -> Self {
         Matrix { data, strides }
     }
 }
@@ -148,7 +148,7 @@ pub fn gemm_batch<T: Kernel>(
 /// A product in at most about `tasks` tasks; `next` are the matrices of the one that follows, of
 /// the same size and strides.
 #[allow(clippy::too_many_arguments)] // as above
-fn gemm_at<T: Kernel>(
+pub(super) fn gemm_at<T: Kernel>(
     level: Level,
     [m, n, k]: [usize; 3],
     a: Matrix<T>,

@@ -51,6 +51,12 @@ impl Pass {
         (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
     }
 
+    /// Whether a tap's row lies inside of the image for this output row.
+    pub(super) fn reads(&self, row: usize, tap: isize) -> bool {
+        let row = (row * self.row_step) as isize + tap;
+        (0..self.in_height as isize).contains(&row)
+    }
+
     /// The number of blocks of DEPTH channels.
     pub(super) fn blocks(&self) -> usize {
         self.depth.div_ceil(DEPTH)

@@ -66,6 +66,10 @@ impl<P: Pair> Op<2> for Binary<P> {
                     dy.dtype(),
                     BLOCK,
                 ),
+                // a factor's derivative is the other one: nobody has to write it out
+                (Some([a, b]), Device::Cpu) if P::NAME == Mul::NAME => {
+                    dy.mul(if kernel == 1 { b } else { a })
+                }
                 (Some([a, b]), Device::Cpu) => with_real!(P::NAME, dy.dtype(), T => {
                     let d = if kernel == 1 { P::da::<T> } else { P::db::<T> };
                     dy.mul(&zip::<T, T, T>(P::NAME, a, b, d)?)
