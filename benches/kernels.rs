@@ -159,8 +159,8 @@ fn cpu(report: &Report) {
 }
 
 fn main() {
-    cotangent::cpu::use_current_thread();
     let all = || -> Result<()> {
+        cotangent::cpu::use_current_thread(None)?;
         let args = Args::parse(&[])?;
         let rates = Rates::measure(args.device)?;
         rates.print(args.device, args.json)?;

@@ -337,8 +337,8 @@ fn memory(b: &Bench) -> Result<()> {
 }
 
 fn main() {
-    cotangent::cpu::use_current_thread();
     let all = || {
+        cotangent::cpu::use_current_thread(None)?;
         let args = Args::parse(&["--list", "--memory", "--memory-of"])?;
         let has = |word| args.words.iter().any(|w| w == word);
         let (list, of_all, of_one) = (has("--list"), has("--memory"), has("--memory-of"));

@@ -35,6 +35,7 @@ struct Args {
 }
 
 fn run(args: &Args) -> Result<()> {
+    cotangent::cpu::use_current_thread(None)?;
     let dir = find_cifar10(args.data.as_deref())?
         .ok_or_else(|| Error::argument("to_accuracy", "CIFAR-10 is not here; --data says where"))?;
     let splits = load_cifar10(&dir)?;
@@ -91,7 +92,6 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn main() {
-    cotangent::cpu::use_current_thread();
     if let Err(e) = run(&Args::parse()) {
         eprintln!("error: {e}");
         std::process::exit(1);

@@ -56,7 +56,6 @@ struct Column {
 
 /// The table, or an error and exit code 1.
 pub fn main() {
-    cotangent::cpu::use_current_thread();
     if let Err(e) = run(&Args::parse()) {
         eprintln!("error: {e}");
         std::process::exit(1);
@@ -64,6 +63,7 @@ pub fn main() {
 }
 
 fn run(args: &Args) -> Result<()> {
+    cotangent::cpu::use_current_thread(None)?;
     let splits = match &args.data {
         Some(name) if name.as_os_str() == "embedded" => synthetic_splits(args.seed),
         dir => load_cifar10_or_synthetic(dir.as_deref(), args.seed)?,

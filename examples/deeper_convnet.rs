@@ -266,7 +266,6 @@ impl Args {
 }
 
 fn main() {
-    cotangent::cpu::use_current_thread();
     if let Err(e) = run(&Args::parse()) {
         eprintln!("error: {e}");
         std::process::exit(1);
@@ -275,15 +274,7 @@ fn main() {
 
 fn run(args: &Args) -> Result<()> {
     let device = Device::parse(&args.device)?;
-    if let Some(n) = args.threads {
-        if n == 0 {
-            return Err(Error::config("threads", "0, expected at least 1"));
-        }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(n)
-            .build_global();
-        pool.map_err(|e| Error::config("threads", e.to_string()))?;
-    }
+    cotangent::cpu::use_current_thread(args.threads)?;
     let mut splits = match &args.data {
         Some(name) if name.as_os_str() == "embedded" => synthetic_splits(args.seed),
         dir => load_cifar10_or_synthetic(dir.as_deref(), args.seed)?,

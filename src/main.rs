@@ -1,14 +1,21 @@
 //! The `cotangent` command line: parsing only; the library does the work.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use cotangent::data::{Normalize, load_cifar10_or_synthetic, synthetic_splits};
 use cotangent::models;
 use cotangent::nn::Summary;
 use cotangent::ops::{all_cases, gradcheck};
-use cotangent::train::{SanityConfig, sanity_checks};
-use cotangent::{DType, Device, Result, Tensor, cuda};
+use cotangent::train::recipe::flags;
+use cotangent::train::report;
+use cotangent::train::run::default_dir;
+use cotangent::train::{Ablation, Outcome, Recipe, Run, SanityConfig, sanity_checks};
+use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
 /// A closed pipe (`| head`) must not end the work with a panic.
 macro_rules! println {
@@ -44,13 +51,54 @@ enum Command {
     },
     /// List the devices that tensors can live on
     Devices,
+    /// Train by a recipe (TOML), in a folder that then holds all of the run
+    ///
+    /// Every key of a recipe is also a flag: --train.num_epochs 5, or its last part where only one
+    /// ends so: --num-epochs 5. Ctrl-C stops cleanly, and --resume goes on, bit for bit.
+    Train {
+        /// The recipe's file (without one, the defaults); --out DIR (default: runs/NAME); --resume; and
+        /// --KEY VALUE for any key of the recipe
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "RECIPE --KEY VALUE"
+        )]
+        words: Vec<String>,
+    },
+    /// Run an ablation (TOML): a recipe varied cell by cell, and the table that results
+    ///
+    /// At a small scale, in minutes; --full runs it at the scale of the report. What is finished is
+    /// not run again, and a cell that fails is recorded while the others run.
+    Ablate {
+        /// The ablation's file, such as one of examples/ablations; --out DIR (default:
+        /// runs/ablations/NAME); --full; and --KEY VALUE for any key of the recipe
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "FILE --KEY VALUE"
+        )]
+        words: Vec<String>,
+    },
+    /// Judge the best weights of a run, with running meters: loss, acc1, acc5, time, memory
+    Eval {
+        /// The run's folder; --split train, val or test (default: test); and --KEY VALUE for any key of
+        /// the recipe
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "RUN --KEY VALUE"
+        )]
+        words: Vec<String>,
+    },
     /// CS231n's sanity checks of a network: initial loss, sparse gradient check, overfitting 50 images
     Sanity {
         /// The network: two_layer, fully_connected, three_layer, deeper or resnet18
         model: String,
         /// CIFAR-10's folder, or "embedded"; default: $CIFAR10_DIR, the usual places, else embedded
         #[arg(long)]
-        data: Option<std::path::PathBuf>,
+        data: Option<PathBuf>,
         /// Seed of the weights and of the choice of images
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -80,8 +128,8 @@ impl Network {
 }
 
 fn main() -> ExitCode {
-    cotangent::cpu::use_current_thread();
-    match run(Cli::parse().command) {
+    let started = cotangent::cpu::use_current_thread(None);
+    match started.and_then(|()| run(Cli::parse().command)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -129,6 +177,9 @@ fn run(command: Command) -> Result<bool> {
             }
             Ok(true)
         }
+        Command::Train { words } => train(&words),
+        Command::Ablate { words } => ablate(&words),
+        Command::Eval { words } => eval(&words),
         Command::Sanity { model, data, seed } => {
             let splits = match data {
                 Some(name) if name.as_os_str() == "embedded" => synthetic_splits(seed),
@@ -173,4 +224,117 @@ fn check_gradients(only: &str, seed: u64) -> Result<bool> {
     }
     println!("{checked} cases, {failed} failed");
     Ok(failed == 0 && checked > 0)
+}
+
+/// Takes a flag's value out of the settings.
+fn take(flags: &mut Vec<(String, String)>, key: &str) -> Option<String> {
+    let at = flags.iter().rposition(|(k, _)| k == key)?;
+    let (_, value) = flags.remove(at);
+    Some(value)
+}
+
+/// A flag that Ctrl-C sets.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let on_signal = move || {
+        // the second signal does not wait for the step to end
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(on_signal).map_err(|e| Error::config("ctrl-c", e.to_string()))?;
+    Ok(stop)
+}
+
+/// The file or folder that comes first, if one does, and the flags behind it.
+fn first_and_flags(words: &[String]) -> Result<(Option<PathBuf>, Vec<(String, String)>)> {
+    match words.split_first() {
+        Some((first, rest)) if !first.starts_with("--") => Ok((Some(first.into()), flags(rest)?)),
+        _ => Ok((None, flags(words)?)),
+    }
+}
+
+fn missing(what: &'static str) -> Error {
+    Error::config(what, "none; expected it before the flags")
+}
+
+fn ablate(words: &[String]) -> Result<bool> {
+    let (file, mut settings) = first_and_flags(words)?;
+    let full = take(&mut settings, "full").is_some_and(|v| v != "false");
+    let out = take(&mut settings, "out").map(PathBuf::from);
+    let ablation = Ablation::load(file.ok_or(missing("file"))?)?;
+    let scale = if full { "full" } else { "small" };
+    let default = || PathBuf::from("runs/ablations").join(format!("{}_{scale}", ablation.name));
+    let dir = out.unwrap_or_else(default);
+    let stop = stop_on_signal()?;
+    let all = ablation.run(&dir, full, &settings, &stop, |text| println!("{text}"))?;
+    let table = dir.join("table.md");
+    let text = std::fs::read_to_string(&table).unwrap_or_default();
+    println!("\n{text}");
+    println!("{}", table.display());
+    if !all {
+        println!("stopped; the same command goes on");
+    }
+    Ok(all)
+}
+
+fn train(words: &[String]) -> Result<bool> {
+    let (recipe, mut settings) = first_and_flags(words)?;
+    let resume = take(&mut settings, "resume").is_some_and(|v| v != "false");
+    let out = take(&mut settings, "out").map(PathBuf::from);
+    let recipe = match recipe {
+        Some(path) => Recipe::load(path, &settings)?,
+        None => Recipe::parse("", &settings)?,
+    };
+    let dir = out.unwrap_or_else(|| default_dir(&recipe));
+    let stop = stop_on_signal()?;
+    let mut run = Run::new(recipe)?;
+    println!("{}", run.splits);
+    let [c, h, w] = run.splits.train.shape();
+    let threads = rayon::current_num_threads();
+    println!(
+        "{} ({} parameters) for {c}x{h}x{w}, seed {}, {} with {threads} threads, in {}",
+        run.recipe.model.name,
+        cotangent::nn::parameter_count(&mut *run.model),
+        run.recipe.seed,
+        cotangent::nn::device(&mut *run.model),
+        dir.display()
+    );
+    let (outcome, history) = run.train(&dir, resume, stop)?;
+    if outcome == Outcome::Interrupted {
+        println!("stopped; --resume goes on from {}", dir.display());
+        return Ok(true);
+    }
+    let percent = |a: Option<f64>| format!("{:.2} %", 100.0 * a.unwrap_or(f64::NAN));
+    println!(
+        "best validation accuracy {} at epoch {} of {}; train {}, val {}, test {}; {:.1} s",
+        percent(Some(history.best_val_acc)),
+        history.best_epoch,
+        history.epochs,
+        percent(history.train_acc),
+        percent(history.val_acc),
+        percent(history.test_acc),
+        history.seconds,
+    );
+    Ok(true)
+}
+
+fn eval(words: &[String]) -> Result<bool> {
+    let (dir, mut settings) = first_and_flags(words)?;
+    let dir = dir.ok_or(missing("run"))?;
+    let split = take(&mut settings, "split").unwrap_or_else(|| "test".into());
+    let mut run = Run::open(&dir, &settings)?;
+    let mut shown = Instant::now();
+    let judged = run.eval(&split, |meters| {
+        if shown.elapsed() > Duration::from_secs(2) {
+            println!("{meters}");
+            shown = Instant::now();
+        }
+    })?;
+    println!("{}\n{}", judged.meters, judged.confusion);
+    judged.save(&dir)?;
+    let report = report::write(&dir, &run, &judged)?;
+    println!("{}", report.display());
+    Ok(true)
 }

@@ -85,3 +85,37 @@ fn help_and_devices() {
     assert_eq!(code, Some(0));
     assert!(out.contains("cpu") && out.contains("cuda"), "{out}");
 }
+
+#[test]
+fn a_recipe_trains_and_is_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let text = "[data]\nname = \"embedded\"\ntrain_samples = 60\ntest_samples = 40\n\
+        [model]\nname = \"three_layer\"\nnum_filters = 4\n\
+        [train]\nnum_epochs = 3\nbatch_size = 20\nnum_val_samples = 20\n";
+    std::fs::write(path("recipe.toml"), text).unwrap();
+    let (recipe, out) = (path("recipe.toml"), path("run"));
+    let args = ["train", &recipe, "--num-epochs", "1", "--out", &out];
+    let (code, stdout, stderr) = cotangent(&args);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(
+        stdout.contains("60 train") && stdout.contains("at epoch 1 of 1"),
+        "{stdout}"
+    );
+    let (code, stdout, stderr) = cotangent(&["eval", &out, "--split", "val"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(
+        stdout.contains("acc5") && stdout.contains("report.html"),
+        "{stdout}"
+    );
+    // a run is not written over, a typo is named
+    let (code, _, stderr) = cotangent(&args);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("holds a run"), "{stderr}");
+    let (code, _, stderr) = cotangent(&["train", &recipe, "--num-epocs", "1"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("the nearest is num_epochs"), "{stderr}");
+    let (code, _, stderr) = cotangent(&["train", &path("none.toml")]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("none.toml"), "{stderr}");
+}

@@ -17,21 +17,35 @@ mod slide;
 pub mod strided;
 mod winograd;
 
+use crate::error::{Error, Result};
+
 pub use micro::Kernel;
 
-/// Makes the calling thread one of the CPU's workers: its ops begin at once, where another thread would
-/// hand each of them over to a worker and sleep until that wakes it, some ten thousand times in a
-/// second of small ops. For the first line of a program's `main`; it does nothing where the
-/// workers have started already, or where there is one alone (a data loader's thread needs a
-/// worker that is not waiting for its images).
-pub fn use_current_thread() {
-    let threads = std::env::var("RAYON_NUM_THREADS").ok();
-    let threads = threads.and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+/// Starts the CPU's workers, of which the calling thread is one: its ops begin at once, where another
+/// thread would hand each of them over to a worker and sleep until that wakes it. For the first line
+/// of a program's `main`; a library leaves it to the program, since there is one such thread.
+///
+/// `threads` is how many in all, by default `$RAYON_NUM_THREADS` or the cores. A worker that is alone
+/// stays a thread of its own: a data loader's thread needs one that does not wait for its images. An
+/// [`Error::Config`] where the number is 0, or the workers have started already and are as many as
+/// somebody else said.
+pub fn use_current_thread(threads: Option<usize>) -> Result<()> {
+    let asked = threads;
+    if asked == Some(0) {
+        return Err(Error::config("threads", "0, expected at least 1"));
+    }
+    let from_env = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = asked.or_else(from_env).filter(|n| *n > 0);
     let threads = threads.unwrap_or_else(cores);
+    let mut pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     if threads > 1 {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        // an error says that the pool is there
-        let _ = pool.use_current_thread().build_global();
+        pool = pool.use_current_thread();
+    }
+    match (pool.build_global(), asked) {
+        (Err(e), Some(n)) if rayon::current_num_threads() != n => {
+            Err(Error::config("threads", format!("{n}: {e}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -42,7 +42,8 @@ use crate::nn::{Activation, Fan, Init};
 
 pub use deeper::{DeeperConfig, DeeperConvNet};
 pub use fully_connected::{FullyConnectedConfig, FullyConnectedNet, TwoLayerConfig, TwoLayerNet};
-pub use registry::build;
+pub use registry::{Settings, build, build_with};
+pub(crate) use registry::{closest, nearest};
 pub use resnet::{ResNet, ResNetConfig, Stem};
 pub use three_layer::{ThreeLayerConfig, ThreeLayerConvNet};
 

@@ -1,5 +1,8 @@
 //! The networks by name, for the command line.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::{
     DeeperConfig, DeeperConvNet, FullyConnectedConfig, FullyConnectedNet, ResNet, ResNetConfig,
     Stem, ThreeLayerConfig, ThreeLayerConvNet, TwoLayerConfig, TwoLayerNet,
@@ -32,6 +35,21 @@ pub fn build(
     num_classes: usize,
     seed: u64,
 ) -> Result<Box<dyn Module>> {
+    build_with(name, &Settings::new(), input_dim, num_classes, seed)
+}
+
+/// Keys of a network's configuration with what they are set to.
+pub type Settings = serde_json::Map<String, serde_json::Value>;
+
+/// [`build`] with some of the network's settings in place of its defaults. A key that its
+/// configuration lacks, or a value of another type, is an [`Error::Config`].
+pub fn build_with(
+    name: &str,
+    settings: &Settings,
+    input_dim: [usize; 3],
+    num_classes: usize,
+    seed: u64,
+) -> Result<Box<dyn Module>> {
     let rng = &mut Generator::new(seed);
     Ok(match name {
         "two_layer" => {
@@ -40,7 +58,7 @@ pub fn build(
                 num_classes,
                 ..Default::default()
             };
-            Box::new(TwoLayerNet::new(config, rng)?)
+            Box::new(TwoLayerNet::new(with(config, settings)?, rng)?)
         }
         "fully_connected" => {
             let config = FullyConnectedConfig {
@@ -48,7 +66,7 @@ pub fn build(
                 num_classes,
                 ..Default::default()
             };
-            Box::new(FullyConnectedNet::new(config, rng)?)
+            Box::new(FullyConnectedNet::new(with(config, settings)?, rng)?)
         }
         "three_layer" => {
             let config = ThreeLayerConfig {
@@ -56,7 +74,7 @@ pub fn build(
                 num_classes,
                 ..Default::default()
             };
-            Box::new(ThreeLayerConvNet::new(config, rng)?)
+            Box::new(ThreeLayerConvNet::new(with(config, settings)?, rng)?)
         }
         "deeper" => {
             let config = DeeperConfig {
@@ -64,7 +82,7 @@ pub fn build(
                 num_classes,
                 ..Default::default()
             };
-            Box::new(DeeperConvNet::new(config, rng)?)
+            Box::new(DeeperConvNet::new(with(config, settings)?, rng)?)
         }
         "resnet18" => {
             let [in_channels, height, width] = input_dim;
@@ -74,10 +92,30 @@ pub fn build(
                 num_classes,
                 ..ResNetConfig::resnet18()
             };
-            Box::new(ResNet::new(config, rng)?)
+            Box::new(ResNet::new(with(config, settings)?, rng)?)
         }
         _ => return Err(unknown(name)),
     })
+}
+
+/// A configuration with `settings` in place of what it says.
+fn with<C: Serialize + DeserializeOwned>(config: C, settings: &Settings) -> Result<C> {
+    let wrong = |e: serde_json::Error| Error::config("model", e.to_string());
+    let mut all = serde_json::to_value(config).map_err(wrong)?;
+    let known: Vec<String> = all
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(k, _)| k.clone())
+        .collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    for (key, value) in settings {
+        if !known.contains(&key.as_str()) {
+            return Err(Error::config("model", nearest(key, &known)));
+        }
+        all[key] = value.clone();
+    }
+    serde_json::from_value(all).map_err(wrong)
 }
 
 fn unknown(name: &str) -> Error {
@@ -87,6 +125,19 @@ fn unknown(name: &str) -> Error {
         "model",
         format!("{name:?} is unknown; there are {}", names.join(", ")),
     )
+}
+
+/// Says that `name` is none of the `known` ones, and which of them is meant most likely.
+pub(crate) fn nearest(name: &str, known: &[&str]) -> String {
+    match closest(name, known) {
+        Some(found) => format!("{name:?} is unknown; the nearest is {found}"),
+        None => format!("{name:?} is unknown; there is none"),
+    }
+}
+
+/// The one of `known` that takes the fewest letters to be changed.
+pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known.iter().copied().min_by_key(|k| distance(name, k))
 }
 
 /// How many letters to insert, delete or replace to turn one into the other (Levenshtein 1966).

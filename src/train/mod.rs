@@ -1,7 +1,9 @@
 //! Training: what a run leaves behind (history, curves, pictures) and what it shows on the way.
 
+pub mod ablation;
 pub mod amp;
 pub mod checkpoint;
+mod confusion;
 pub mod files;
 pub mod history;
 pub mod l2;
@@ -9,21 +11,28 @@ pub mod loss;
 pub mod picture;
 pub mod plot;
 pub mod progress;
+pub mod recipe;
+pub mod report;
+pub mod run;
 pub mod sanity;
 pub mod solver;
 mod step;
 mod tta;
 mod update_rule;
 
+pub use ablation::{Ablation, Cell, CellResult};
 pub use amp::{GradScaler, LossScale, Precision};
 pub use checkpoint::{
     Checkpoint, load_state_dict_file, load_state_dict_file_partly, save_state_dict,
 };
+pub use confusion::Confusion;
 pub use history::History;
 pub use loss::{Loss, LossFn, softmax_loss};
 pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
 pub use progress::Progress;
+pub use recipe::{DataRecipe, ModelRecipe, Recipe, Scale};
+pub use run::{Judged, Meters, Run};
 pub use sanity::{SanityConfig, SanityReport, sanity_checks};
 pub use solver::{Outcome, Solver, SolverConfig, SolverData};
 pub use tta::{View, predict, tta_accuracy};

@@ -85,6 +85,31 @@ pub(crate) fn save_png(
     })
 }
 
+/// An image's bytes (C, H, W), grey or red, green and blue, as a PNG file's.
+pub(crate) fn png_bytes(image: &[u8], [c, h, w]: [usize; 3]) -> Result<Vec<u8>> {
+    let colour = match c {
+        1 => png::ColorType::Grayscale,
+        3 => png::ColorType::Rgb,
+        _ => {
+            let why = format!("an image has 1 or 3 channels but got {c}");
+            return Err(Error::argument("png_bytes", why));
+        }
+    };
+    let pixels: Vec<u8> = (0..h * w)
+        .flat_map(|i| (0..c).map(move |channel| image[channel * h * w + i]))
+        .collect();
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, w as u32, h as u32);
+    encoder.set_color(colour);
+    encoder.set_depth(png::BitDepth::Eight);
+    let written = encoder.write_header().and_then(|mut writer| {
+        writer.write_image_data(&pixels)?;
+        writer.finish()
+    });
+    written.map_err(|e| Error::argument("png_bytes", e.to_string()))?;
+    Ok(out)
+}
+
 /// (width, height) in pixels, or nothing where that is too large.
 fn size(rows: usize, columns: usize, upscale: usize) -> Option<(usize, usize)> {
     let (width, height) = (columns.checked_mul(upscale)?, rows.checked_mul(upscale)?);

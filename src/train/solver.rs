@@ -749,7 +749,7 @@ pub fn check_accuracy(
 }
 
 /// Show `see` the scores and the labels of each batch, in evaluation mode and outside of any graph.
-fn evaluate(
+pub(super) fn evaluate(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
     (normalize, evaluation): (&Normalize, &[Transform]),

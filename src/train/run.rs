@@ -1,0 +1,361 @@
+//! A recipe's run: the folder that holds all of it, training, and judging what was trained.
+//!
+//! A run's folder has `recipe.toml` (every setting written out), `history.json` and `.csv`, the
+//! curves as SVG and PNG, `best.safetensors` and `checkpoint.safetensors`; an evaluation adds
+//! `eval_SPLIT.json` and `confusion_SPLIT.csv`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::autograd::autocast;
+use crate::data::{Dataset, Splits};
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::nn::{self, Module};
+use crate::ops::topk_correct;
+use crate::train::solver::evaluate;
+use crate::train::{
+    Confusion, History, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
+    load_state_dict_file, save_curves, save_state_dict,
+};
+
+const RECIPE: &str = "recipe.toml";
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const BEST: &str = "best.safetensors";
+
+/// A recipe with its images and its network, on its device.
+pub struct Run {
+    /// Every setting.
+    pub recipe: Recipe,
+    /// The images.
+    pub splits: Splits,
+    /// The network, with new weights.
+    pub model: Box<dyn Module>,
+}
+
+impl Run {
+    /// Read the images and make the network.
+    pub fn new(recipe: Recipe) -> Result<Self> {
+        let device = Device::parse(recipe.device.as_deref().unwrap_or("cpu"))?;
+        let splits = recipe.data.load(recipe.seed)?;
+        let mut model = recipe.model.build(&splits.train, recipe.seed)?;
+        nn::to_device(&mut *model, device)?;
+        Ok(Run {
+            recipe,
+            splits,
+            model,
+        })
+    }
+
+    /// The run that a folder holds, its network with the best epoch's weights; `overrides` change its
+    /// recipe, such as the device or the images' folder.
+    pub fn open(dir: impl AsRef<Path>, overrides: &[(String, String)]) -> Result<Self> {
+        let dir = dir.as_ref();
+        let mut run = Run::new(Recipe::load(dir.join(RECIPE), overrides)?)?;
+        load_state_dict_file(dir.join(BEST), &mut *run.model)?;
+        Ok(run)
+    }
+
+    /// Train in the folder `dir`; with `resume` go on from the checkpoint in it. Without, a folder
+    /// that holds a run already is an [`Error::Config`]: nothing that was saved is lost. Where `stop`
+    /// is set, training ends with a checkpoint and [`Outcome::Interrupted`]; else the network has
+    /// the best epoch's weights at the end, and the history the accuracies of all images.
+    pub fn train(
+        &mut self,
+        dir: impl AsRef<Path>,
+        resume: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Result<(Outcome, History)> {
+        let dir = dir.as_ref();
+        let checkpoint = dir.join(CHECKPOINT);
+        if !resume && (checkpoint.exists() || dir.join(BEST).exists()) {
+            let why = format!(
+                "{} holds a run; expected --resume, or another folder",
+                dir.display()
+            );
+            return Err(Error::config("out", why));
+        }
+        let recipe = &self.recipe;
+        let data = SolverData {
+            train: self.splits.train.clone(),
+            val: self.splits.val.clone(),
+            normalize: recipe.data.normalize(&self.splits.train)?,
+            augment: recipe.augment.clone(),
+        };
+        let config = SolverConfig {
+            seed: recipe.seed,
+            checkpoint_dir: Some(dir.to_path_buf()),
+            ..recipe.train.clone()
+        };
+        let mut solver = Solver::new(&mut *self.model, data, config)?
+            .with_recorded_config(serde_json::json!(recipe))
+            .with_stop(stop);
+        if !recipe.evaluation.is_empty() {
+            solver = solver.with_evaluation(recipe.evaluation.clone())?;
+        }
+        if resume {
+            solver.resume(&checkpoint)?;
+        }
+        files::create_dir(dir)?;
+        let (version, text) = (env!("CARGO_PKG_VERSION"), recipe.to_toml()?);
+        files::write_atomic(dir.join(RECIPE), |w| {
+            write!(w, "# made by cotangent {version}\n{text}")
+        })?;
+        let outcome = solver.train()?;
+        if outcome != Outcome::Interrupted {
+            solver.report(Some(&self.splits.test))?;
+        }
+        let history = solver.history().clone();
+        drop(solver);
+        if outcome != Outcome::Interrupted {
+            save_curves(dir, &history)?;
+            save_state_dict(dir.join(BEST), &mut *self.model)?;
+        }
+        Ok((outcome, history))
+    }
+
+    /// The images of `split`, `train`, `val` or `test`.
+    pub fn images(&self, split: &str) -> Result<&Dataset> {
+        match split {
+            "train" => Ok(&self.splits.train),
+            "val" => Ok(&self.splits.val),
+            "test" => Ok(&self.splits.test),
+            _ => {
+                let why = format!("{split:?}; expected train, val or test");
+                Err(Error::config("split", why))
+            }
+        }
+    }
+
+    /// Judge the network by the images of `split`, `train`, `val` or `test`: the meters, which `see`
+    /// is shown after each batch, and which class is taken for which.
+    pub fn eval(&mut self, split: &str, mut see: impl FnMut(&Meters)) -> Result<Judged> {
+        let data = &self.images(split)?.clone();
+        let recipe = &self.recipe;
+        let normalize = recipe.data.normalize(&self.splits.train)?;
+        let _products = autocast(recipe.train.autocast.dtype())?;
+        let mut meters = Meters::new(split, data, nn::device(&mut *self.model))?;
+        let loss = recipe.train.loss.build(recipe.train.label_smoothing)?;
+        let mut confusion = Confusion::new(data.classes());
+        let mut predicted = Vec::with_capacity(data.len());
+        let mut start = Instant::now();
+        evaluate(
+            &mut *self.model,
+            data,
+            (&normalize, &recipe.evaluation),
+            recipe.train.batch_size,
+            |scores, labels| {
+                let scores = match scores.dtype().is_half() {
+                    true => scores.to_dtype(DType::F32)?,
+                    false => scores.clone(),
+                };
+                let [n, classes] = scores.dims("eval", "scores (N, C)")?;
+                let right = [1, 5.min(classes)].map(|k| topk_correct(&scores, labels, k));
+                let [top1, top5] = right;
+                let (loss, right) = (loss(&scores, labels)?.item()?, [top1?, top5?]);
+                meters.add(n, loss, right, start.elapsed().as_secs_f64())?;
+                // not before the time is taken
+                for row in scores.to_vec::<f32>()?.chunks_exact(classes) {
+                    let class = greatest(row);
+                    confusion.add(data.label(predicted.len()), class)?;
+                    predicted.push(class);
+                }
+                see(&meters);
+                start = Instant::now();
+                Ok(())
+            },
+        )?;
+        Ok(Judged {
+            meters,
+            confusion,
+            predicted,
+        })
+    }
+}
+
+/// Where the greatest score is; of equal ones the first.
+fn greatest(row: &[f32]) -> usize {
+    let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
+    (0..row.len()).fold(0, better)
+}
+
+/// The folder of a recipe's run, where none is named.
+pub fn default_dir(recipe: &Recipe) -> PathBuf {
+    Path::new("runs").join(recipe.title())
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Means over all images.
+    pub meters: Meters,
+    /// Which class is taken for which.
+    pub confusion: Confusion,
+    /// The class that each image is taken for.
+    pub predicted: Vec<usize>,
+}
+
+impl Judged {
+    /// Write `eval_SPLIT.json` and `confusion_SPLIT.csv` into a folder.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let (dir, split) = (dir.as_ref(), &self.meters.split);
+        self.confusion
+            .save_csv(dir.join(format!("confusion_{split}.csv")))?;
+        files::write_atomic(dir.join(format!("eval_{split}.json")), |w| {
+            serde_json::to_writer_pretty(&mut *w, &self.meters)?;
+            w.write_all(b"\n")
+        })
+    }
+}
+
+/// What an evaluation has found so far: means over the images that were seen.
+#[derive(Clone, Debug, Serialize)]
+pub struct Meters {
+    /// Which images.
+    pub split: String,
+    /// How many were seen.
+    pub images: usize,
+    /// How many there are.
+    pub total: usize,
+    /// The mean loss.
+    pub loss: f64,
+    /// The share that is right.
+    pub acc1: f64,
+    /// The share whose class is among the five highest scores, or among all of fewer classes.
+    pub acc5: f64,
+    /// Seconds a batch, the loading of its images among them.
+    pub batch_seconds: f64,
+    /// The most bytes that tensors held on the device at once, the network's among them.
+    pub memory: usize,
+    #[serde(skip)]
+    batches: usize,
+    #[serde(skip)]
+    device: Device,
+}
+
+impl Meters {
+    fn new(split: &str, data: &Dataset, device: Device) -> Result<Self> {
+        device.reset_peak()?;
+        Ok(Meters {
+            split: split.into(),
+            images: 0,
+            total: data.len(),
+            loss: 0.0,
+            acc1: 0.0,
+            acc5: 0.0,
+            batch_seconds: 0.0,
+            memory: 0,
+            batches: 0,
+            device,
+        })
+    }
+
+    /// A batch of `n` images, its mean loss and how many are right.
+    fn add(&mut self, n: usize, loss: f64, right: [usize; 2], seconds: f64) -> Result<()> {
+        let before = self.images as f64;
+        self.images += n;
+        let after = self.images as f64;
+        let mean = |mean: f64, sum: f64| (mean * before + sum) / after;
+        self.loss = mean(self.loss, loss * n as f64);
+        self.acc1 = mean(self.acc1, right[0] as f64);
+        self.acc5 = mean(self.acc5, right[1] as f64);
+        self.batches += 1;
+        self.batch_seconds += (seconds - self.batch_seconds) / self.batches as f64;
+        self.memory = self.device.memory_stats()?.peak_bytes;
+        Ok(())
+    }
+}
+
+/// One line for people.
+impl std::fmt::Display for Meters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} [{} / {}] loss {:.4}  acc1 {:.2} %  acc5 {:.2} %  {:.3} s a batch  {:.0} MB",
+            self.split,
+            self.images,
+            self.total,
+            self.loss,
+            100.0 * self.acc1,
+            100.0 * self.acc5,
+            self.batch_seconds,
+            self.memory as f64 / 1e6,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "[data]\nname = \"embedded\"\ntrain_samples = 60\ntest_samples = 40\n\
+        [model]\nname = \"three_layer\"\nnum_filters = 4\nhidden_dim = 8\n\
+        [train]\nupdate_rule = \"adam\"\nnum_epochs = 2\nbatch_size = 20\nverbose = false\n\
+        num_val_samples = 30";
+
+    fn run() -> Result<Run> {
+        Run::new(Recipe::parse(TEXT, &[])?)
+    }
+
+    #[test]
+    fn a_folder_holds_a_run_and_gives_it_back() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        let mut first = run()?;
+        let (outcome, history) = first.train(&out, false, Arc::default())?;
+        assert_eq!((outcome, history.epochs), (Outcome::Finished, 2));
+        for name in [
+            RECIPE,
+            BEST,
+            CHECKPOINT,
+            "history.json",
+            "history.csv",
+            "loss.svg",
+            "loss.png",
+            "accuracy.svg",
+            "accuracy.png",
+        ] {
+            assert!(out.join(name).exists(), "{name}");
+        }
+        let mut shown = 0;
+        let mut opened = Run::open(&out, &[])?;
+        assert_eq!(opened.recipe, first.recipe);
+        let judged = opened.eval("test", |_| shown += 1)?;
+        let (found, confusion) = (&judged.meters, &judged.confusion);
+        assert_eq!((confusion.total(), judged.predicted.len()), (40, 40));
+        assert!((confusion.accuracy() - found.acc1).abs() < 1e-12);
+        assert_eq!((shown, found.images, found.total), (2, 40, 40));
+        assert!((found.acc1 - history.test_acc.unwrap()).abs() < 1e-12);
+        assert!(found.acc5 >= found.acc1 && found.loss > 0.0 && found.memory > 0);
+        judged.save(&out)?;
+        let saved = std::fs::read_to_string(out.join("eval_test.json")).unwrap();
+        assert!(saved.contains("\"acc5\""), "{saved}");
+        assert!(opened.eval("tset", |_| ()).is_err());
+        // what is there is not written over
+        let e = run()?.train(&out, false, Arc::default()).unwrap_err();
+        assert!(e.to_string().contains("holds a run"), "{e}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_stopped_run_goes_on_to_the_bits_of_one_that_was_not() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = run()?
+            .train(dir.path().join("whole"), false, Arc::default())?
+            .1;
+        let part = dir.path().join("part");
+        let set = Arc::new(AtomicBool::new(true));
+        let (outcome, _) = run()?.train(&part, false, set)?;
+        assert_eq!(outcome, Outcome::Interrupted);
+        let (outcome, history) = run()?.train(&part, true, Arc::default())?;
+        assert_eq!(outcome, Outcome::Finished);
+        assert_eq!(history.loss_history, whole.loss_history);
+        assert_eq!(history.test_acc, whole.test_acc);
+        Ok(())
+    }
+}
