@@ -4,8 +4,6 @@
 //! so that neighbouring output pixels read neighbouring vectors whatever the stride and the number
 //! of channels: then the window slides along a row in registers (`slide.rs`). A row is copied just
 //! before the first output that reads it, and serves all of the kernel's rows from L1.
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::conv::{ConvShape, TASKS};
@@ -147,10 +145,10 @@ impl<'a, T: Kernel> Slab<'a, T> {
         self.phases.len() * self.phase
     }
 
-    /// The runs without the first and the last ones that read no row of the image for any of the
-    /// output rows, and how many taps come before them.
-    fn reached(&self, rows: Range<usize>) -> (&[Run], usize) {
-        let reads = |run: &isize| rows.clone().any(|y| self.pass.reads(y, *run));
+    /// The runs without the first and the last ones that read no row of the image for this output
+    /// row, and how many taps come before them.
+    fn reached(&self, row: usize) -> (&[Run], usize) {
+        let reads = |run: &isize| self.pass.reads(row, *run);
         let start = self.rows.iter().position(reads).unwrap_or(0);
         let end = self.rows.iter().rposition(reads).map_or(start, |i| i + 1);
         let before = self.runs[..start].iter().map(|run| run.taps).sum();
@@ -274,7 +272,7 @@ fn run<T: Kernel>(
             for (o, row) in band.rows.clone().enumerate() {
                 let rows = [band.rows.start, o, o + 1];
                 slab.fill(from, rows, blocks[b], &mut a);
-                let (runs, before) = slab.reached(row..row + 1);
+                let (runs, before) = slab.reached(row);
                 let out = pass.out_start + image * pass.out_image + row * pass.out_row + channel;
                 for &(pixel, pixels) in &strips {
                     let mut strip = Strip {
