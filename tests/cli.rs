@@ -39,7 +39,7 @@ fn summary_shows_shapes_and_counts() {
         "4,736",
         "819,300",
         "1,010",
-        "825,046 parameters",
+        "825,046 parameters, 3.30 MB in f32, 5.64 M multiply-adds",
     ] {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }
@@ -55,6 +55,32 @@ fn summary_shows_shapes_and_counts() {
     ]);
     assert_eq!(code, Some(0));
     assert!(out.contains("[1, 4]"), "{out}");
+}
+
+#[test]
+fn networks_for_tiny_imagenet() {
+    for (name, parameters) in [
+        ("tiny_resnet", "5,013,640 parameters"),
+        ("autoencoder", "4,303,590 parameters"),
+    ] {
+        let (code, out, err) = cotangent(&[
+            "summary",
+            name,
+            "--input",
+            "3",
+            "64",
+            "64",
+            "--classes",
+            "200",
+        ]);
+        assert_eq!(code, Some(0), "{err}");
+        assert!(out.contains(parameters), "{out}");
+    }
+    let (code, out, _) = cotangent(&["summary", "--help"]);
+    assert_eq!(code, Some(0));
+    for name in cotangent::models::registry::NAMES {
+        assert!(out.contains(name), "{name} is not in\n{out}");
+    }
 }
 
 #[test]

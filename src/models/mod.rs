@@ -31,21 +31,38 @@ macro_rules! model {
     };
 }
 
+mod alexnet;
+mod autoencoder;
+mod blocks;
+mod convnext;
 mod deeper;
+mod densenet;
 mod fully_connected;
+mod inception_resnet;
 pub mod registry;
 mod resnet;
+mod small_resnet;
 mod three_layer;
+mod tiny_resnet;
+mod vgg;
 
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Fan, Init};
 
+pub use alexnet::{AlexNet, AlexNetConfig};
+pub use autoencoder::{AutoEncoder, AutoEncoderConfig, EncoderClassifier};
+pub use convnext::{ConvNeXt, ConvNeXtConfig};
 pub use deeper::{DeeperConfig, DeeperConvNet};
+pub use densenet::{DenseNet, DenseNetConfig};
 pub use fully_connected::{FullyConnectedConfig, FullyConnectedNet, TwoLayerConfig, TwoLayerNet};
+pub use inception_resnet::{InceptionResNet, InceptionResNetConfig};
 pub use registry::{Settings, build, build_with};
 pub(crate) use registry::{closest, nearest};
 pub use resnet::{ResNet, ResNetConfig, Stem};
+pub use small_resnet::{SmallBlock, SmallResNet, SmallResNetConfig, StemKernel};
 pub use three_layer::{ThreeLayerConfig, ThreeLayerConvNet};
+pub use tiny_resnet::{TinyResNet, TinyResNetConfig};
+pub use vgg::{Vgg, VggConfig};
 
 /// The assignment's initial weights, or Kaiming's for ReLU where no scale is given. Biases are 0
 /// with both.
@@ -120,34 +137,37 @@ mod tests {
         state_dict(m).into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Narrow networks of every kind for images of 1x6x6 and three classes, in F64.
-    fn narrow() -> Result<Vec<Box<dyn Module>>> {
+    /// Smooth, so that no central difference crosses a kink.
+    const SMOOTH: Activation = Activation::Silu;
+
+    /// A network and the shape of its images.
+    type Narrow = (Box<dyn Module>, [usize; 4]);
+
+    /// Narrow networks of every kind for three classes, in F64.
+    fn narrow() -> Result<Vec<Narrow>> {
         let rng = &mut rng();
         let input_dim = [1, 6, 6];
-        let mut all: Vec<Box<dyn Module>> = vec![
-            Box::new(TwoLayerNet::new(
-                TwoLayerConfig {
-                    input_dim,
-                    hidden_dim: 5,
-                    num_classes: 3,
-                    weight_scale: None,
-                    reg: 0.0,
-                },
-                rng,
-            )?),
-            Box::new(ThreeLayerConvNet::new(
-                ThreeLayerConfig {
-                    input_dim,
-                    num_filters: 3,
-                    filter_size: 3,
-                    hidden_dim: 5,
-                    num_classes: 3,
-                    weight_scale: None,
-                    reg: 0.0,
-                },
-                rng,
-            )?),
-        ];
+        let mut all: Vec<Narrow> = Vec::new();
+        let mut add = |m: Box<dyn Module>, shape| all.push((m, shape));
+        let images = [4, 1, 6, 6];
+        let config = TwoLayerConfig {
+            input_dim,
+            hidden_dim: 5,
+            num_classes: 3,
+            weight_scale: None,
+            reg: 0.0,
+        };
+        add(Box::new(TwoLayerNet::new(config, rng)?), images);
+        let config = ThreeLayerConfig {
+            input_dim,
+            num_filters: 3,
+            filter_size: 3,
+            hidden_dim: 5,
+            num_classes: 3,
+            weight_scale: None,
+            reg: 0.0,
+        };
+        add(Box::new(ThreeLayerConvNet::new(config, rng)?), images);
         for normalization in [Norm::None, Norm::Batch, Norm::Layer] {
             let config = FullyConnectedConfig {
                 input_dim,
@@ -158,7 +178,7 @@ mod tests {
                 weight_scale: None,
                 reg: 0.0,
             };
-            all.push(Box::new(FullyConnectedNet::new(config, rng)?));
+            add(Box::new(FullyConnectedNet::new(config, rng)?), images);
         }
         for (use_batchnorm, num_filters) in [(false, vec![2, 3]), (true, vec![2, 3, 2])] {
             let config = DeeperConfig {
@@ -171,7 +191,7 @@ mod tests {
                 weight_scale: None,
                 ..Default::default()
             };
-            all.push(Box::new(DeeperConvNet::new(config, rng)?));
+            add(Box::new(DeeperConvNet::new(config, rng)?), images);
         }
         for (stem, activation) in [
             (Stem::Cifar, Activation::Relu),
@@ -186,9 +206,98 @@ mod tests {
                 activation,
                 ..Default::default()
             };
-            all.push(Box::new(ResNet::new(config, rng)?));
+            add(Box::new(ResNet::new(config, rng)?), images);
         }
-        for m in &mut all {
+        for batch_norm in [false, true] {
+            let config = VggConfig {
+                in_channels: 1,
+                stages: vec![vec![2], vec![3, 2]],
+                hidden_dims: vec![4],
+                num_classes: 3,
+                batch_norm,
+                activation: SMOOTH,
+                reg: 0.0,
+            };
+            add(Box::new(Vgg::new(config, rng)?), images);
+        }
+        for (stem, block) in [
+            (StemKernel::Three, SmallBlock::Basic),
+            (StemKernel::ThreeThree, SmallBlock::Simplified),
+        ] {
+            let config = SmallResNetConfig {
+                in_channels: 1,
+                stem,
+                block,
+                widths: vec![2, 4],
+                num_classes: 3,
+                activation: Activation::Mish,
+                reg: 0.0,
+            };
+            add(Box::new(SmallResNet::new(config, rng)?), images);
+        }
+        let config = TinyResNetConfig {
+            in_channels: 1,
+            stem_width: 2,
+            widths: vec![3, 2],
+            num_classes: 3,
+            activation: SMOOTH,
+            reg: 0.0,
+        };
+        add(Box::new(TinyResNet::new(config, rng)?), images);
+        let config = DenseNetConfig {
+            in_channels: 1,
+            stem_width: 2,
+            widths: vec![3, 2],
+            depth: 2,
+            num_classes: 3,
+            activation: SMOOTH,
+            reg: 0.0,
+        };
+        add(Box::new(DenseNet::new(config, rng)?), images);
+        let config = AlexNetConfig {
+            in_channels: 1,
+            num_filters: [2, 2, 3, 2, 2],
+            hidden_dims: [4, 5],
+            num_classes: 3,
+            activation: SMOOTH,
+            reg: 0.0,
+        };
+        add(Box::new(AlexNet::new(config, rng)?), [6, 1, 15, 15]);
+        let config = InceptionResNetConfig {
+            in_channels: 1,
+            width: 2,
+            blocks: [1, 1],
+            num_classes: 3,
+            activation: SMOOTH,
+            ..Default::default()
+        };
+        add(Box::new(InceptionResNet::new(config, rng)?), [2, 1, 33, 33]);
+        for (normalization, residual) in [(true, true), (false, true), (true, false)] {
+            let config = ConvNeXtConfig {
+                in_channels: 1,
+                num_classes: 3,
+                depths: vec![1, 2],
+                dims: vec![3, 4],
+                drop_path: 0.3,
+                layer_scale_init: 0.5,
+                normalization,
+                residual,
+                reg: 0.0,
+            };
+            add(Box::new(ConvNeXt::new(config, rng)?), [3, 1, 16, 16]);
+        }
+        let config = AutoEncoderConfig {
+            in_channels: 1,
+            stem_width: 2,
+            widths: vec![3, 4],
+            decoder_widths: vec![3],
+            activation: SMOOTH,
+            reg: 0.0,
+        };
+        let classifier = EncoderClassifier::new(config.clone(), 3, rng)?;
+        add(Box::new(AutoEncoder::new(config, rng)?), [2, 1, 8, 8]);
+        add(Box::new(classifier), [2, 1, 8, 8]);
+        for (m, _) in &mut all {
             to_dtype(&mut **m, DType::F64)?;
             // with biases of 0, an example that dropout empties lies on ReLU's kink
             nn::try_visit(&mut **m, |_, slot| match slot {
@@ -202,12 +311,21 @@ mod tests {
         Ok(all)
     }
 
+    fn images(shape: [usize; 4]) -> Result<Tensor> {
+        Tensor::randn(shape, &mut rng(), DType::F64)
+    }
+
     #[test]
     fn gradients_of_whole_models() -> Result<()> {
-        let x = Tensor::randn([4, 1, 6, 6], &mut rng(), DType::F64)?;
-        for mut m in narrow()? {
+        for (mut m, shape) in narrow()? {
+            let x = images(shape)?;
+            // a deep network has many parameters to look at
+            let samples = match nn::named_parameters(&mut *m).len() {
+                0..40 => 6,
+                _ => 2,
+            };
             for mode in [Mode::Train, Mode::Eval] {
-                let report = gradcheck(&mut *m, &x, mode, 6)?;
+                let report = gradcheck(&mut *m, &x, mode, samples)?;
                 assert!(report.passed(), "{mode:?} {}: {report}", m.describe());
             }
         }
@@ -216,9 +334,8 @@ mod tests {
 
     #[test]
     fn every_parameter_gets_a_gradient() -> Result<()> {
-        let x = Tensor::randn([4, 1, 6, 6], &mut rng(), DType::F64)?;
-        for mut m in narrow()? {
-            let y = m.forward(&x, Mode::Eval)?;
+        for (mut m, shape) in narrow()? {
+            let y = m.forward(&images(shape)?, Mode::Eval)?;
             let weights = Tensor::randn(y.shape(), &mut rng(), DType::F64)?;
             let grads = y.backward_from(&weights)?;
             let named = nn::named_parameters(&mut *m);
@@ -230,24 +347,62 @@ mod tests {
 
     #[test]
     fn default_counts() -> Result<()> {
-        for (name, count) in [
-            ("two_layer", 3072 * 100 + 100 + 1010),
-            ("fully_connected", 3072 * 100 + 100 + 10100 + 1010),
+        let (cifar, tiny) = (32, 64);
+        let table = [
+            ("two_layer", cifar, 3072 * 100 + 100 + 1010),
+            ("fully_connected", cifar, 3072 * 100 + 100 + 10100 + 1010),
             (
                 "three_layer",
+                cifar,
                 32 * 147 + 32 + 100 * 32 * 256 + 100 + 10 * 100 + 10,
             ),
             (
                 "deeper",
+                cifar,
                 32 * 27 + 32 + 64 * 288 + 64 + 100 * 64 * 256 + 100 + 1010,
             ),
-            ("resnet18", 11_173_962),
-        ] {
-            let mut m = build(name, [3, 32, 32], 10, 0)?;
+            ("resnet18", cifar, 11_173_962),
+            ("res9", cifar, 2_268_538),
+            ("simp_res9", cifar, 897_770),
+            ("vgg_a", cifar, 9_750_922),
+            // a weight and a bias for each of 2,752 channels
+            ("vgg_a_bn", cifar, 9_750_922 + 2 * 2752),
+            ("alexnet", tiny, 12_695_784),
+            ("tiny_resnet", tiny, 5_013_640),
+            ("inception_resnet", tiny, 7_156_184),
+            ("densenet", tiny, 11_809_672),
+            // ConvNeXt-T's and -S's 28,589,128 and 50,223,688, with 200 classes in place of 1,000
+            ("convnext_small", tiny, 28_589_128 - 800 * 769),
+            ("convnext_base", tiny, 38_791_208),
+            ("convnext_large", tiny, 50_223_688 - 800 * 769),
+            ("autoencoder", tiny, 4_303_590),
+            ("autoencoder_classifier", tiny, 2_459_136 + 200 * 257),
+        ];
+        assert_eq!(table.map(|(name, ..)| name), registry::NAMES);
+        for (name, size, count) in table {
+            let classes = if size == cifar { 10 } else { 200 };
+            let mut m = build(name, [3, size, size], classes, 0)?;
             assert_eq!(parameter_count(&mut *m), count, "{name}");
-            let x = Tensor::zeros([2, 3, 32, 32], DType::F32)?;
-            assert_eq!(m.forward(&x, Mode::Eval)?.shape()[..], [2, 10], "{name}");
+            // the small one tells as much, and sooner
+            if ["convnext_base", "convnext_large"].contains(&name) {
+                continue;
+            }
+            let s = Summary::of(&mut *m, &Tensor::zeros([1, 3, size, size], DType::F32)?)?;
+            assert_eq!(s.parameters(), count, "{name}");
+            let last = s.rows.last().map(|r| r.output.to_vec());
+            let want = match name {
+                "autoencoder" => vec![1, 3, size, size],
+                _ => vec![1, classes],
+            };
+            assert_eq!(last, Some(want), "{name}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn another_name_for_a_network() -> Result<()> {
+        let count = |name| Ok::<_, Error>(parameter_count(&mut *build(name, [1, 8, 8], 4, 0)?));
+        assert_eq!(count("resnet9")?, count("res9")?);
         Ok(())
     }
 
@@ -323,8 +478,8 @@ mod tests {
 
     #[test]
     fn state_dict_round_trip_and_its_errors() -> Result<()> {
-        let x = Tensor::randn([4, 1, 6, 6], &mut rng(), DType::F64)?;
-        for (mut from, mut to) in narrow()?.into_iter().zip(narrow()?) {
+        for ((mut from, shape), (mut to, _)) in narrow()?.into_iter().zip(narrow()?) {
+            let x = images(shape)?;
             // move weights and statistics away from where both models start
             from.forward(&x, Mode::Train)?;
             Init::Normal(0.3).apply(&mut *from, &mut Generator::new(99))?;
@@ -538,13 +693,13 @@ mod tests {
         let mut m = build("three_layer", [3, 32, 32], 10, 0)?;
         let s = Summary::of(&mut *m, &Tensor::zeros([1, 3, 32, 32], DType::F32)?)?;
         let want = [
-            "name     layer                                                           output             parameters",
-            "conv1    ConvNormAct(3, 32, kernel_size=[7, 7], padding=[3, 3], ReLU())  [1, 32, 32, 32]         4,736",
-            "pool1    MaxPool2d(kernel_size=[2, 2], stride=[2, 2])                    [1, 32, 16, 16]             0",
-            "flatten  Flatten()                                                       [1, 8192]                   0",
-            "fc1      LinearNormAct(8192, 100, ReLU())                                [1, 100]              819,300",
-            "fc2      Linear(100, 10)                                                 [1, 10]                 1,010",
-            "825,046 parameters, 3.30 MB in f32",
+            "name     layer                                                           output             parameters   multiply-adds",
+            "conv1    ConvNormAct(3, 32, kernel_size=[7, 7], padding=[3, 3], ReLU())  [1, 32, 32, 32]         4,736       4,816,896",
+            "pool1    MaxPool2d(kernel_size=[2, 2], stride=[2, 2])                    [1, 32, 16, 16]             0               0",
+            "flatten  Flatten()                                                       [1, 8192]                   0               0",
+            "fc1      LinearNormAct(8192, 100, ReLU())                                [1, 100]              819,300         819,200",
+            "fc2      Linear(100, 10)                                                 [1, 10]                 1,010           1,000",
+            "825,046 parameters, 3.30 MB in f32, 5.64 M multiply-adds",
         ];
         assert_eq!(s.to_string(), want.join("\n"));
         Ok(())

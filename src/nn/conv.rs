@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::nn::{Activation, ActivationLayer, BatchNorm2d, Fan, Init, Mode, Module, Norm, Visitor};
 use crate::random::Generator;
-use crate::shape::Window;
+use crate::shape::{Shape, Window};
 use crate::tensor::Tensor;
 
 /// A convolution's settings but for its channels; pairs are (height, width).
@@ -191,6 +191,10 @@ impl Module for Conv2d {
     fn describe(&self) -> String {
         format!("Conv2d({})", self.settings())
     }
+
+    fn multiply_adds(&self, _: &Shape, output: &Shape) -> usize {
+        self.weight.numel() * output[2..].iter().product::<usize>()
+    }
 }
 
 /// A transposed convolution's settings but for its channels; pairs are (height, width).
@@ -300,6 +304,10 @@ impl Module for ConvTranspose2d {
             unusual(c.window(), c.output_padding, c.groups, self.bias.is_some())
         )
     }
+
+    fn multiply_adds(&self, input: &Shape, _: &Shape) -> usize {
+        self.weight.numel() * input[2..].iter().product::<usize>()
+    }
 }
 
 /// Convolution, batch norm if there is one, activation: one module, so that one kernel can serve
@@ -366,6 +374,10 @@ impl Module for ConvNormAct {
             self.conv.settings(),
             self.activation.describe()
         )
+    }
+
+    fn multiply_adds(&self, input: &Shape, output: &Shape) -> usize {
+        self.conv.multiply_adds(input, output)
     }
 }
 

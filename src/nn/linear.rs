@@ -5,6 +5,7 @@ use crate::nn::{
     Activation, ActivationLayer, BatchNorm1d, Fan, Init, LayerNorm, Mode, Module, Norm, Visitor,
 };
 use crate::random::Generator;
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 /// y = x W^T + b, from (.., in) to (.., out).
@@ -80,6 +81,12 @@ impl Module for Linear {
     fn describe(&self) -> String {
         format!("Linear({})", self.settings())
     }
+
+    fn multiply_adds(&self, input: &Shape, _: &Shape) -> usize {
+        // the rows of one example: the axes between the first and the last
+        let rows = input.get(1..input.len().saturating_sub(1));
+        self.weight.numel() * rows.map_or(1, |rows| rows.iter().product())
+    }
 }
 
 /// Affine, norm if there is one, activation: the stage of a fully connected network. ReLU after
@@ -154,6 +161,10 @@ impl Module for LinearNormAct {
             self.linear.settings(),
             self.activation.describe()
         )
+    }
+
+    fn multiply_adds(&self, input: &Shape, output: &Shape) -> usize {
+        self.linear.multiply_adds(input, output)
     }
 }
 

@@ -4,6 +4,7 @@ mod activation;
 mod block;
 mod check;
 mod checkpointed;
+mod concat;
 mod conv;
 mod dropout;
 pub mod init;
@@ -20,12 +21,14 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::random::Generator;
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 pub use activation::{Activation, ActivationLayer, RReLU};
 pub use block::{Identity, LayerScale, Residual};
 pub use check::{gradcheck, gradcheck_of};
 pub use checkpointed::Checkpointed;
+pub use concat::Concat;
 pub use conv::{Conv2d, Conv2dConfig, ConvNormAct, ConvTranspose2d, ConvTranspose2dConfig};
 pub use dropout::{DropPath, Dropout, Dropout2d};
 pub use init::{Fan, Init};
@@ -71,8 +74,16 @@ pub trait Module: Send {
     fn summarize(&mut self, x: &Tensor, summary: &mut Summary) -> Result<Tensor> {
         let y = self.forward(x, Mode::Eval)?;
         let parameters = parameter_count(self);
-        summary.row(self.describe(), *y.shape(), parameters);
+        let work = self.multiply_adds(x.shape(), y.shape());
+        summary.row(self.describe(), *y.shape(), parameters, work);
         Ok(y)
+    }
+
+    /// The multiply-adds of a layer's convolution or linear map for one example, from its input's
+    /// and its output's shape, (n, ..) both. 0 for layers without one; containers leave it to their
+    /// children.
+    fn multiply_adds(&self, _input: &Shape, _output: &Shape) -> usize {
+        0
     }
 }
 

@@ -1,4 +1,4 @@
-//! A table of a network's layers, their output shapes and parameter counts.
+//! A table of a network's layers: output shapes, parameter counts, multiply-adds.
 
 use crate::error::Result;
 use crate::nn::Module;
@@ -16,6 +16,8 @@ pub struct Row {
     pub output: Shape,
     /// The number of trained elements.
     pub parameters: usize,
+    /// The multiply-adds of its convolution or linear map, for one example of the input.
+    pub multiply_adds: usize,
 }
 
 /// The layers in the order in which they run.
@@ -36,12 +38,13 @@ impl Summary {
     }
 
     /// Add a layer's row under the current name.
-    pub fn row(&mut self, layer: String, output: Shape, parameters: usize) {
+    pub fn row(&mut self, layer: String, output: Shape, parameters: usize, multiply_adds: usize) {
         self.rows.push(Row {
             name: self.path.join("."),
             layer,
             output,
             parameters,
+            multiply_adds,
         });
     }
 
@@ -57,6 +60,11 @@ impl Summary {
     pub fn parameters(&self) -> usize {
         self.rows.iter().map(|r| r.parameters).sum()
     }
+
+    /// The multiply-adds of all convolutions and linear layers, for one example of the input.
+    pub fn multiply_adds(&self) -> usize {
+        self.rows.iter().map(|r| r.multiply_adds).sum()
+    }
 }
 
 impl std::fmt::Display for Summary {
@@ -69,24 +77,26 @@ impl std::fmt::Display for Summary {
         let output = width(|r| r.output.to_string().len(), 6);
         writeln!(
             f,
-            "{:name$}  {:layer$}  {:output$}  {:>12}",
-            "name", "layer", "output", "parameters"
+            "{:name$}  {:layer$}  {:output$}  {:>12}  {:>14}",
+            "name", "layer", "output", "parameters", "multiply-adds"
         )?;
         for r in &self.rows {
             writeln!(
                 f,
-                "{:name$}  {:layer$}  {:output$}  {:>12}",
+                "{:name$}  {:layer$}  {:output$}  {:>12}  {:>14}",
                 r.name,
                 r.layer,
                 r.output.to_string(),
-                thousands(r.parameters)
+                thousands(r.parameters),
+                thousands(r.multiply_adds)
             )?;
         }
         write!(
             f,
-            "{} parameters, {:.2} MB in f32",
+            "{} parameters, {:.2} MB in f32, {:.2} M multiply-adds",
             thousands(self.parameters()),
-            self.parameters() as f64 * 4e-6
+            self.parameters() as f64 * 4e-6,
+            self.multiply_adds() as f64 * 1e-6
         )
     }
 }
@@ -105,6 +115,59 @@ fn thousands(n: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::nn::{
+        Activation, BatchNorm2d, Conv2d, Conv2dConfig, ConvNormAct, ConvTranspose2d,
+        ConvTranspose2dConfig, Flatten, Linear, LinearNormAct, Norm, Sequential,
+    };
+    use crate::random::Generator;
+
+    #[test]
+    fn multiply_adds_of_each_kind_of_layer() -> Result<()> {
+        let rng = &mut Generator::new(0);
+        let relu = Activation::Relu;
+        let groups = Conv2dConfig {
+            groups: 2,
+            stride: [2, 1],
+            ..Conv2dConfig::same(3)
+        };
+        let twice = ConvTranspose2dConfig {
+            stride: [2, 2],
+            ..ConvTranspose2dConfig::new([2, 2])
+        };
+        let same = Conv2dConfig::same(1);
+        let mut net = Sequential::new()
+            .push(Conv2d::new(2, 4, groups, rng)?)
+            .push(BatchNorm2d::new(4)?)
+            .push(ConvTranspose2d::new(4, 3, twice, rng)?)
+            .push(ConvNormAct::new(3, 2, same, Norm::Batch, relu, rng)?)
+            .push(Linear::new(10, 3, false, rng)?)
+            .push(Flatten)
+            .push(LinearNormAct::new(24, 5, Norm::None, relu, rng)?);
+        let want = [
+            // outputs 4 of 2x5 pixels from 1 channel each
+            2 * 5 * 4 * 9,
+            0,
+            // every pixel in, 2x5 of 4 channels, goes to 3 channels by 4 taps
+            2 * 5 * 4 * 3 * 4,
+            4 * 10 * 3 * 2,
+            // a row of 10 for each of 2 channels and 4 lines
+            2 * 4 * 10 * 3,
+            0,
+            24 * 5,
+        ];
+        // for one example, whatever the batch
+        for n in [1, 3] {
+            let x = Tensor::zeros([n, 2, 4, 5], DType::F32)?;
+            let s = Summary::of(&mut net, &x)?;
+            let got: Vec<usize> = s.rows.iter().map(|r| r.multiply_adds).collect();
+            assert_eq!(got, want);
+            assert_eq!(s.multiply_adds(), want.iter().sum::<usize>());
+        }
+        Ok(())
+    }
+
     #[test]
     fn thousands() {
         assert_eq!(
