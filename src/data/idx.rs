@@ -28,6 +28,9 @@ const MOST_EXPANSION: u64 = 1032;
 /// One validation image in so many: 5,000 of the 60,000.
 const VALIDATION_SHARE: usize = 12;
 
+/// The folder of Fashion-MNIST's files in the usual places.
+pub(super) const FASHION_FOLDER: &str = "fashion-mnist";
+
 /// MNIST from the four idx files in `dir`, with or without `.gz`: 55,000 training, 5,000
 /// validation (the last ones) and 10,000 test images of 1x28x28. An [`Error::Data`] names the
 /// file to blame.
@@ -74,8 +77,27 @@ fn read_pair(dir: &Path, part: &str, name: &str, classes: &[&str]) -> Result<Dat
     Dataset::new(name, images, labels, [1, h, w], classes)
 }
 
+/// The names of the four files, without `.gz`.
+pub(super) const FILES: [&str; 4] = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+];
+
+/// `dir`, if it holds the four files; an error names one that is missing.
+pub(super) fn folder(dir: &Path) -> Result<PathBuf> {
+    FILES.iter().try_for_each(|f| find(dir, f).map(drop))?;
+    Ok(dir.to_path_buf())
+}
+
+/// Whether `dir` holds at least one of the four files.
+pub(super) fn holds_any(dir: &Path) -> bool {
+    FILES.iter().any(|f| find(dir, f).is_ok())
+}
+
 /// `dir/name` or `dir/name.gz`.
-fn find(dir: &Path, name: &str) -> Result<PathBuf> {
+pub(super) fn find(dir: &Path, name: &str) -> Result<PathBuf> {
     [name.to_string(), format!("{name}.gz")]
         .into_iter()
         .map(|f| dir.join(f))

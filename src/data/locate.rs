@@ -1,9 +1,9 @@
-//! Where CIFAR-10 lies on this machine, and what to do where it does not.
+//! Where the data sets lie on this machine, and what to do where they do not.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::{Splits, cifar, load_cifar10, synthetic_splits};
+use super::{Splits, cifar, idx, load_cifar10, synthetic_splits, tiny_imagenet};
 use crate::error::{Error, Result};
 
 /// The folder of CIFAR-10's binary version, `None` where there is none: `explicit` if given, else
@@ -11,7 +11,20 @@ use crate::error::{Error, Result};
 /// `$XDG_CACHE_HOME/cotangent` or `~/.cache/cotangent`, `./data`, `.`, `~/data` (each:
 /// `cifar-10-batches-bin` in it). What was named but is not right is an error, never passed over.
 pub fn find_cifar10(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
-    find(explicit, &|key| std::env::var_os(key))
+    find(&CIFAR10, explicit, &environment)
+}
+
+/// The folder of Fashion-MNIST's four files, as [`find_cifar10`] looks: `$FASHION_MNIST_DIR`, and
+/// `fashion-mnist` in the usual places.
+pub fn find_fashion_mnist(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
+    find(&FASHION_MNIST, explicit, &environment)
+}
+
+/// The folder of Tiny-ImageNet, as [`find_cifar10`] looks: `$TINY_IMAGENET_DIR`, and in each of the
+/// usual places `tiny-imagenet-200`, then `tiny-imagenet-10`, the first ten of its classes or any
+/// others in the same form.
+pub fn find_tiny_imagenet(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
+    find(&TINY_IMAGENET, explicit, &environment)
 }
 
 /// CIFAR-10 as [`find_cifar10`] finds it, else the embedded shapes of `seed`.
@@ -28,33 +41,77 @@ pub fn load_cifar10_or_synthetic(explicit: Option<&Path>, seed: u64) -> Result<S
     }
 }
 
+/// A data set, as it is looked for.
+struct Wanted {
+    /// The environment variable that names its folder.
+    variable: &'static str,
+    /// Its folder's names in the usual places, the best first.
+    folders: &'static [&'static str],
+    /// The folder itself or one in it, if it is whole.
+    folder: fn(&Path) -> Result<PathBuf>,
+    /// Whether a folder holds any of it.
+    holds_any: fn(&Path) -> bool,
+}
+
+const CIFAR10: Wanted = Wanted {
+    variable: "CIFAR10_DIR",
+    folders: &[cifar::FOLDER],
+    folder: cifar::folder,
+    holds_any: cifar::holds_any,
+};
+const FASHION_MNIST: Wanted = Wanted {
+    variable: "FASHION_MNIST_DIR",
+    folders: &[idx::FASHION_FOLDER],
+    folder: idx::folder,
+    holds_any: idx::holds_any,
+};
+const TINY_IMAGENET: Wanted = Wanted {
+    variable: "TINY_IMAGENET_DIR",
+    folders: &tiny_imagenet::FOLDERS,
+    folder: tiny_imagenet::folder,
+    holds_any: tiny_imagenet::holds_any,
+};
+
 /// An environment variable's value.
 type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-fn find(explicit: Option<&Path>, env: Env) -> Result<Option<PathBuf>> {
+fn environment(key: &str) -> Option<OsString> {
+    std::env::var_os(key)
+}
+
+fn find(wanted: &Wanted, explicit: Option<&Path>, env: Env) -> Result<Option<PathBuf>> {
     if let Some(dir) = explicit {
-        return cifar::folder(dir).map(Some);
+        return (wanted.folder)(dir).map(Some);
     }
-    if let Some(dir) = path(env, "CIFAR10_DIR") {
-        return cifar::folder(&dir).map(Some).map_err(|e| match e {
+    let variable = wanted.variable;
+    if let Some(dir) = path(env, variable) {
+        return (wanted.folder)(&dir).map(Some).map_err(|e| match e {
             Error::Data { path, offset, why } => Error::Data {
                 path,
                 offset,
-                why: format!("{why} (named by $CIFAR10_DIR)"),
+                why: format!("{why} (named by ${variable})"),
             },
             e => e,
         });
     }
-    let home = path(env, "HOME");
-    let cache = path(env, "XDG_CACHE_HOME").or_else(|| home.as_ref().map(|h| h.join(".cache")));
     let places = [
-        cache.map(|c| c.join("cotangent")),
+        cache_by(env),
         Some(PathBuf::from("data")),
         Some(PathBuf::new()),
-        home.map(|h| h.join("data")),
+        path(env, "HOME").map(|h| h.join("data")),
     ];
-    let mut folders = places.into_iter().flatten().map(|p| p.join(cifar::FOLDER));
-    Ok(folders.find(|dir| cifar::holds_any(dir)))
+    let mut folders = places
+        .iter()
+        .flatten()
+        .flat_map(|place| wanted.folders.iter().map(move |f| place.join(f)));
+    Ok(folders.find(|dir| (wanted.holds_any)(dir)))
+}
+
+/// The folder for data sets of this crate's own, `None` where no variable tells a home.
+fn cache_by(env: Env) -> Option<PathBuf> {
+    let home = || path(env, "HOME").map(|h| h.join(".cache"));
+    let cache = path(env, "XDG_CACHE_HOME").or_else(home)?;
+    Some(cache.join("cotangent"))
 }
 
 fn path(env: Env, key: &str) -> Option<PathBuf> {
@@ -82,7 +139,7 @@ mod tests {
                 let var = vars.iter().find(|(k, _)| *k == key);
                 var.map(|(_, v)| v.as_os_str().to_owned())
             };
-            find(explicit, &env)
+            find(&CIFAR10, explicit, &env)
         };
         let home = ("HOME", root.path());
         assert_eq!(look(None, &[home]).unwrap(), None);
@@ -110,5 +167,25 @@ mod tests {
         assert!(look(Some(&wrong), &[home, ("CIFAR10_DIR", &named)]).is_err());
         let outer = root.path().join("named");
         assert_eq!(look(Some(&outer), &[home]).unwrap(), Some(named));
+    }
+    #[test]
+    fn tiny_imagenet_is_found_with_all_classes_before_ten() {
+        let root = tempfile::tempdir().unwrap();
+        let env = |key: &str| (key == "HOME").then(|| root.path().as_os_str().to_owned());
+        let look = || find(&TINY_IMAGENET, None, &env).unwrap();
+        assert_eq!(look(), None);
+        for name in ["tiny-imagenet-10", "tiny-imagenet-200"] {
+            let dir = root.path().join(".cache/cotangent").join(name);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("wnids.txt"), "").unwrap();
+            assert_eq!(look(), Some(dir));
+        }
+        assert_eq!(
+            cache_by(&env),
+            Some(root.path().join(".cache/cotangent")),
+            "where a data set is fetched to"
+        );
+        let e = find(&FASHION_MNIST, Some(root.path()), &env).unwrap_err();
+        assert!(e.to_string().contains("neither train-images"), "{e}");
     }
 }

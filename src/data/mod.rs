@@ -1,15 +1,18 @@
 //! Data sets of labelled images, their splits, and how they become batches.
 //!
-//! The way of an image: file (or [`synthetic()`] generator) -> [`Dataset`], bytes in memory ->
-//! [`Loader`], which shuffles, normalizes, augments and gathers -> [`Batch`] of floats.
+//! The way of an image: file (or [`synthetic()`] generator) -> [`Dataset`], bytes in memory or in a
+//! mapped file -> [`Loader`], which shuffles, normalizes, augments and gathers -> [`Batch`] of
+//! floats.
 
 mod augment;
+mod bytes;
 mod cifar;
 mod idx;
 mod loader;
 mod locate;
 mod normalize;
 mod synthetic;
+mod tiny_imagenet;
 
 use std::fmt;
 use std::ops::Range;
@@ -17,22 +20,25 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
+use bytes::Bytes;
 
 pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
 pub use loader::{Batch, Epoch, Feed, Loader};
-pub use locate::{find_cifar10, load_cifar10_or_synthetic};
+pub use locate::{find_cifar10, find_fashion_mnist, find_tiny_imagenet, load_cifar10_or_synthetic};
 pub use normalize::{Normalize, PIXEL_SCALE};
 pub use synthetic::{SYNTHETIC_SIZES, synthetic, synthetic_splits};
+pub use tiny_imagenet::{ImageCache, TinyImageNetConfig, load_tiny_imagenet};
 
-/// Labelled images of one size, kept as bytes. A clone or a subset shares them.
+/// Labelled images of one size, kept as bytes, in memory or in a mapped file. A clone or a subset
+/// shares them.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     name: String,
     classes: Vec<String>,
     shape: [usize; 3],
-    images: Arc<Vec<u8>>,
+    images: Arc<Bytes>,
     labels: Arc<Vec<u8>>,
     /// Sample i is the stored image `index[i]`.
     index: Arc<[u32]>,
@@ -48,7 +54,17 @@ impl Dataset {
         shape: [usize; 3],
         classes: &[&str],
     ) -> Result<Self> {
-        let name = name.into();
+        Self::of(name.into(), Bytes::Owned(images), labels, shape, classes)
+    }
+
+    /// As [`new`](Self::new), of bytes wherever they lie.
+    fn of(
+        name: String,
+        images: Bytes,
+        labels: Vec<u8>,
+        shape: [usize; 3],
+        classes: &[&str],
+    ) -> Result<Self> {
         let pixels = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let expected = pixels.and_then(|n| n.checked_mul(labels.len()));
         if pixels == Some(0) || expected != Some(images.len()) || labels.len() > u32::MAX as usize {
@@ -164,10 +180,44 @@ impl Dataset {
         Dataset::new(&self.name, images, labels, self.shape, &classes)
     }
 
+    /// A share of each class's images for which labels are taken to be known, in the order of the
+    /// data set: `fraction` of them, rounded, but at least one of a class that has any. The choice is
+    /// the seed's; with the same seed, a smaller fraction's images are among a larger one's. A
+    /// fraction that is not over 0 and at most 1 is an [`Error::Config`].
+    pub fn with_label_fraction(&self, fraction: f64, seed: u64) -> Result<Self> {
+        if !(fraction > 0.0 && fraction <= 1.0) {
+            let why = format!("{fraction}; expected over 0, at most 1");
+            return Err(Error::config("label_fraction", why));
+        }
+        let mut chosen = Vec::new();
+        for (class, images) in self.by_class().into_iter().enumerate() {
+            let share = (images.len() as f64 * fraction).round() as usize;
+            let order = stream(seed, Purpose::Labels, class as u64).permutation(images.len());
+            chosen.extend(order.iter().take(share.max(1)).map(|&k| images[k]));
+        }
+        chosen.sort_unstable();
+        self.subset(&chosen)
+    }
+
+    /// The images of each class, in order.
+    fn by_class(&self) -> Vec<Vec<usize>> {
+        let mut images = vec![Vec::new(); self.classes.len()];
+        (0..self.len()).for_each(|i| images[self.label(i)].push(i));
+        images
+    }
+
     fn with_index(&self, index: Arc<[u32]>) -> Self {
         Dataset {
             index,
             ..self.clone()
+        }
+    }
+
+    /// The same under another name.
+    fn named(self, name: &str) -> Self {
+        Dataset {
+            name: name.into(),
+            ..self
         }
     }
 
@@ -203,6 +253,14 @@ impl Splits {
         self.train = self.train.range(0..n)?;
         Ok(self)
     }
+
+    /// The same with a class-balanced `fraction` of the training images, those whose labels a
+    /// semi-supervised task knows: [`Dataset::with_label_fraction`]. What is learnt without labels
+    /// still has all of them in a clone of the former `train`, which shares their bytes.
+    pub fn with_label_fraction(mut self, fraction: f64, seed: u64) -> Result<Self> {
+        self.train = self.train.with_label_fraction(fraction, seed)?;
+        Ok(self)
+    }
 }
 
 impl fmt::Display for Splits {
@@ -223,6 +281,10 @@ enum Purpose {
     Shuffle = 1,
     Augment,
     Synthetic,
+    /// Which training images a data set's own validation images are.
+    Split,
+    /// Which labels are known.
+    Labels,
 }
 
 /// The random numbers of `purpose` in epoch, or of image, `number`.
@@ -322,15 +384,59 @@ mod tests {
     }
 
     #[test]
+    fn known_labels_are_a_fixed_share_of_each_class() {
+        // 100 images of class 0, 31 of class 1 and 1 of class 2; image i is the byte i
+        let label = |i: u8| (i >= 100) as u8 + (i == 131) as u8;
+        let labels: Vec<u8> = (0..132).map(label).collect();
+        let images = (0..132).collect();
+        let d = Dataset::new("it", images, labels, [1, 1, 1], &["a", "b", "c", "none"]).unwrap();
+        let pick = |fraction, seed| {
+            let s = d.with_label_fraction(fraction, seed).unwrap();
+            assert!(Arc::ptr_eq(&d.images, &s.images));
+            let bytes: Vec<u8> = (0..s.len()).map(|i| s.image(i)[0]).collect();
+            (s.class_counts(), bytes)
+        };
+        let (counts, few) = pick(0.1, 7);
+        assert_eq!(counts, [10, 3, 1, 0]);
+        assert!(few.is_sorted());
+        assert_eq!(few, pick(0.1, 7).1);
+        assert_ne!(few, pick(0.1, 8).1);
+        let (counts, more) = pick(0.3, 7);
+        assert_eq!(counts, [30, 9, 1, 0]);
+        assert!(few.iter().all(|i| more.contains(i)));
+        assert_eq!(pick(1.0, 7).1, (0..132).collect::<Vec<u8>>());
+        assert_eq!(pick(1e-9, 7).0, [1, 1, 1, 0]);
+
+        let splits = Splits {
+            train: d.clone(),
+            val: d.clone(),
+            test: d.clone(),
+            source: "nowhere".into(),
+        };
+        let known = splits.with_label_fraction(0.1, 7).unwrap();
+        assert_eq!((known.train.len(), known.val.len()), (14, 132));
+        for wrong in [0.0, -0.1, 1.01, f64::NAN] {
+            let e = d.with_label_fraction(wrong, 7).unwrap_err();
+            assert!(e.to_string().starts_with("configuration: label_fraction: "));
+        }
+    }
+
+    #[test]
     fn streams_differ_by_seed_purpose_and_number() {
         let mut seeds: Vec<u64> = Vec::new();
         for seed in 0..4 {
-            for purpose in [Purpose::Shuffle, Purpose::Augment, Purpose::Synthetic] {
+            for purpose in [
+                Purpose::Shuffle,
+                Purpose::Augment,
+                Purpose::Synthetic,
+                Purpose::Split,
+                Purpose::Labels,
+            ] {
                 seeds.extend((0..4).map(|n| stream(seed, purpose, n).seed));
             }
         }
         seeds.sort_unstable();
         seeds.dedup();
-        assert_eq!(seeds.len(), 48);
+        assert_eq!(seeds.len(), 80);
     }
 }

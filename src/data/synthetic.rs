@@ -4,6 +4,7 @@
 
 use rayon::prelude::*;
 
+use super::bytes::Bytes;
 use super::{Dataset, Purpose, Splits, stream};
 use crate::random::{Generator, block};
 
@@ -50,7 +51,7 @@ pub fn synthetic(seed: u64, first: u64, n: usize) -> Dataset {
         classes: CLASSES.map(String::from).to_vec(),
         shape: [3, SIDE, SIDE],
         index: (0..n as u32).collect(),
-        images: images.into(),
+        images: Bytes::Owned(images).into(),
         labels: labels.into(),
     }
 }
