@@ -44,7 +44,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Print a network's layers, output shapes and parameter counts
+    /// Print a network's layers, output shapes, parameter counts and multiply-adds
     Summary {
         #[command(flatten)]
         network: Network,
@@ -94,7 +94,7 @@ enum Command {
     },
     /// CS231n's sanity checks of a network: initial loss, sparse gradient check, overfitting 50 images
     Sanity {
-        /// The network: two_layer, fully_connected, three_layer, deeper or resnet18
+        #[arg(help = networks())]
         model: String,
         /// CIFAR-10's folder, or "embedded"; default: $CIFAR10_DIR, the usual places, else embedded
         #[arg(long)]
@@ -107,7 +107,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Network {
-    /// The network: two_layer, fully_connected, three_layer, deeper or resnet18
+    #[arg(help = networks())]
     model: String,
     /// Channels, height and width of an image
     #[arg(long, num_args = 3, value_names = ["C", "H", "W"], default_values_t = [3, 32, 32])]
@@ -118,6 +118,11 @@ struct Network {
     /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+/// The help of the argument that names a network.
+fn networks() -> String {
+    format!("The network: {}", models::registry::NAMES.join(", "))
 }
 
 impl Network {
@@ -227,7 +232,7 @@ fn check_gradients(only: &str, seed: u64) -> Result<bool> {
 }
 
 /// Takes a flag's value out of the settings.
-fn take(flags: &mut Vec<(String, String)>, key: &str) -> Option<String> {
+fn take(flags: &mut Flags, key: &str) -> Option<String> {
     let at = flags.iter().rposition(|(k, _)| k == key)?;
     let (_, value) = flags.remove(at);
     Some(value)
@@ -247,8 +252,11 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// Keys and values.
+type Flags = Vec<(String, String)>;
+
 /// The file or folder that comes first, if one does, and the flags behind it.
-fn first_and_flags(words: &[String]) -> Result<(Option<PathBuf>, Vec<(String, String)>)> {
+fn first_and_flags(words: &[String]) -> Result<(Option<PathBuf>, Flags)> {
     match words.split_first() {
         Some((first, rest)) if !first.starts_with("--") => Ok((Some(first.into()), flags(rest)?)),
         _ => Ok((None, flags(words)?)),
@@ -276,7 +284,8 @@ fn ablate(words: &[String]) -> Result<bool> {
     if !all {
         println!("stopped; the same command goes on");
     }
-    Ok(all)
+    // the others are there, but a script should know
+    Ok(all && !text.contains("| failed: "))
 }
 
 fn train(words: &[String]) -> Result<bool> {

@@ -194,7 +194,7 @@ mod tests {
         let shown = three().to_string();
         assert!(shown.starts_with("best classes\n  a "), "{shown}");
         assert!(
-            shown.contains("worst classes\n  b,\"c     0.00 %  2 taken for a\n"),
+            shown.contains("worst classes\n  b,\"c    0.00 %  2 taken for a\n"),
             "{shown}"
         );
     }

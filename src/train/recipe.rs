@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::data::{
-    Augment, Dataset, Normalize, Splits, Transform, find_cifar10, load_cifar10, load_fashion_mnist,
-    load_mnist, synthetic_splits,
+    Augment, Dataset, Normalize, Splits, TinyImageNetConfig, Transform, find_cifar10,
+    find_fashion_mnist, find_tiny_imagenet, load_cifar10, load_fashion_mnist, load_mnist,
+    load_tiny_imagenet, synthetic_splits,
 };
 use crate::error::{Error, Result};
 use crate::models::{self, nearest};
@@ -69,6 +70,12 @@ pub struct DataRecipe {
     pub name: String,
     /// The folder; by default the usual places.
     pub dir: Option<PathBuf>,
+    /// Height and width that Tiny-ImageNet's images are resized to; by default their own 64.
+    pub size: Option<usize>,
+    /// Leave out images of Tiny-ImageNet that do not decode, where they are an error otherwise.
+    pub skip_broken: bool,
+    /// Train on this share of each class's training images, over 0 and up to 1.
+    pub label_fraction: Option<f64>,
     /// Only the first of the training images.
     pub train_samples: Option<usize>,
     /// Only the first of the test images.
@@ -93,6 +100,9 @@ impl Default for DataRecipe {
         DataRecipe {
             name: "cifar10".into(),
             dir: None,
+            size: None,
+            skip_broken: false,
+            label_fraction: None,
             train_samples: None,
             test_samples: None,
             normalize: Scale::default(),
@@ -102,30 +112,52 @@ impl Default for DataRecipe {
 
 impl DataRecipe {
     /// The data sets by name.
-    pub const NAMES: [&str; 4] = ["cifar10", "mnist", "fashion_mnist", "embedded"];
+    pub const NAMES: [&str; 5] = [
+        "cifar10",
+        "mnist",
+        "fashion_mnist",
+        "tiny_imagenet",
+        "embedded",
+    ];
 
-    /// Read the images; `seed` is of the embedded ones. A data set that is not there is an error:
+    /// Read the images; `seed` is of what is drawn: the embedded images, a share of the labels. A data set that is not there is an error:
     /// a recipe's figures are of the images that it names.
     pub fn load(&self, seed: u64) -> Result<Splits> {
         let dir = self.dir.as_deref();
-        let wanted = || {
-            let why = format!("{} needs data.dir, the folder of its files", self.name);
-            dir.ok_or(Error::config("data", why))
+        let found = |place: Result<Option<PathBuf>>| {
+            let why = format!(
+                "{} is in none of the usual places: name its folder with data.dir, or take \
+                 data.name = \"embedded\"",
+                self.name
+            );
+            place?.ok_or(Error::config("data", why))
         };
+        if self.size.is_some() && self.name != "tiny_imagenet" {
+            let why = format!(
+                "size: {} has one size; expected with tiny_imagenet",
+                self.name
+            );
+            return Err(Error::config("data", why));
+        }
         let mut splits = match self.name.as_str() {
-            "cifar10" => match find_cifar10(dir)? {
-                Some(dir) => load_cifar10(&dir)?,
-                None => {
-                    let why = "cifar10 is in none of the usual places: name its folder with \
-                        data.dir, or take data.name = \"embedded\"";
-                    return Err(Error::config("data", why));
-                }
-            },
-            "mnist" => load_mnist(wanted()?)?,
-            "fashion_mnist" => load_fashion_mnist(wanted()?)?,
+            "cifar10" => load_cifar10(&found(find_cifar10(dir))?)?,
+            "mnist" => load_mnist(&found(Ok(dir.map(Path::to_path_buf)))?)?,
+            "fashion_mnist" => load_fashion_mnist(&found(find_fashion_mnist(dir))?)?,
+            "tiny_imagenet" => {
+                let defaults = TinyImageNetConfig::default();
+                let config = TinyImageNetConfig {
+                    size: self.size.unwrap_or(defaults.size),
+                    skip_broken: self.skip_broken,
+                    ..defaults
+                };
+                load_tiny_imagenet(&found(find_tiny_imagenet(dir))?, &config)?
+            }
             "embedded" => synthetic_splits(seed),
             other => return Err(Error::config("data", nearest(other, &Self::NAMES))),
         };
+        if let Some(fraction) = self.label_fraction {
+            splits = splits.with_label_fraction(fraction, seed)?;
+        }
         if let Some(n) = self.train_samples {
             splits = splits.with_train_samples(n)?;
         }
