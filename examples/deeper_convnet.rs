@@ -14,8 +14,6 @@
 //! between dropout and batch normalization by variance shift").
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, ValueEnum};
 use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic, synthetic_splits};
@@ -25,9 +23,9 @@ use cotangent::optim::{OneCycle, Plateau, PlateauMode, Schedule, Unit};
 use cotangent::random::Generator;
 use cotangent::train::{
     OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_grid,
-    save_state_dict,
+    save_state_dict, stop_on_signal,
 };
-use cotangent::{DType, Device, Error, Result, Tensor};
+use cotangent::{DType, Device, Result, Tensor};
 
 /// A closed pipe (`| head`) must not end the work with a panic.
 macro_rules! println {
@@ -299,16 +297,7 @@ fn run(args: &Args) -> Result<()> {
 
     nn::to_device(&mut model, device)?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let on_signal = move || {
-        // the second signal does not wait for the step to end
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(on_signal).map_err(|e| Error::config("ctrl-c", e.to_string()))?;
-
+    let stop = stop_on_signal()?;
     let data = SolverData {
         train: splits.train.clone(),
         val: splits.val.clone(),

@@ -23,6 +23,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod files;
 pub mod level;
 pub mod memory;
 pub mod models;

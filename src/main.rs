@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -14,7 +12,9 @@ use cotangent::ops::{all_cases, gradcheck};
 use cotangent::train::recipe::flags;
 use cotangent::train::report;
 use cotangent::train::run::default_dir;
-use cotangent::train::{Ablation, Outcome, Recipe, Run, SanityConfig, sanity_checks};
+use cotangent::train::{
+    Ablation, Outcome, Recipe, Run, SanityConfig, sanity_checks, stop_on_signal,
+};
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
 /// A closed pipe (`| head`) must not end the work with a panic.
@@ -238,20 +238,6 @@ fn take(flags: &mut Flags, key: &str) -> Option<String> {
     Some(value)
 }
 
-/// A flag that Ctrl-C sets.
-fn stop_on_signal() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let on_signal = move || {
-        // the second signal does not wait for the step to end
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(on_signal).map_err(|e| Error::config("ctrl-c", e.to_string()))?;
-    Ok(stop)
-}
-
 /// Keys and values.
 type Flags = Vec<(String, String)>;
 
@@ -276,16 +262,16 @@ fn ablate(words: &[String]) -> Result<bool> {
     let default = || PathBuf::from("runs/ablations").join(format!("{}_{scale}", ablation.name));
     let dir = out.unwrap_or_else(default);
     let stop = stop_on_signal()?;
-    let all = ablation.run(&dir, full, &settings, &stop, |text| println!("{text}"))?;
+    let ended = ablation.run(&dir, full, &settings, &stop, |text| println!("{text}"))?;
     let table = dir.join("table.md");
     let text = std::fs::read_to_string(&table).unwrap_or_default();
     println!("\n{text}");
     println!("{}", table.display());
-    if !all {
+    if !ended.all {
         println!("stopped; the same command goes on");
     }
     // the others are there, but a script should know
-    Ok(all && !text.contains("| failed: "))
+    Ok(ended.all && ended.failed == 0)
 }
 
 fn train(words: &[String]) -> Result<bool> {

@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("dtype", 0),
     ("random", 0),
     ("memory", 0),
+    ("files", 0),
     ("level", 0),
     ("device", 1),
     ("storage", 1),
@@ -32,6 +33,7 @@ const SAME_FLOOR: &[(&str, &str, &str)] = &[
     ("error", "shape", "errors hold shapes"),
     ("error", "dtype", "errors hold dtypes"),
     ("shape", "error", "a shape that does not fit is an error"),
+    ("files", "error", "what is not written is an error"),
     (
         "dtype",
         "error",

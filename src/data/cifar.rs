@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::locate::Unpacked;
 use super::{Dataset, Splits};
 use crate::error::{Error, Result};
 
@@ -59,36 +60,19 @@ pub fn load_cifar10(dir: &Path) -> Result<Splits> {
 
 /// `dir` or its subfolder, whichever holds the six files; an error says what is missing.
 pub(super) fn folder(dir: &Path) -> Result<PathBuf> {
-    let expected = format!(
-        "expected the unpacked cifar-10-binary.tar.gz: {}",
-        CIFAR10_FILES.join(", ")
-    );
-    if !dir.exists() {
-        return Err(Error::data(dir, format!("no such folder; {expected}")));
-    }
-    if !dir.is_dir() {
-        return Err(Error::data(dir, format!("not a folder; {expected}")));
-    }
-    let inner = dir.join(FOLDER);
-    let Some(found) = [dir, &inner].into_iter().find(|d| holds_any(d)) else {
-        let python = dir.join("data_batch_1").exists() || dir.join("cifar-10-batches-py").exists();
-        let what = if python {
-            "holds the Python version of CIFAR-10, not the binary one"
-        } else {
-            "holds no CIFAR-10"
-        };
-        return Err(Error::data(dir, format!("{what}; {expected}")));
+    let unpacked = Unpacked {
+        archive: "cifar-10-binary.tar.gz",
+        parts: &CIFAR10_FILES,
+        inner: &[FOLDER],
+        holds_any,
     };
-    let missing: Vec<&str> = CIFAR10_FILES
-        .into_iter()
-        .filter(|f| !found.join(f).exists())
-        .collect();
-    if missing.is_empty() {
-        Ok(found.to_path_buf())
-    } else {
-        let missing = missing.join(", ");
-        Err(Error::data(found, format!("{missing} missing; {expected}")))
-    }
+    unpacked.folder(dir, || {
+        let python = dir.join("data_batch_1").exists() || dir.join("cifar-10-batches-py").exists();
+        match python {
+            true => "holds the Python version of CIFAR-10, not the binary one".into(),
+            false => "holds no CIFAR-10".into(),
+        }
+    })
 }
 
 /// Whether `dir` holds at least one of the six files.

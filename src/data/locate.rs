@@ -72,6 +72,47 @@ const TINY_IMAGENET: Wanted = Wanted {
     holds_any: tiny_imagenet::holds_any,
 };
 
+/// What an archive unpacks to.
+pub(super) struct Unpacked<'a> {
+    /// The archive's name.
+    pub(super) archive: &'a str,
+    /// All that must be there.
+    pub(super) parts: &'a [&'a str],
+    /// Names of the folder that holds it, inside of the one that is named.
+    pub(super) inner: &'a [&'a str],
+    /// Whether a folder holds any of it.
+    pub(super) holds_any: fn(&Path) -> bool,
+}
+
+impl Unpacked<'_> {
+    /// `dir` or one of its inner folders, whichever holds any of it, if that holds all. An error says
+    /// what is missing; `instead` says what `dir` holds where that is none of it.
+    pub(super) fn folder(&self, dir: &Path, instead: impl FnOnce() -> String) -> Result<PathBuf> {
+        let (archive, parts) = (self.archive, self.parts.join(", "));
+        let refuse = |dir: &Path, what: &str| {
+            let why = format!("{what}; expected the unpacked {archive}: {parts}");
+            Err(Error::data(dir, why))
+        };
+        if !dir.exists() {
+            return refuse(dir, "no such folder");
+        }
+        if !dir.is_dir() {
+            return refuse(dir, "not a folder");
+        }
+        let inner = self.inner.iter().map(|name| dir.join(name));
+        let mut folders = std::iter::once(dir.to_path_buf()).chain(inner);
+        let Some(found) = folders.find(|d| (self.holds_any)(d)) else {
+            return refuse(dir, &instead());
+        };
+        let absent = |part: &&str| !found.join(part).exists();
+        let missing: Vec<&str> = self.parts.iter().copied().filter(absent).collect();
+        match missing.is_empty() {
+            true => Ok(found),
+            false => refuse(&found, &format!("{} missing", missing.join(", "))),
+        }
+    }
+}
+
 /// An environment variable's value.
 type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 

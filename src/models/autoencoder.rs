@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{encoder, fan_out, projected, square, stage};
-use super::{check_scales, check_sizes};
+use super::{check_list, check_scales, check_sizes};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, BatchNorm2d, Conv2d, ConvTranspose2d, ConvTranspose2dConfig, GlobalAvgPool2d,
@@ -51,11 +51,8 @@ impl AutoEncoderConfig {
     pub fn validate(&self) -> Result<()> {
         check_sizes("in_channels", &[self.in_channels])?;
         check_sizes("stem_width", &[self.stem_width])?;
-        check_sizes("widths", &self.widths)?;
+        check_list("widths", &self.widths)?;
         check_sizes("decoder_widths", &self.decoder_widths)?;
-        if self.widths.is_empty() {
-            return Err(Error::config("widths", "[], expected at least one"));
-        }
         // more often than this no image can be halved
         if self.widths.len() > 16 {
             let why = format!("{} blocks, expected at most 16", self.widths.len());

@@ -15,7 +15,7 @@ pub(super) fn square(size: usize, stride: usize) -> Conv2dConfig {
     }
 }
 
-/// A convolution with bias, batch norm and the activation.
+/// A convolution, batch norm and the activation.
 pub(super) fn stage(
     [from, to]: [usize; 2],
     filter: Conv2dConfig,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_filter, check_keep_ratio, check_scales, check_sizes, initial};
+use super::{check_filter, check_keep_ratio, check_list, check_scales, check_sizes, initial};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Conv2dConfig, ConvNormAct, Dropout, Flatten, Linear, LinearNormAct, MaxPool2d,
@@ -58,10 +58,7 @@ impl DeeperConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
         check_sizes("input_dim", &self.input_dim)?;
-        check_sizes("num_filters", &self.num_filters)?;
-        if self.num_filters.is_empty() {
-            return Err(Error::config("num_filters", "[], expected at least one"));
-        }
+        check_list("num_filters", &self.num_filters)?;
         if self.pooled().contains(&0) {
             return Err(Error::config(
                 "num_filters",

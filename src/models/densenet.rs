@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{fan_out, square, stage};
-use super::{check_scales, check_sizes};
-use crate::error::{Error, Result};
+use super::{check_list, check_scales, check_sizes};
+use crate::error::Result;
 use crate::nn::{Activation, Concat, Conv2d, GlobalAvgPool2d, Identity, MaxPool2d, Sequential};
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -48,10 +48,7 @@ impl DenseNetConfig {
     pub fn validate(&self) -> Result<()> {
         check_sizes("in_channels", &[self.in_channels])?;
         check_sizes("stem_width", &[self.stem_width])?;
-        check_sizes("widths", &self.widths)?;
-        if self.widths.is_empty() {
-            return Err(Error::config("widths", "[], expected at least one"));
-        }
+        check_list("widths", &self.widths)?;
         check_sizes("depth", &[self.depth])?;
         check_sizes("num_classes", &[self.num_classes])?;
         check_scales(None, self.reg)

@@ -84,6 +84,14 @@ fn check_sizes(key: &'static str, sizes: &[usize]) -> Result<()> {
     }
 }
 
+/// There is at least one of these sizes, and each is at least 1.
+fn check_list(key: &'static str, sizes: &[usize]) -> Result<()> {
+    match sizes.is_empty() {
+        true => Err(Error::config(key, "[], expected at least one")),
+        false => check_sizes(key, sizes),
+    }
+}
+
 /// Filters of odd size, so that padding keeps the images' size.
 fn check_filter(size: usize) -> Result<()> {
     match size % 2 {
@@ -128,6 +136,16 @@ mod tests {
     use crate::optim::{Optimizer, Sgd, SgdConfig};
     use crate::random::Generator;
     use crate::tensor::Tensor;
+
+    /// That numbers drawn about 0 have this deviation, within four of the estimate's own.
+    pub fn assert_deviation(name: &str, v: &[f32], want: f64) {
+        let std = (v.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
+        let tolerance = 4.0 / (2.0 * v.len() as f64).sqrt();
+        assert!(
+            (std / want - 1.0).abs() < tolerance,
+            "{name}: {std}, {want}"
+        );
+    }
 
     fn rng() -> Generator {
         Generator::new(11)
@@ -643,18 +661,13 @@ mod tests {
                 );
                 continue;
             }
-            let std = (v.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
             let want = match t.shape()[..] {
                 // kaiming_normal_ with mode="fan_out", nonlinearity="relu"
                 [out, _, h, w] => (2.0 / (out * h * w) as f64).sqrt(),
                 // uniform within 1 / sqrt(64)
                 _ => (1.0 / 64.0 / 3.0f64).sqrt(),
             };
-            let tolerance = 4.0 / (2.0 * v.len() as f64).sqrt();
-            assert!(
-                (std / want - 1.0).abs() < tolerance,
-                "{name}: {std}, {want}"
-            );
+            assert_deviation(&name, &v, want);
         }
         Ok(())
     }

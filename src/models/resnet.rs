@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_scales, check_sizes};
+use super::{check_list, check_scales, check_sizes};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, ActivationLayer, BatchNorm2d, Conv2d, Conv2dConfig, Fan, GlobalAvgPool2d, Init,
@@ -88,10 +88,7 @@ impl ResNetConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
         check_sizes("in_channels", &[self.in_channels])?;
-        check_sizes("depths", &self.depths)?;
-        if self.depths.is_empty() {
-            return Err(Error::config("depths", "[], expected at least one"));
-        }
+        check_list("depths", &self.depths)?;
         // wider than this nothing fits into memory, nor into a `usize` at some width
         if self.depths.len() > 16 {
             let why = format!("{} stages, expected at most 16", self.depths.len());

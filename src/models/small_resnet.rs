@@ -2,12 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::blocks::square;
-use super::{check_scales, check_sizes};
+use super::blocks::{self, square};
+use super::{check_list, check_scales, check_sizes};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Conv2dConfig, ConvNormAct, Fan, GlobalAvgPool2d, Init, Linear, Norm, Residual,
-    Sequential,
+    Activation, Conv2dConfig, ConvNormAct, Fan, GlobalAvgPool2d, Init, Linear, Residual, Sequential,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -106,10 +105,7 @@ impl SmallResNetConfig {
     /// Refuse settings that make no network.
     pub fn validate(&self) -> Result<()> {
         check_sizes("in_channels", &[self.in_channels])?;
-        check_sizes("widths", &self.widths)?;
-        if self.widths.is_empty() {
-            return Err(Error::config("widths", "[], expected at least one"));
-        }
+        check_list("widths", &self.widths)?;
         if self.block == SmallBlock::Simplified && self.widths.contains(&1) {
             let why = format!("{:?}, a simplified block halves at least 2", self.widths);
             return Err(Error::config("widths", why));
@@ -151,7 +147,7 @@ pub struct SmallResNet {
 
 /// A convolution without bias, batch norm and the activation.
 fn stage(
-    [from, to]: [usize; 2],
+    channels: [usize; 2],
     filter: Conv2dConfig,
     activation: Activation,
     rng: &mut Generator,
@@ -160,7 +156,7 @@ fn stage(
         bias: false,
         ..filter
     };
-    ConvNormAct::new(from, to, filter, Norm::Batch, activation, rng)
+    blocks::stage(channels, filter, activation, rng)
 }
 
 fn block(

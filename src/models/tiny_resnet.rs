@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{encoder, fan_out};
-use super::{check_scales, check_sizes};
-use crate::error::{Error, Result};
+use super::{check_list, check_scales, check_sizes};
+use crate::error::Result;
 use crate::nn::{Activation, GlobalAvgPool2d, Linear, Sequential};
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -45,10 +45,7 @@ impl TinyResNetConfig {
     pub fn validate(&self) -> Result<()> {
         check_sizes("in_channels", &[self.in_channels])?;
         check_sizes("stem_width", &[self.stem_width])?;
-        check_sizes("widths", &self.widths)?;
-        if self.widths.is_empty() {
-            return Err(Error::config("widths", "[], expected at least one"));
-        }
+        check_list("widths", &self.widths)?;
         check_sizes("num_classes", &[self.num_classes])?;
         check_scales(None, self.reg)
     }
@@ -97,6 +94,7 @@ model!(TinyResNet);
 mod tests {
     use super::*;
     use crate::dtype::DType;
+    use crate::models::tests::assert_deviation;
     use crate::nn::{Summary, state_dict};
 
     #[test]
@@ -135,15 +133,8 @@ mod tests {
                 }
                 continue;
             }
-            let v = t.to_vec::<f32>()?;
-            let std = (v.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
             let out = t.shape()[0] * t.shape()[2..].iter().product::<usize>();
-            let want = (2.0 / out as f64).sqrt();
-            let tolerance = 4.0 / (2.0 * v.len() as f64).sqrt();
-            assert!(
-                (std / want - 1.0).abs() < tolerance,
-                "{name}: {std}, {want}"
-            );
+            assert_deviation(&name, &t.to_vec()?, (2.0 / out as f64).sqrt());
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use toml::{Table, Value};
 use crate::error::{Error, Result};
 use crate::nn;
 use crate::train::recipe::{self, Recipe};
+use crate::train::run::{CHECKPOINT, RECIPE};
 use crate::train::{History, Outcome, Plot, Run, Series, files};
 
 /// What is varied. The cells of a file are all combinations of `grid`'s values, then those of
@@ -81,6 +82,22 @@ pub struct Cell {
     pub full: Table,
 }
 
+/// How [`Ablation::run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whether all cells were run, rather than stopped.
+    pub all: bool,
+    /// Runs that failed.
+    pub failed: usize,
+}
+
+impl Ended {
+    fn of(all: bool, results: &[CellResult]) -> Self {
+        let failed = results.iter().filter(|r| r.error.is_some()).count();
+        Ended { all, failed }
+    }
+}
+
 /// How a cell's run with one seed ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CellResult {
@@ -109,12 +126,7 @@ const RESULT: &str = "result.json";
 impl Ablation {
     /// An ablation's file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Self::parse(&text).map_err(|e| match e {
-            Error::Config { key, why } => Error::data(path, format!("{key}: {why}")),
-            e => e,
-        })
+        recipe::from_file(path.as_ref(), Self::parse)
     }
 
     /// An ablation's text. A cell whose recipe cannot be read is an [`Error::Config`] now, before
@@ -201,7 +213,7 @@ impl Ablation {
     /// finished is not run again, what it left half done goes on, and what failed is tried anew. A cell that
     /// fails is recorded with its error, and the others run. After each cell the table and the
     /// curves are written anew; `say` is told what happens. With `stop` set it ends after a
-    /// checkpoint, and the result is `false`.
+    /// checkpoint, and not all are run.
     pub fn run(
         &self,
         dir: impl AsRef<Path>,
@@ -209,7 +221,7 @@ impl Ablation {
         overrides: &[(String, String)],
         stop: &Arc<AtomicBool>,
         mut say: impl FnMut(&str),
-    ) -> Result<bool> {
+    ) -> Result<Ended> {
         let dir = dir.as_ref();
         files::create_dir(dir)?;
         let cells = self.cells()?;
@@ -229,7 +241,7 @@ impl Ablation {
                 Some(found) => found,
                 None => match run_cell(cell, recipe, &folder, stop) {
                     Ok(Some(found)) => found,
-                    Ok(None) => return Ok(false),
+                    Ok(None) => return Ok(Ended::of(false, &results)),
                     Err(e) => CellResult {
                         error: Some(e.to_string()),
                         ..CellResult::empty(&cell.name, seed)
@@ -251,10 +263,10 @@ impl Ablation {
             results.push(found);
             self.write(dir, &cells, &results, &curves)?;
             if stop.load(Ordering::Relaxed) {
-                return Ok(false);
+                return Ok(Ended::of(false, &results));
             }
         }
-        Ok(true)
+        Ok(Ended::of(true, &results))
     }
 
     /// The table as Markdown and CSV, and the curves of all cells.
@@ -274,11 +286,10 @@ impl Ablation {
             )?;
             for r in results {
                 let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
-                let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
                 writeln!(
                     w,
                     "{},{},{},{},{},{},{},{},{}",
-                    quoted(&r.cell),
+                    files::csv_field(&r.cell),
                     r.seed,
                     number(r.train),
                     number(r.val),
@@ -286,7 +297,7 @@ impl Ablation {
                     number(r.loss),
                     r.seconds,
                     r.memory,
-                    r.error.as_deref().map_or(String::new(), quoted)
+                    r.error.as_deref().map_or(String::new(), files::csv_field)
                 )?;
             }
             Ok(())
@@ -390,7 +401,7 @@ fn finished(folder: &Path, recipe: &Recipe) -> Result<Option<CellResult>> {
     if found.error.is_some() {
         return Ok(None);
     }
-    if Recipe::load(folder.join("recipe.toml"), &[])? != *recipe {
+    if Recipe::load(folder.join(RECIPE), &[])? != *recipe {
         let why = format!("{} was run with another recipe", folder.display());
         return Err(Error::config("ablation", why));
     }
@@ -405,7 +416,7 @@ fn run_cell(
     stop: &Arc<AtomicBool>,
 ) -> Result<Option<CellResult>> {
     let seed = recipe.seed;
-    let resume = folder.join("checkpoint.safetensors").exists();
+    let resume = folder.join(CHECKPOINT).exists();
     let mut run = Run::new(recipe)?;
     let device = nn::device(&mut *run.model);
     device.reset_peak()?;
@@ -565,7 +576,12 @@ mod tests {
         let a = Ablation::parse(TEXT)?;
         let mut said = Vec::new();
         let stop = Arc::default();
-        assert!(a.run(dir.path(), false, &[], &stop, |s| said.push(s.to_string()))?);
+        let ended = a.run(dir.path(), false, &[], &stop, |s| said.push(s.to_string()))?;
+        let all = Ended {
+            all: true,
+            failed: 2,
+        };
+        assert_eq!(ended, all);
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
         let table = read("table.md");
         for part in [
@@ -583,7 +599,7 @@ mod tests {
             assert!(dir.path().join(name).exists(), "{name}");
         }
         // again: the same figures, seconds too, since what is there is read
-        assert!(a.run(dir.path(), false, &[], &stop, |_| ())?);
+        assert_eq!(a.run(dir.path(), false, &[], &stop, |_| ())?, all);
         assert_eq!(read("table.md"), table);
         // the same folder for other settings would mix two tables
         let e = a.run(dir.path(), true, &[], &stop, |_| ()).unwrap_err();
@@ -596,8 +612,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = Ablation::parse(TEXT)?;
         let set = Arc::new(AtomicBool::new(true));
-        assert!(!a.run(dir.path(), false, &[], &set, |_| ())?);
-        assert!(a.run(dir.path(), false, &[], &Arc::default(), |_| ())?);
+        assert!(!a.run(dir.path(), false, &[], &set, |_| ())?.all);
+        assert!(a.run(dir.path(), false, &[], &Arc::default(), |_| ())?.all);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::train::files::write_atomic;
+use crate::files::{csv_field, write_atomic};
 
 /// Counts of (true class, predicted class).
 ///
@@ -94,8 +94,7 @@ impl Confusion {
 
     /// Write the counts as a CSV file: a row a true class, a column a predicted one.
     pub fn save_csv(&self, path: impl AsRef<Path>) -> Result<()> {
-        let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
-        let names: Vec<String> = self.classes.iter().map(quoted).collect();
+        let names: Vec<String> = self.classes.iter().map(|name| csv_field(name)).collect();
         write_atomic(path, |w| {
             writeln!(w, "true \\ predicted,{}", names.join(","))?;
             for (name, row) in names.iter().zip(&self.counts) {

@@ -4,7 +4,6 @@ pub mod ablation;
 pub mod amp;
 pub mod checkpoint;
 mod confusion;
-pub mod files;
 pub mod history;
 pub mod l2;
 pub mod loss;
@@ -20,7 +19,9 @@ mod step;
 mod tta;
 mod update_rule;
 
-pub use ablation::{Ablation, Cell, CellResult};
+pub use crate::files;
+
+pub use ablation::{Ablation, Cell, CellResult, Ended};
 pub use amp::{GradScaler, LossScale, Precision};
 pub use checkpoint::{
     Checkpoint, load_state_dict_file, load_state_dict_file_partly, save_state_dict,
@@ -32,7 +33,7 @@ pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
 pub use progress::Progress;
 pub use recipe::{DataRecipe, ModelRecipe, Recipe, Scale};
-pub use run::{Judged, Meters, Run};
+pub use run::{Judged, Meters, Run, stop_on_signal};
 pub use sanity::{SanityConfig, SanityReport, sanity_checks};
 pub use solver::{Outcome, Solver, SolverConfig, SolverData};
 pub use tta::{View, predict, tta_accuracy};

@@ -120,8 +120,8 @@ impl DataRecipe {
         "embedded",
     ];
 
-    /// Read the images; `seed` is of what is drawn: the embedded images, a share of the labels. A data set that is not there is an error:
-    /// a recipe's figures are of the images that it names.
+    /// Read the images; `seed` is of what is drawn: the embedded images, a share of the labels. A data
+    /// set that is not there is an error: a recipe's figures are of the images that it names.
     pub fn load(&self, seed: u64) -> Result<Splits> {
         let dir = self.dir.as_deref();
         let found = |place: Result<Option<PathBuf>>| {
@@ -220,12 +220,7 @@ impl Recipe {
     /// The recipe of a file, with `overrides` (key, value) in place of what it says; see
     /// [`parse`](Self::parse).
     pub fn load(path: impl AsRef<Path>, overrides: &[(String, String)]) -> Result<Self> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Self::parse(&text, overrides).map_err(|e| match e {
-            Error::Config { key, why } => Error::data(path, format!("{key}: {why}")),
-            e => e,
-        })
+        from_file(path.as_ref(), |text| Self::parse(text, overrides))
     }
 
     /// The recipe of a text. A key of `overrides` is a path such as `train.num_epochs`, or its last
@@ -263,6 +258,15 @@ impl Recipe {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| Error::config("recipe", e.to_string()))
     }
+}
+
+/// What `parse` makes of a file's text; an error of its settings names the file.
+pub(super) fn from_file<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    parse(&text).map_err(|e| match e {
+        Error::Config { key, why } => Error::data(path, format!("{key}: {why}")),
+        e => e,
+    })
 }
 
 /// The flags of a command line as (key, value): `--key value`, `--key=value`, or `--key` alone, which

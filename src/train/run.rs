@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -14,7 +14,6 @@ use serde::Serialize;
 use crate::autograd::autocast;
 use crate::data::{Dataset, Splits};
 use crate::device::Device;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{self, Module};
 use crate::ops::topk_correct;
@@ -24,8 +23,8 @@ use crate::train::{
     load_state_dict_file, save_curves, save_state_dict,
 };
 
-const RECIPE: &str = "recipe.toml";
-const CHECKPOINT: &str = "checkpoint.safetensors";
+pub(super) const RECIPE: &str = "recipe.toml";
+pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
 const BEST: &str = "best.safetensors";
 
 /// A recipe with its images and its network, on its device.
@@ -150,14 +149,10 @@ impl Run {
             (&normalize, &recipe.evaluation),
             recipe.train.batch_size,
             |scores, labels| {
-                let scores = match scores.dtype().is_half() {
-                    true => scores.to_dtype(DType::F32)?,
-                    false => scores.clone(),
-                };
                 let [n, classes] = scores.dims("eval", "scores (N, C)")?;
-                let right = [1, 5.min(classes)].map(|k| topk_correct(&scores, labels, k));
+                let right = [1, 5.min(classes)].map(|k| topk_correct(scores, labels, k));
                 let [top1, top5] = right;
-                let (loss, right) = (loss(&scores, labels)?.item()?, [top1?, top5?]);
+                let (loss, right) = (loss(scores, labels)?.item()?, [top1?, top5?]);
                 meters.add(n, loss, right, start.elapsed().as_secs_f64())?;
                 // not before the time is taken
                 for row in scores.to_vec::<f32>()?.chunks_exact(classes) {
@@ -182,6 +177,21 @@ impl Run {
 fn greatest(row: &[f32]) -> usize {
     let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
     (0..row.len()).fold(0, better)
+}
+
+/// A flag for [`Solver::with_stop`] that Ctrl-C and a request to terminate set; the second of them ends
+/// the program at once. For a program's `main`, once: a second call is an [`Error::Config`].
+pub fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let on_signal = move || {
+        // the second signal does not wait for the step to end
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(on_signal).map_err(|e| Error::config("ctrl-c", e.to_string()))?;
+    Ok(stop)
 }
 
 /// The folder of a recipe's run, where none is named.

@@ -718,12 +718,7 @@ fn mean_loss(
 ) -> Result<f64> {
     let mut sum = 0.0;
     evaluate(model, data, preparation, batch_size, |scores, labels| {
-        // as in training
-        let scores = match scores.dtype().is_half() {
-            true => scores.to_dtype(DType::F32)?,
-            false => scores.clone(),
-        };
-        sum += loss(&scores, labels)?.item()? * labels.numel() as f64;
+        sum += loss(scores, labels)?.item()? * labels.numel() as f64;
         Ok(())
     })?;
     Ok(sum / data.len() as f64)
@@ -762,7 +757,13 @@ pub(super) fn evaluate(
     let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
-        see(&model.forward(&images, Mode::Eval)?, &labels)?;
+        let scores = model.forward(&images, Mode::Eval)?;
+        // as in training
+        let scores = match scores.dtype().is_half() {
+            true => scores.to_dtype(DType::F32)?,
+            false => scores,
+        };
+        see(&scores, &labels)?;
     }
     Ok(())
 }

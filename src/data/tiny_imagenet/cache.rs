@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::scan::{Item, Scan};
 use super::{Images, Keep, Stop};
 use crate::data::bytes::Bytes;
+use crate::files::temporary;
 
 const MAGIC: &[u8; 8] = b"COTIMGS\n";
 /// Of the format, and of how images are decoded and resized.
@@ -116,18 +117,6 @@ pub(super) fn write(
     file.as_file().sync_all().map_err(Stop::Keep)?;
     file.persist(path).map_err(|e| Stop::Keep(e.error))?;
     Ok(())
-}
-
-/// A temporary file that, once renamed, can be read by whom the umask allows, as any other file.
-fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".writing-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder)
 }
 
 /// The images of `scan` in `size`, if the file at `path` holds just these and is sound.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use md5::{Digest, Md5};
 use rayon::prelude::*;
 
+use crate::data::locate::Unpacked;
 use crate::error::{Error, Result};
 
 /// The folder's names in the usual places: inside of the official archive, and of ten classes.
@@ -97,34 +98,16 @@ pub(in crate::data) fn hex(bytes: &[u8]) -> String {
 /// `dir` or its subfolder of one of the known names, whichever holds the data set; an error says
 /// what is missing.
 pub(in crate::data) fn folder(dir: &Path) -> Result<PathBuf> {
-    let parts = [TRAIN, VAL, ANNOTATIONS, WNIDS, WORDS];
-    let expected = format!("expected the unpacked {ARCHIVE}: {}", parts.join(", "));
-    if !dir.exists() {
-        return Err(Error::data(dir, format!("no such folder; {expected}")));
-    }
-    if !dir.is_dir() {
-        return Err(Error::data(dir, format!("not a folder; {expected}")));
-    }
-    let inner = FOLDERS.map(|f| dir.join(f));
-    let mut found = std::iter::once(dir).chain(inner.iter().map(PathBuf::as_path));
-    let Some(found) = found.find(|d| holds_any(d)) else {
-        let what = if dir.join(ARCHIVE).exists() {
-            format!("holds {ARCHIVE}, but not unpacked")
-        } else {
-            "holds no Tiny-ImageNet".into()
-        };
-        return Err(Error::data(dir, format!("{what}; {expected}")));
+    let unpacked = Unpacked {
+        archive: ARCHIVE,
+        parts: &[TRAIN, VAL, ANNOTATIONS, WNIDS, WORDS],
+        inner: &FOLDERS,
+        holds_any,
     };
-    let missing: Vec<&str> = parts
-        .into_iter()
-        .filter(|p| !found.join(p).exists())
-        .collect();
-    if missing.is_empty() {
-        Ok(found.to_path_buf())
-    } else {
-        let missing = missing.join(", ");
-        Err(Error::data(found, format!("{missing} missing; {expected}")))
-    }
+    unpacked.folder(dir, || match dir.join(ARCHIVE).exists() {
+        true => format!("holds {ARCHIVE}, but not unpacked"),
+        false => "holds no Tiny-ImageNet".into(),
+    })
 }
 
 /// Whether `dir` holds any of the data set's lists.

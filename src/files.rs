@@ -25,6 +25,11 @@ pub fn write_atomic(
     replace(path, write).map_err(Error::io(path))
 }
 
+/// A text as a field of a CSV file (RFC 4180).
+pub(crate) fn csv_field(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
 fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
@@ -45,7 +50,7 @@ fn replace(
 }
 
 /// A temporary file that, once renamed, can be read by whom the umask allows, as any other file.
-fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+pub(crate) fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".writing-");
     #[cfg(unix)]
