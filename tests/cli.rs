@@ -15,6 +15,16 @@ fn cotangent(args: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), text(stdout), text(stderr))
 }
 
+/// A small run's recipe in `dir`, three epochs of three steps.
+fn small_recipe(dir: &std::path::Path) -> String {
+    let text = "[data]\nname = \"embedded\"\ntrain_samples = 60\ntest_samples = 40\n\
+        [model]\nname = \"three_layer\"\nnum_filters = 4\n\
+        [train]\nnum_epochs = 3\nbatch_size = 20\nnum_val_samples = 20\n";
+    let path = dir.join("small.toml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
 #[test]
 fn gradcheck_prints_a_table_and_passes() {
     let (code, out, _) = cotangent(&["gradcheck", "conv2d"]);
@@ -116,11 +126,7 @@ fn help_and_devices() {
 fn a_recipe_trains_and_is_judged() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    let text = "[data]\nname = \"embedded\"\ntrain_samples = 60\ntest_samples = 40\n\
-        [model]\nname = \"three_layer\"\nnum_filters = 4\n\
-        [train]\nnum_epochs = 3\nbatch_size = 20\nnum_val_samples = 20\n";
-    std::fs::write(path("recipe.toml"), text).unwrap();
-    let (recipe, out) = (path("recipe.toml"), path("run"));
+    let (recipe, out) = (small_recipe(dir.path()), path("run"));
     let args = ["train", &recipe, "--num-epochs", "1", "--out", &out];
     let (code, stdout, stderr) = cotangent(&args);
     assert_eq!(code, Some(0), "{stdout}{stderr}");
@@ -144,4 +150,74 @@ fn a_recipe_trains_and_is_judged() {
     let (code, _, stderr) = cotangent(&["train", &path("none.toml")]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("none.toml"), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_named_and_what_was_saved_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (recipe, whole, broken) = (small_recipe(dir.path()), path("whole"), path("broken"));
+    let (code, ..) = cotangent(&["train", &recipe, "--out", &whole]);
+    assert_eq!(code, Some(0));
+    let args = ["train", &recipe, "--out", &broken, "--num-epochs"];
+    let (code, ..) = cotangent(&[&args[..], &["1"]].concat());
+    assert_eq!(code, Some(0));
+    let saved = |name: &str| std::fs::read(dir.path().join("broken").join(name)).unwrap();
+    let before = saved("checkpoint.safetensors");
+    // no file may grow over 16 blocks of 512 bytes from here on; the signal would end the program,
+    // the error is what a full disk gives
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_cotangent"))
+        .args([&args[..], &["3", "--resume"]].concat())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(limited.stderr).unwrap();
+    assert_eq!(limited.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(&broken), "{stderr}");
+    assert_eq!(saved("checkpoint.safetensors"), before);
+    let left: Vec<_> = std::fs::read_dir(dir.path().join("broken"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    // with room again, the run ends as the one that nothing disturbed
+    let (code, _, stderr) = cotangent(&[&args[..], &["3", "--resume"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    let undisturbed = std::fs::read(dir.path().join("whole/best.safetensors")).unwrap();
+    assert!(saved("best.safetensors") == undisturbed);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (recipe, whole, killed) = (small_recipe(dir.path()), path("whole"), path("killed"));
+    let epochs = ["--num-epochs", "30"];
+    let train = |out: &str, more: &[&str]| {
+        let args = [&["train", &recipe, "--out", out][..], &epochs, more].concat();
+        cotangent(&args)
+    };
+    assert_eq!(train(&whole, &[]).0, Some(0));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cotangent"))
+        .args(["train", &recipe, "--out", &killed])
+        .args(epochs)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // as soon as there is something to go on from, wherever the program is then
+    let checkpoint = dir.path().join("killed/checkpoint.safetensors");
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap(); // SIGKILL: nothing is put in order
+    child.wait().unwrap();
+    let (code, _, stderr) = train(&killed, &["--resume"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let read = |run: &str| std::fs::read(dir.path().join(run).join("best.safetensors")).unwrap();
+    assert!(read("whole") == read("killed"));
 }

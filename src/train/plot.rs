@@ -439,9 +439,14 @@ fn average(pixels: &[u8], factor: usize) -> Vec<u8> {
     let mut small = Vec::with_capacity(width * height * 3);
     for rows in pixels.chunks_exact(row * factor) {
         sums.fill(0);
-        for (i, &byte) in rows.iter().enumerate() {
-            let (x, channel) = (i % row / 3, i % 3);
-            sums[x / factor * 3 + channel] += byte as u32;
+        for line in rows.chunks_exact(row) {
+            for (sum, square) in sums.chunks_exact_mut(3).zip(line.chunks_exact(factor * 3)) {
+                for pixel in square.chunks_exact(3) {
+                    for (sum, &byte) in sum.iter_mut().zip(pixel) {
+                        *sum += byte as u32;
+                    }
+                }
+            }
         }
         let count = (factor * factor) as u32;
         small.extend(sums.iter().map(|&s| ((s + count / 2) / count) as u8));
