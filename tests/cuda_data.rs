@@ -4,7 +4,8 @@
 use std::sync::{Mutex, MutexGuard};
 
 use cotangent::data::{
-    Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Normalize, PaddingMode, Transform,
+    Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Normalize, PaddingMode, Reconstruct,
+    Transform,
 };
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -194,8 +195,32 @@ fn transforms_and_mixing_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn images_to_reconstruct_are_those_of_the_cpu_bit_for_bit() -> Result<()> {
+    let _turn = turn();
+    for (holes, doubled) in [(0, false), (2, false), (2, true)] {
+        let augment = Augment {
+            transforms: vec![
+                Transform::RandomVerticalFlip { p: 0.5 },
+                Transform::gaussian_blur(3),
+            ],
+            flip: 0.5,
+            crop_padding: 2,
+            reconstruct: Some(Reconstruct {
+                holes,
+                hole_size: 4,
+                doubled,
+            }),
+            ..Augment::none()
+        };
+        same_as_cpu([3, 9, 8], augment, 1)?;
+    }
+    Ok(())
+}
+
 fn same_as_cpu(shape: [usize; 3], augment: Augment, epoch: u64) -> Result<()> {
     let mixed = !augment.mix.is_empty();
+    let pairs = augment.reconstruct.is_some();
     let what = format!("{shape:?} {augment:?}");
     let loader = loader(shape, augment)?;
     let feeds = loader.epoch_on(device(), epoch, 0);
@@ -209,13 +234,16 @@ fn same_as_cpu(shape: [usize; 3], augment: Augment, epoch: u64) -> Result<()> {
             match &batch.targets {
                 None => assert_eq!(labels.to_vec::<i64>()?, batch.labels),
                 Some(targets) => {
-                    assert_eq!(labels.shape()[..], [batch.shape[0], 3]);
+                    match pairs {
+                        true => assert_eq!(labels.shape()[..], batch.shape),
+                        false => assert_eq!(labels.shape()[..], [batch.shape[0], 3]),
+                    }
                     assert_eq!(&labels.to_vec::<f32>()?, targets);
                 }
             }
             Ok(())
         };
-        assert_eq!(batch.targets.is_some(), mixed);
+        assert_eq!(batch.targets.is_some(), mixed || pairs);
         check(&images, &labels)?;
         let mut row_major = Tensor::ones(batch.shape, (DType::F32, device()))?;
         feed.clone().write_to(&mut row_major, &mut labels)?;

@@ -28,7 +28,8 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// (N); those of the images themselves where they are mixed.
     pub labels: Vec<i64>,
-    /// The shares of classes (N, classes) of images that are mixed.
+    /// The shares of classes (N, classes) of images that are mixed, or the images (N, C, H, W) to
+    /// reconstruct.
     pub targets: Option<Vec<f32>>,
     /// [N, C, H, W].
     pub shape: [usize; 4],
@@ -63,8 +64,8 @@ impl Feed {
     }
 
     /// The images (N, C, H, W) of F32 and the labels (N) of I64, or where images are mixed the
-    /// shares of classes (N, classes) of F32, on the device. On a CUDA device the images lie
-    /// channels-last, as convolutions take them.
+    /// shares of classes (N, classes) of F32, or the images to reconstruct, on the device. On a CUDA
+    /// device images lie channels-last, as convolutions take them.
     pub fn tensors(self) -> Result<(Tensor, Tensor)> {
         let shape = self.shape();
         let (size, dtype) = self.pipeline.labels(shape[0]);
@@ -80,7 +81,10 @@ impl Feed {
                 let device = Device::Cuda(gpu);
                 let layout = Layout::channels_last(Shape::new(&shape)?);
                 let images = Tensor::empty(layout, DType::F32, device)?;
-                let layout = Layout::contiguous(Shape::new(&size)?);
+                let layout = match size.len() {
+                    4 => Layout::channels_last(Shape::new(&size)?),
+                    _ => Layout::contiguous(Shape::new(&size)?),
+                };
                 let labels = Tensor::empty(layout, dtype, device)?;
                 self.pipeline.finish(gpu, raw, &images, &labels)?;
                 Ok((images, labels))
@@ -95,10 +99,9 @@ impl Feed {
         let (size, dtype) = self.pipeline.labels(shape[0]);
         let size = Shape::new(&size)?;
         let fit = |t: &Tensor, s: &Shape, dtype| t.shape() == s && t.dtype() == dtype;
-        let ordered = images.is_contiguous() || images.layout().is_channels_last();
-        let in_order = labels.is_contiguous();
+        let ordered = |t: &Tensor| t.is_contiguous() || t.layout().is_channels_last();
         let fitting = fit(images, &shape, DType::F32) && fit(labels, &size, dtype);
-        if !ordered || !in_order || !fitting {
+        if !ordered(images) || !ordered(labels) || !fitting {
             let (a, b) = (*images.shape(), *labels.shape());
             let (s, t) = (images.dtype(), labels.dtype());
             let why = format!(
@@ -151,9 +154,10 @@ impl Loader {
             let why = format!("{batch_size} for {n} images; expected 1 to {n}");
             return Err(Error::config("batch_size", why));
         }
+        let doubled = augment.reconstruct.as_ref().is_some_and(|r| r.doubled);
         let pipeline = Arc::new(Pipeline::new(&data, normalize, augment)?);
         Ok(Loader {
-            data,
+            data: if doubled { data.twice() } else { data },
             pipeline,
             batch_size,
             seed,
@@ -162,7 +166,7 @@ impl Loader {
         })
     }
 
-    /// The images.
+    /// The images, each twice where [`Reconstruct`](super::Reconstruct) says so.
     pub fn dataset(&self) -> &Dataset {
         &self.data
     }
@@ -377,7 +381,7 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Mix, Transform};
+    use crate::data::{Mix, Reconstruct, Transform};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     /// n images of 1x4x4; image i has all pixels i and label i % 3.
@@ -499,6 +503,80 @@ mod tests {
             }
             assert_eq!(data.image(5), before);
         }
+    }
+
+    #[test]
+    fn images_to_reconstruct_have_holes_and_their_targets_none() {
+        // without a 0 among the pixels, and with the mean 0, that of a hole
+        let pixels: Vec<u8> = (0..6 * 144).map(|i| (i * 31 % 250 + 1) as u8).collect();
+        let data = Dataset::new("it", pixels, vec![0; 6], [1, 12, 12], &["a"]).unwrap();
+        let zero = Normalize::MeanImage(vec![0.0; 144]);
+        let of = |reconstruct, seed, epoch| -> Vec<Batch> {
+            let augment = Augment {
+                flip: 1.0,
+                reconstruct: Some(reconstruct),
+                ..Augment::none()
+            };
+            let loader = Loader::new(data.clone(), &zero, augment, 3, seed, false, false);
+            loader.unwrap().epoch(epoch).map(Result::unwrap).collect()
+        };
+        let mirrored = |i: usize| -> Vec<f32> {
+            let row = |row: &[u8]| row.iter().rev().map(|&x| x as f32 / 255.0).collect();
+            data.image(i)
+                .chunks(12)
+                .flat_map::<Vec<f32>, _>(row)
+                .collect()
+        };
+        let plain = |i: usize| data.image(i).iter().map(|&x| x as f32 / 255.0).collect();
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        for (holes, hole_size) in [(0, 4), (1, 4), (2, 4), (3, 6)] {
+            let reconstruct = Reconstruct {
+                holes,
+                hole_size,
+                doubled: false,
+            };
+            let batches = of(reconstruct, 7, 0);
+            assert_eq!(batches, of(reconstruct, 7, 0));
+            let others = [of(reconstruct, 8, 0), of(reconstruct, 7, 1)];
+            assert!(others.iter().all(|o| (o != &batches) == (holes > 0)));
+            for (i, (seen, target)) in pairs(&batches).into_iter().enumerate() {
+                assert!(near(&target, &mirrored(i)));
+                let hidden = seen.iter().filter(|x| **x == 0.0).count();
+                let (quarter, whole) = (hole_size * hole_size / 4, hole_size * hole_size);
+                let least = if holes > 0 { quarter } else { 0 };
+                assert!((least..=holes * whole).contains(&hidden), "{hidden}");
+                assert!(seen.iter().zip(&target).all(|(s, t)| *s == 0.0 || s == t));
+            }
+        }
+        // first as they are, then flipped, and each time other holes
+        let batches = of(
+            Reconstruct {
+                holes: 1,
+                hole_size: 4,
+                doubled: true,
+            },
+            7,
+            0,
+        );
+        let pairs = pairs(&batches);
+        assert_eq!((batches.len(), pairs.len()), (4, 12));
+        for i in 0..6 {
+            let plain: Vec<f32> = plain(i);
+            assert!(near(&pairs[i].1, &plain) && near(&pairs[6 + i].1, &mirrored(i)));
+        }
+        let hidden = |i: usize| pairs[i].0.iter().map(|x| *x == 0.0).collect::<Vec<_>>();
+        assert!((0..6).any(|i| hidden(i) != hidden(6 + i)));
+    }
+
+    /// Each image of some batches with its target.
+    fn pairs(batches: &[Batch]) -> Vec<(Vec<f32>, Vec<f32>)> {
+        let of = |b: &Batch| -> Vec<(Vec<f32>, Vec<f32>)> {
+            let pixels = b.shape[1..].iter().product();
+            let targets = b.targets.as_deref().unwrap().chunks(pixels);
+            let both = b.images.chunks(pixels).zip(targets);
+            both.map(|(x, t)| (x.to_vec(), t.to_vec())).collect()
+        };
+        batches.iter().flat_map(of).collect()
     }
 
     #[test]

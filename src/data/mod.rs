@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
 use bytes::Bytes;
 
-pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Transform};
+pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Reconstruct, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
 pub use loader::{Batch, Epoch, Feed, Loader};
@@ -219,6 +219,12 @@ impl Dataset {
             name: name.into(),
             ..self
         }
+    }
+
+    /// Each image twice, all of them and then all again.
+    fn twice(&self) -> Self {
+        let index: Vec<u32> = self.index.iter().chain(&*self.index).copied().collect();
+        self.with_index(index.into())
     }
 
     /// The bytes of one image.

@@ -81,6 +81,25 @@ impl Normalize {
         Tensor::from_vec(batch.images, batch.shape)
     }
 
+    /// What images (N, C, H, W) of `shape` = [C, H, W] were before they were normalized, on a scale
+    /// of 1: for pictures.
+    ///
+    /// ```
+    /// # use cotangent::data::{Normalize, PIXEL_SCALE, synthetic};
+    /// let data = synthetic(0, 0, 2);
+    /// let normalize = Normalize::per_channel(&data)?;
+    /// let pixels = normalize.undo(&normalize.images(&data)?.to_vec::<f32>()?, data.shape())?;
+    /// assert!((pixels[0] - data.image(0)[0] as f32 * PIXEL_SCALE).abs() < 1e-6);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn undo(&self, images: &[f32], shape: [usize; 3]) -> Result<Vec<f32>> {
+        let Affine { mean, scale } = self.affine(shape)?;
+        let plane = shape[1] * shape[2];
+        let pixels = images.iter().zip(mean.iter().enumerate().cycle());
+        let undone = pixels.map(|(x, (i, mean))| x / scale[i / plane] + mean);
+        Ok(undone.collect())
+    }
+
     /// Both kinds in one form, `x / 255 - mean` times `scale`; an [`Error::Config`] where the
     /// numbers do not fit images of `shape` = [C, H, W].
     pub(super) fn affine(&self, shape: [usize; 3]) -> Result<Affine> {

@@ -193,6 +193,25 @@ pub fn build_with(
     })
 }
 
+/// The network that learns the encoder of the classifier `name` from images alone; the same
+/// settings make both. An [`Error::Config`] of a network without an encoder.
+///
+/// ```
+/// # use cotangent::models::registry::autoencoder_of;
+/// assert_eq!(autoencoder_of("autoencoder_classifier")?, "autoencoder");
+/// assert!(autoencoder_of("deeper").is_err());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn autoencoder_of(name: &str) -> Result<&'static str> {
+    match name {
+        "autoencoder_classifier" => Ok("autoencoder"),
+        _ => {
+            let why = format!("{name:?} has no encoder to train; expected autoencoder_classifier");
+            Err(Error::config("pretrain", why))
+        }
+    }
+}
+
 /// A configuration with `settings` in place of what it says.
 fn with<C: Serialize + DeserializeOwned>(config: C, settings: &Settings) -> Result<C> {
     let wrong = |e: serde_json::Error| Error::config("model", e.to_string());

@@ -9,8 +9,9 @@ use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 use crate::nn;
+use crate::train::pretrain::PRETRAIN;
 use crate::train::recipe::{self, Recipe};
-use crate::train::run::{CHECKPOINT, RECIPE};
+use crate::train::run::{self, RECIPE};
 use crate::train::{History, Outcome, Plot, Run, Series, files};
 
 /// What is varied. The cells of a file are all combinations of `grid`'s values, then those of
@@ -113,7 +114,7 @@ pub struct CellResult {
     pub test: Option<f64>,
     /// The last epoch's mean loss.
     pub loss: Option<f64>,
-    /// Seconds of training.
+    /// Seconds of training, of both stages where there are two.
     pub seconds: f64,
     /// The most bytes that tensors held at once.
     pub memory: usize,
@@ -416,7 +417,8 @@ fn run_cell(
     stop: &Arc<AtomicBool>,
 ) -> Result<Option<CellResult>> {
     let seed = recipe.seed;
-    let resume = folder.join(CHECKPOINT).exists();
+    let resume = run::is_begun(folder);
+    let pretrains = recipe.pretraining().is_some();
     let mut run = Run::new(recipe)?;
     let device = nn::device(&mut *run.model);
     device.reset_peak()?;
@@ -424,12 +426,16 @@ fn run_cell(
     if outcome == Outcome::Interrupted {
         return Ok(None);
     }
+    let before = match pretrains {
+        true => History::load(folder.join(PRETRAIN))?.seconds,
+        false => 0.0,
+    };
     Ok(Some(CellResult {
         train: history.train_acc,
         val: Some(history.best_val_acc),
         test: history.test_acc,
         loss: history.epoch_losses().last().copied(),
-        seconds: history.seconds,
+        seconds: before + history.seconds,
         memory: device.memory_stats()?.peak_bytes,
         ..CellResult::empty(&cell.name, seed)
     }))

@@ -31,6 +31,9 @@ pub struct History {
     /// Validation accuracy after each epoch.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub val_acc_history: Vec<f64>,
+    /// Validation loss after each epoch, of a model that is judged by it in place of accuracies.
+    #[serde(deserialize_with = "nulls_are_nan")]
+    pub val_loss_history: Vec<f64>,
     /// Learning rate of each epoch.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub learning_rate_history: Vec<f64>,
@@ -40,7 +43,9 @@ pub struct History {
     /// The best validation accuracy so far.
     #[serde(deserialize_with = "null_is_nan")]
     pub best_val_acc: f64,
-    /// The epoch that reached it, from 1; 0 before the first epoch ended.
+    /// The least validation loss so far, where there are any.
+    pub best_val_loss: Option<f64>,
+    /// The epoch that reached the best of them, from 1; 0 before the first epoch ended.
     pub best_epoch: usize,
     /// Training accuracy of the best parameters, at the end.
     pub train_acc: Option<f64>,
@@ -72,18 +77,36 @@ impl History {
         learning_rate: f64,
         seconds: f64,
     ) -> bool {
+        self.train_acc_history.push(train_acc);
+        self.val_acc_history.push(val_acc);
+        let best = self.best_epoch == 0 || val_acc > self.best_val_acc;
+        if best {
+            self.best_val_acc = val_acc;
+        }
+        self.close_epoch(best, learning_rate, seconds)
+    }
+
+    /// The same for a model that is judged by its loss; whether it is the least so far.
+    pub fn end_epoch_by_loss(&mut self, val_loss: f64, learning_rate: f64, seconds: f64) -> bool {
+        self.val_loss_history.push(val_loss);
+        // any number is less than a loss that was none
+        let least = self.best_val_loss.filter(|l| !l.is_nan());
+        let best = self.best_epoch == 0 || val_loss < least.unwrap_or(f64::INFINITY);
+        if best {
+            self.best_val_loss = Some(val_loss);
+        }
+        self.close_epoch(best, learning_rate, seconds)
+    }
+
+    fn close_epoch(&mut self, best: bool, learning_rate: f64, seconds: f64) -> bool {
         let steps_before: usize = self.epoch_steps.iter().sum();
         self.epoch_steps
             .push(self.loss_history.len().saturating_sub(steps_before));
-        self.train_acc_history.push(train_acc);
-        self.val_acc_history.push(val_acc);
         self.learning_rate_history.push(learning_rate);
         self.epoch_seconds.push(seconds);
         self.seconds += seconds;
         self.epochs += 1;
-        let best = self.best_epoch == 0 || val_acc > self.best_val_acc;
         if best {
-            self.best_val_acc = val_acc;
             self.best_epoch = self.epochs;
         }
         best
@@ -121,18 +144,24 @@ impl History {
     }
 
     fn write_csv(&self, w: &mut dyn Write) -> std::io::Result<()> {
-        writeln!(w, "epoch,loss,train_acc,val_acc,learning_rate,seconds")?;
         let losses = self.epoch_losses();
-        let columns = [
-            &losses,
-            &self.train_acc_history,
-            &self.val_acc_history,
-            &self.learning_rate_history,
-            &self.epoch_seconds,
-        ];
+        let mut columns = vec![("loss", &losses)];
+        columns.extend(match self.val_loss_history.is_empty() {
+            true => vec![
+                ("train_acc", &self.train_acc_history),
+                ("val_acc", &self.val_acc_history),
+            ],
+            false => vec![("val_loss", &self.val_loss_history)],
+        });
+        columns.extend([
+            ("learning_rate", &self.learning_rate_history),
+            ("seconds", &self.epoch_seconds),
+        ]);
+        let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+        writeln!(w, "epoch,{}", names.join(","))?;
         for epoch in 0..self.epochs {
             write!(w, "{}", epoch + 1)?;
-            for column in columns {
+            for (_, column) in &columns {
                 match column.get(epoch) {
                     Some(x) if x.is_finite() => write!(w, ",{x}")?,
                     _ => write!(w, ",")?,
@@ -184,6 +213,25 @@ mod tests {
         assert!(h.end_epoch(0.0, 0.0, 0.1, 1.0));
         assert_eq!(h.best_epoch, 1);
         assert!(h.epoch_losses()[0].is_nan(), "no step");
+    }
+
+    #[test]
+    fn a_model_judged_by_its_loss_has_the_least_as_its_best() {
+        let mut h = History::default();
+        let better = [f64::NAN, 0.5, f64::NAN, 0.75, 0.25].map(|loss| {
+            h.loss_history.push(2.0 * loss);
+            h.end_epoch_by_loss(loss, 0.1, 1.0)
+        });
+        assert_eq!(better, [true, true, false, false, true]);
+        assert_eq!((h.best_epoch, h.best_val_loss), (5, Some(0.25)));
+        let mut csv = Vec::new();
+        h.write_csv(&mut csv).unwrap();
+        let csv = String::from_utf8(csv).unwrap();
+        assert!(
+            csv.starts_with(
+                "epoch,loss,val_loss,learning_rate,seconds\n1,,,0.1,1\n2,1,0.5,0.1,1\n"
+            )
+        );
     }
 
     #[test]

@@ -17,9 +17,33 @@ const MOST_PIXELS: usize = 1 << 28;
 pub fn save_grid(
     path: impl AsRef<Path>,
     images: &[f32],
+    shape: (usize, usize, usize, usize),
+    columns: usize,
+    upscale: usize,
+) -> Result<()> {
+    grid(path.as_ref(), images, shape, columns, upscale, stretch)
+}
+
+/// [`save_grid`] of images whose black is 0 and whose white is 1, for all of them.
+pub(super) fn save_pictures(
+    path: &Path,
+    images: &[f32],
+    shape: (usize, usize, usize, usize),
+    columns: usize,
+    upscale: usize,
+) -> Result<()> {
+    // `as` saturates, and makes NaN 0
+    let bytes = |image: &[f32]| image.iter().map(|x| (255.0 * x).round() as u8).collect();
+    grid(path, images, shape, columns, upscale, bytes)
+}
+
+fn grid(
+    path: &Path,
+    images: &[f32],
     (n, c, h, w): (usize, usize, usize, usize),
     columns: usize,
     upscale: usize,
+    bytes: impl Fn(&[f32]) -> Vec<u8>,
 ) -> Result<()> {
     let refuse = |why: String| Err(Error::argument("save_grid", why));
     if c != 1 && c != 3 {
@@ -47,7 +71,7 @@ pub fn save_grid(
 
     let mut pixels = vec![0u8; width * height * c];
     for (i, image) in images.chunks_exact(c * h * w).enumerate() {
-        let bytes = stretch(image);
+        let bytes = bytes(image);
         let top = (i / columns * (h + 1) + 1) * upscale;
         let left = (i % columns * (w + 1) + 1) * upscale;
         for y in 0..h * upscale {
@@ -64,7 +88,7 @@ pub fn save_grid(
     } else {
         png::ColorType::Rgb
     };
-    save_png(path.as_ref(), &pixels, width as u32, height as u32, colour)
+    save_png(path, &pixels, width as u32, height as u32, colour)
 }
 
 /// Write 8-bit pixels, rows from the top, as a PNG file.
@@ -164,6 +188,15 @@ pub(crate) mod tests {
             0, 128, 128, 0, 0, 0,   0,
             0, 0,   0,   0, 0, 0,   0,
         ]);
+    }
+
+    #[test]
+    fn pictures_share_black_and_white() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.png");
+        save_pictures(&path, &[-1.0, 0.25, 0.5, 2.0], (2, 1, 1, 2), 2, 1).unwrap();
+        let (w, _, _, px) = decode(&path);
+        assert_eq!(px[w..2 * w], [0, 0, 64, 0, 128, 255, 0]);
     }
 
     #[test]

@@ -333,7 +333,8 @@ impl ValueFormatter<f64> for Axis {
 }
 
 /// Write `loss.svg` and `.png` (the loss of each step) and `accuracy.svg` and `.png` (training and
-/// validation after each epoch) into the folder `dir`.
+/// validation after each epoch) into the folder `dir`; of a model that is judged by its loss
+/// `epoch_loss.svg` and `.png` in place of the latter (each epoch's mean, and validation after it).
 pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
     let numbered = |values: &[f64], scale: f64| -> Vec<(f64, f64)> {
         (1..)
@@ -355,6 +356,18 @@ pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
         ],
     }
     .save(&dir, "loss")?;
+    if !history.val_loss_history.is_empty() {
+        return Plot {
+            title: "Loss",
+            x_label: "epoch",
+            y_label: "loss",
+            series: &[
+                Series::markers("training", numbered(&history.epoch_losses(), 1.0)),
+                Series::markers("validation", numbered(&history.val_loss_history, 1.0)),
+            ],
+        }
+        .save(&dir, "epoch_loss");
+    }
     Plot {
         title: "Accuracy",
         x_label: "epoch",

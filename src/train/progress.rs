@@ -72,7 +72,7 @@ impl Progress {
     }
 
     /// A step ended: its number in the whole run, the first being 1; its loss; the accuracy of
-    /// the epoch so far as a fraction; and how many images it took.
+    /// the epoch so far as a fraction, NaN where there is none; and how many images it took.
     pub fn step(&mut self, step: usize, loss: f64, running_acc: f64, images_in_step: usize) {
         let now = Instant::now();
         self.throughput
@@ -133,11 +133,12 @@ fn iteration_line(step: usize, total: usize, loss: f64) -> String {
 
 /// What stands behind the bar.
 fn message(loss: f64, acc: f64, images_per_second: f64, left: Option<Duration>) -> String {
-    format!(
-        "loss {loss:.3} acc {:.1}% {images_per_second:.0} img/s eta {}",
-        100.0 * acc,
-        clock(left)
-    )
+    let acc = match acc.is_nan() {
+        true => String::new(),
+        false => format!(" acc {:.1}%", 100.0 * acc),
+    };
+    let left = clock(left);
+    format!("loss {loss:.3}{acc} {images_per_second:.0} img/s eta {left}")
 }
 
 /// Minutes and seconds, with hours where there are any; `--:--` while unknown.
@@ -199,6 +200,10 @@ mod tests {
         assert_eq!(
             message(1.2341, 0.5672, 3120.4, Some(Duration::from_secs(12))),
             "loss 1.234 acc 56.7% 3120 img/s eta 00:12"
+        );
+        assert_eq!(
+            message(0.5, f64::NAN, 10.0, None),
+            "loss 0.500 10 img/s eta --:--"
         );
         assert_eq!(
             message(f64::NAN, 1.0, 0.0, None),

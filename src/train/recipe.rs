@@ -13,7 +13,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::models::{self, nearest};
 use crate::nn::Module;
-use crate::train::SolverConfig;
+use crate::train::{Pretrain, SolverConfig};
 
 /// All settings of a run. In a file what is left out has its default, and a key that does not
 /// exist is an [`Error::Config`] which names the nearest one that does.
@@ -60,6 +60,8 @@ pub struct Recipe {
     /// What becomes of the images that the network is judged by, such as the middle part where
     /// training takes random ones.
     pub evaluation: Vec<Transform>,
+    /// A stage before, which learns from all images without their labels.
+    pub pretrain: Option<Pretrain>,
 }
 
 /// Which images.
@@ -74,9 +76,9 @@ pub struct DataRecipe {
     pub size: Option<usize>,
     /// Leave out images of Tiny-ImageNet that do not decode, where they are an error otherwise.
     pub skip_broken: bool,
-    /// Train on this share of each class's training images, over 0 and up to 1.
+    /// Train on this share of each class's training images, over 0 and up to 1; [`Pretrain`] has all.
     pub label_fraction: Option<f64>,
-    /// Only the first of the training images.
+    /// Only the first of the training images, those without a label among them.
     pub train_samples: Option<usize>,
     /// Only the first of the test images.
     pub test_samples: Option<usize>,
@@ -123,6 +125,20 @@ impl DataRecipe {
     /// Read the images; `seed` is of what is drawn: the embedded images, a share of the labels. A data
     /// set that is not there is an error: a recipe's figures are of the images that it names.
     pub fn load(&self, seed: u64) -> Result<Splits> {
+        let splits = self.load_all(seed)?;
+        self.labelled(splits, seed)
+    }
+
+    /// Of what [`load_all`](Self::load_all) gave, the training images whose labels are known.
+    pub fn labelled(&self, splits: Splits, seed: u64) -> Result<Splits> {
+        match self.label_fraction {
+            Some(fraction) => splits.with_label_fraction(fraction, seed),
+            None => Ok(splits),
+        }
+    }
+
+    /// [`load`](Self::load) with all training images, whatever `label_fraction` says.
+    pub fn load_all(&self, seed: u64) -> Result<Splits> {
         let dir = self.dir.as_deref();
         let found = |place: Result<Option<PathBuf>>| {
             let why = format!(
@@ -155,9 +171,6 @@ impl DataRecipe {
             "embedded" => synthetic_splits(seed),
             other => return Err(Error::config("data", nearest(other, &Self::NAMES))),
         };
-        if let Some(fraction) = self.label_fraction {
-            splits = splits.with_label_fraction(fraction, seed)?;
-        }
         if let Some(n) = self.train_samples {
             splits = splits.with_train_samples(n)?;
         }
@@ -224,7 +237,7 @@ impl Recipe {
     }
 
     /// The recipe of a text. A key of `overrides` is a path such as `train.num_epochs`, or its last
-    /// part where only one path ends so; a value is TOML's, or a word without its quotes.
+    /// part where only one path ends so, those of `pretrain` coming after all others; a value is TOML's, or a word without its quotes.
     pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self> {
         Self::from_table(text.parse().map_err(wrong)?, overrides)
     }
@@ -237,15 +250,34 @@ impl Recipe {
         }
         let recipe: Recipe = Value::Table(table).try_into().map_err(wrong)?;
         let own = SolverConfig::default();
-        if recipe.train.seed != own.seed {
-            let why = "train.seed; expected seed, without a section: a run has one";
+        let stages = [
+            Some(&recipe.train),
+            recipe.pretrain.as_ref().map(|p| &p.train),
+        ];
+        for train in stages.into_iter().flatten() {
+            if train.seed != own.seed {
+                let why = "train.seed; expected seed, without a section: a run has one";
+                return Err(Error::config("recipe", why));
+            }
+            if train.checkpoint_dir != own.checkpoint_dir {
+                let why =
+                    "train.checkpoint_dir; expected none: checkpoints are in the run's folder";
+                return Err(Error::config("recipe", why));
+            }
+        }
+        if recipe.augment.reconstruct.is_some() {
+            let why = "augment.reconstruct; expected under pretrain: a run ends with a classifier";
             return Err(Error::config("recipe", why));
         }
-        if recipe.train.checkpoint_dir != own.checkpoint_dir {
-            let why = "train.checkpoint_dir; expected none: checkpoints are in the run's folder";
-            return Err(Error::config("recipe", why));
+        if let Some(pretrain) = recipe.pretraining() {
+            pretrain.check(&recipe)?;
         }
         Ok(recipe)
+    }
+
+    /// The stage before, unless there is none or it is switched off.
+    pub fn pretraining(&self) -> Option<&Pretrain> {
+        self.pretrain.as_ref().filter(|p| p.enabled)
     }
 
     /// What the run is called.
@@ -303,8 +335,9 @@ fn read_value(text: &str) -> Value {
     value.unwrap_or_else(|| Value::String(text.into()))
 }
 
-/// The dotted paths of all settings that have a place in the defaults.
-fn known_paths() -> Vec<String> {
+/// The dotted paths of all settings that have a place in the defaults; with `pretrain` those of that
+/// section, which has none.
+fn known_paths(pretrain: bool) -> Vec<String> {
     fn walk(prefix: &str, value: &serde_json::Value, out: &mut Vec<String>) {
         for (key, value) in value.as_object().into_iter().flatten() {
             let path = format!("{prefix}{key}");
@@ -313,6 +346,14 @@ fn known_paths() -> Vec<String> {
         }
     }
     let mut out = Vec::new();
+    if pretrain {
+        walk(
+            "pretrain.",
+            &serde_json::json!(Pretrain::default()),
+            &mut out,
+        );
+        return out;
+    }
     walk("", &serde_json::json!(Recipe::default()), &mut out);
     // what the defaults leave out when they are written
     let more = ["transforms", "alternating_flip", "padding_mode", "mix"];
@@ -323,7 +364,7 @@ fn known_paths() -> Vec<String> {
 /// The whole path of a key of the command line.
 fn full_path(key: &str, table: &Table) -> Result<String> {
     let key = key.replace('-', "_");
-    let known = known_paths();
+    let mut known = known_paths(false);
     if key.contains('.') || known.contains(&key) {
         return Ok(key); // a path that does not exist is noticed when the recipe is read
     }
@@ -333,6 +374,11 @@ fn full_path(key: &str, table: &Table) -> Result<String> {
     let settings = table.get("model").and_then(Value::as_table);
     if settings.is_some_and(|t| t.contains_key(&key)) {
         found.push(format!("model.{key}"));
+    }
+    if found.is_empty() {
+        let first = known_paths(true);
+        found.extend(first.iter().filter(last).cloned());
+        known.extend(first);
     }
     match &found[..] {
         [path] => Ok(path.clone()),
@@ -411,6 +457,13 @@ mod tests {
             [train]\nschedule = { step = { step_size = 3 } }";
         let recipe = parse(text, &[])?;
         assert_eq!(parse(&recipe.to_toml()?, &[])?, recipe);
+        let text = "data.label_fraction = 0.1\nmodel.name = \"autoencoder_classifier\"\n\
+            [pretrain]\nfreeze = true\ntrain.update_rule = \"adam\"\n\
+            augment.reconstruct = { holes = 3 }";
+        let recipe = parse(text, &[])?;
+        assert_eq!(parse(&recipe.to_toml()?, &[])?, recipe);
+        let pretrain = recipe.pretraining().unwrap();
+        assert_eq!(pretrain.train.loss, crate::train::Loss::Mse);
         Ok(())
     }
 
@@ -436,6 +489,20 @@ mod tests {
             Some(2)
         );
         assert_eq!(recipe.data.name, "embedded");
+        // a section that is not there has its keys all the same, after those of all others
+        let flags = [
+            ("num-epochs", "2"),
+            ("pretrain.train.num-epochs", "4"),
+            ("hole-size", "6"),
+            ("enabled", "false"),
+        ];
+        let recipe = parse(text, &flags)?;
+        let pretrain = recipe.pretrain.as_ref().unwrap();
+        assert_eq!((recipe.train.num_epochs, pretrain.train.num_epochs), (2, 4));
+        assert_eq!(pretrain.augment.reconstruct.map(|r| r.hole_size), Some(6));
+        assert_eq!(recipe.pretraining(), None);
+        let e = error(text, &[("hole_sice", "6")]);
+        assert!(e.ends_with("the nearest is hole_size"), "{e}");
         Ok(())
     }
 
@@ -483,6 +550,15 @@ mod tests {
         let recipe = parse(text, &[])?;
         let splits = recipe.data.load(0)?;
         assert_eq!((splits.train.len(), splits.test.len()), (20, 10));
+        // a share of the labels of those images
+        let half = parse(text, &[("label-fraction", "0.5"), ("train-samples", "40")])?;
+        let all = half.data.load_all(0)?;
+        let counts = all.train.class_counts();
+        let known = counts.iter().map(|n| (n + 1) / 2).sum::<usize>();
+        assert_eq!(
+            (all.train.len(), half.data.load(0)?.train.len()),
+            (40, known)
+        );
         let net = recipe.model.build(&splits.train, 0)?;
         assert!(net.describe().contains("4"), "{}", net.describe());
         let wrong = |text: &str| -> Result<String> {

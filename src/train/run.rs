@@ -2,7 +2,7 @@
 //!
 //! A run's folder has `recipe.toml` (every setting written out), `history.json` and `.csv`, the
 //! curves as SVG and PNG, `best.safetensors` and `checkpoint.safetensors`; an evaluation adds
-//! `eval_SPLIT.json` and `confusion_SPLIT.csv`.
+//! `eval_SPLIT.json` and `confusion_SPLIT.csv`. That of a stage before is in it, in `pretrain`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::autograd::autocast;
-use crate::data::{Dataset, Splits};
+use crate::data::{Augment, Dataset, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Module};
 use crate::ops::topk_correct;
+use crate::train::pretrain::PRETRAIN;
 use crate::train::solver::evaluate;
 use crate::train::{
     Confusion, History, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
@@ -25,14 +26,16 @@ use crate::train::{
 
 pub(super) const RECIPE: &str = "recipe.toml";
 pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
-const BEST: &str = "best.safetensors";
+pub(super) const BEST: &str = "best.safetensors";
 
 /// A recipe with its images and its network, on its device.
 pub struct Run {
     /// Every setting.
     pub recipe: Recipe,
-    /// The images.
+    /// The images, those to learn from being the ones whose labels are known.
     pub splits: Splits,
+    /// All training images, for what needs no labels.
+    pub unlabelled: Dataset,
     /// The network, with new weights.
     pub model: Box<dyn Module>,
 }
@@ -41,12 +44,15 @@ impl Run {
     /// Read the images and make the network.
     pub fn new(recipe: Recipe) -> Result<Self> {
         let device = Device::parse(recipe.device.as_deref().unwrap_or("cpu"))?;
-        let splits = recipe.data.load(recipe.seed)?;
+        let splits = recipe.data.load_all(recipe.seed)?;
+        let unlabelled = splits.train.clone();
+        let splits = recipe.data.labelled(splits, recipe.seed)?;
         let mut model = recipe.model.build(&splits.train, recipe.seed)?;
         nn::to_device(&mut *model, device)?;
         Ok(Run {
             recipe,
             splits,
+            unlabelled,
             model,
         })
     }
@@ -64,6 +70,9 @@ impl Run {
     /// that holds a run already is an [`Error::Config`]: nothing that was saved is lost. Where `stop`
     /// is set, training ends with a checkpoint and [`Outcome::Interrupted`]; else the network has
     /// the best epoch's weights at the end, and the history the accuracies of all images.
+    ///
+    /// A recipe's [`Pretrain`](crate::train::Pretrain) comes first, or goes on first; the history is
+    /// that of the stage where training ended.
     pub fn train(
         &mut self,
         dir: impl AsRef<Path>,
@@ -72,39 +81,44 @@ impl Run {
     ) -> Result<(Outcome, History)> {
         let dir = dir.as_ref();
         let checkpoint = dir.join(CHECKPOINT);
-        if !resume && (checkpoint.exists() || dir.join(BEST).exists()) {
+        if !resume && is_begun(dir) {
             let why = format!(
                 "{} holds a run; expected --resume, or another folder",
                 dir.display()
             );
             return Err(Error::config("out", why));
         }
-        let recipe = &self.recipe;
-        let data = SolverData {
-            train: self.splits.train.clone(),
-            val: self.splits.val.clone(),
-            normalize: recipe.data.normalize(&self.splits.train)?,
-            augment: recipe.augment.clone(),
-        };
-        let config = SolverConfig {
-            seed: recipe.seed,
-            checkpoint_dir: Some(dir.to_path_buf()),
-            ..recipe.train.clone()
-        };
-        let mut solver = Solver::new(&mut *self.model, data, config)?
-            .with_recorded_config(serde_json::json!(recipe))
-            .with_stop(stop);
-        if !recipe.evaluation.is_empty() {
-            solver = solver.with_evaluation(recipe.evaluation.clone())?;
+        let pretrain = self.recipe.pretraining().cloned();
+        let goes_on = resume && (checkpoint.exists() || pretrain.is_none());
+        if goes_on {
+            self.check_pretrained(dir)?;
         }
-        if resume {
+        if let Some(pretrain) = pretrain {
+            if !goes_on {
+                // a mistake in the second stage's settings is not to come out after the first one
+                let data = self.data(&self.splits.train, &self.recipe.augment)?;
+                solver(
+                    &self.recipe,
+                    &self.recipe.train,
+                    data,
+                    dir,
+                    &mut *self.model,
+                )?;
+                let (outcome, history) = self.pretrain(&pretrain, dir, resume, stop.clone())?;
+                if outcome == Outcome::Interrupted {
+                    return Ok((outcome, history));
+                }
+            }
+            pretrain.freeze(&mut *self.model);
+        }
+        let recipe = &self.recipe;
+        let data = self.data(&self.splits.train, &recipe.augment)?;
+        let mut solver =
+            solver(recipe, &recipe.train, data, dir, &mut *self.model)?.with_stop(stop);
+        if goes_on {
             solver.resume(&checkpoint)?;
         }
-        files::create_dir(dir)?;
-        let (version, text) = (env!("CARGO_PKG_VERSION"), recipe.to_toml()?);
-        files::write_atomic(dir.join(RECIPE), |w| {
-            write!(w, "# made by cotangent {version}\n{text}")
-        })?;
+        write_recipe(dir, recipe)?;
         let outcome = solver.train()?;
         if outcome != Outcome::Interrupted {
             solver.report(Some(&self.splits.test))?;
@@ -116,6 +130,17 @@ impl Run {
             save_state_dict(dir.join(BEST), &mut *self.model)?;
         }
         Ok((outcome, history))
+    }
+
+    /// What a stage learns from and is judged by. How bytes become numbers needs no labels, and is
+    /// the same in both stages.
+    pub(super) fn data(&self, train: &Dataset, augment: &Augment) -> Result<SolverData> {
+        Ok(SolverData {
+            train: train.clone(),
+            val: self.splits.val.clone(),
+            normalize: self.recipe.data.normalize(&self.unlabelled)?,
+            augment: augment.clone(),
+        })
     }
 
     /// The images of `split`, `train`, `val` or `test`.
@@ -136,7 +161,7 @@ impl Run {
     pub fn eval(&mut self, split: &str, mut see: impl FnMut(&Meters)) -> Result<Judged> {
         let data = &self.images(split)?.clone();
         let recipe = &self.recipe;
-        let normalize = recipe.data.normalize(&self.splits.train)?;
+        let normalize = recipe.data.normalize(&self.unlabelled)?;
         let _products = autocast(recipe.train.autocast.dtype())?;
         let mut meters = Meters::new(split, data, nn::device(&mut *self.model))?;
         let loss = recipe.train.loss.build(recipe.train.label_smoothing)?;
@@ -171,6 +196,44 @@ impl Run {
             predicted,
         })
     }
+}
+
+/// A stage's Solver, whose files are in `dir`.
+pub(super) fn solver<'m>(
+    recipe: &Recipe,
+    train: &SolverConfig,
+    data: SolverData,
+    dir: &Path,
+    model: &'m mut dyn Module,
+) -> Result<Solver<'m>> {
+    let config = SolverConfig {
+        seed: recipe.seed,
+        checkpoint_dir: Some(dir.to_path_buf()),
+        ..train.clone()
+    };
+    let solver = Solver::new(model, data, config)?.with_recorded_config(serde_json::json!(recipe));
+    match recipe.evaluation.is_empty() {
+        true => Ok(solver),
+        false => solver.with_evaluation(recipe.evaluation.clone()),
+    }
+}
+
+/// Write `recipe.toml` into a run's folder, which is made where there is none.
+pub(super) fn write_recipe(dir: &Path, recipe: &Recipe) -> Result<()> {
+    files::create_dir(dir)?;
+    let (version, text) = (env!("CARGO_PKG_VERSION"), recipe.to_toml()?);
+    files::write_atomic(dir.join(RECIPE), |w| {
+        write!(w, "# made by cotangent {version}\n{text}")
+    })
+}
+
+/// Whether a folder holds a run, of two stages the first one at least: what no other run may be
+/// written over, and what can go on.
+pub(super) fn is_begun(dir: &Path) -> bool {
+    let first = dir.join(PRETRAIN);
+    [dir, &first]
+        .iter()
+        .any(|d| d.join(CHECKPOINT).exists() || d.join(BEST).exists())
 }
 
 /// Where the greatest score is; of equal ones the first.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::{autocast, no_grad};
-use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
+use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Reconstruct, Transform};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -156,6 +156,29 @@ impl SolverConfig {
         }
     }
 
+    /// An [`Error::Config`] where a setting makes no sense for images that are to be reconstructed.
+    fn check_reconstruction(&self) -> Result<()> {
+        if !matches!(
+            self.loss,
+            Loss::Mse | Loss::L1 | Loss::SmoothL1 | Loss::Huber
+        ) {
+            let loss = serde_json::json!(self.loss);
+            let why = format!("{loss}; expected mse, l1, smooth_l1 or huber, to compare images");
+            return Err(Error::config("loss", why));
+        }
+        if let Some(target) = self.target_accuracy {
+            let why = format!("{target}; expected none: reconstructed images have no accuracy");
+            return Err(Error::config("target_accuracy", why));
+        }
+        match self.schedule.watches() {
+            Some(PlateauMode::Max) => {
+                let why = "\"max\"; expected \"min\": the loss of reconstructed images is watched";
+                Err(Error::config("mode", why))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Steps in an epoch.
     fn steps_of(&self, loader: &Loader) -> usize {
         loader.batches().div_ceil(self.accumulate)
@@ -214,6 +237,9 @@ pub enum Outcome {
 /// epoch with the best validation accuracy, and puts them into the model at the end. With
 /// `checkpoint_dir` set, [`resume`](Self::resume) goes on from the checkpoint of an earlier run
 /// and gives the very bits of a run that was never interrupted.
+///
+/// A model that is to give images back ([`Augment::reconstruct`]) has no accuracy: its epochs are
+/// judged by the loss of validation images, with holes as in training.
 pub struct Solver<'m> {
     model: &'m mut dyn Module,
     data: SolverData,
@@ -243,6 +269,9 @@ impl<'m> Solver<'m> {
         config.validate()?;
         if data.val.is_empty() {
             return Err(Error::config("val", "no validation images"));
+        }
+        if data.augment.reconstruct.is_some() {
+            config.check_reconstruction()?;
         }
         let loader = Loader::new(
             data.train.clone(),
@@ -397,6 +426,12 @@ impl<'m> Solver<'m> {
             };
             progress.line(&format!("autocast: products in {dtype} on {device}{note}"));
         }
+        if self.data.augment.reconstruct.is_some() {
+            let (n, batches) = (self.loader.dataset().len(), self.loader.batches());
+            progress.line(&format!(
+                "reconstructing: {n} images, {batches} batches an epoch"
+            ));
+        }
         let outcome = self.epochs(&mut progress);
         progress.finish();
         if let (Err(Error::NonFinite { .. }), Some(dir)) = (&outcome, &self.config.checkpoint_dir) {
@@ -443,7 +478,10 @@ impl<'m> Solver<'m> {
             let loss = self.step(&mut feeds)?;
             self.seconds = before + start.elapsed().as_secs_f64();
             let size = self.config.batch_size;
-            let accuracy = self.correct as f64 / (self.batch * size) as f64;
+            let accuracy = match self.data.augment.reconstruct {
+                Some(_) => f64::NAN,
+                None => self.correct as f64 / (self.batch * size) as f64,
+            };
             let images = (self.batch - first) * size;
             progress.step(self.history.loss_history.len(), loss, accuracy, images);
         }
@@ -452,10 +490,25 @@ impl<'m> Solver<'m> {
             Some(_) => self.optimizer.averaged()?,
             None => None,
         };
-        let [train_acc, val_acc, watched] = self.judge(averaged.as_deref())?;
+        let judged = self.judge(averaged.as_deref())?;
         let seconds = before + start.elapsed().as_secs_f64();
         let lr = self.optimizer.learning_rate();
-        let best = self.history.end_epoch(train_acc, val_acc, lr, seconds);
+        let (best, watched, found) = match judged {
+            Judged::Accuracies {
+                train,
+                val,
+                watched,
+            } => (
+                self.history.end_epoch(train, val, lr, seconds),
+                watched,
+                format!("train acc: {train:.3}; val_acc: {val:.3}"),
+            ),
+            Judged::Loss(val) => (
+                self.history.end_epoch_by_loss(val, lr, seconds),
+                val,
+                format!("val_loss: {val:.4}"),
+            ),
+        };
         let at = self.position();
         let schedule = &self.config.schedule;
         schedule.end_epoch(at, &mut self.schedule, watched);
@@ -469,7 +522,7 @@ impl<'m> Solver<'m> {
             }
         }
         progress.line(&format!(
-            "(Epoch {} / {}) train acc: {train_acc:.3}; val_acc: {val_acc:.3}",
+            "(Epoch {} / {}) {found}",
             epoch + 1,
             self.config.num_epochs
         ));
@@ -480,9 +533,8 @@ impl<'m> Solver<'m> {
         Ok(true)
     }
 
-    /// After an epoch, with `averaged` weights where there are some: the accuracies of training and
-    /// validation images, and what the schedule watches.
-    fn judge(&mut self, averaged: Option<&[(String, Tensor)]>) -> Result<[f64; 3]> {
+    /// What an epoch comes to, with `averaged` weights where there are some.
+    fn judge(&mut self, averaged: Option<&[(String, Tensor)]>) -> Result<Judged> {
         let _products = autocast(self.config.autocast.dtype())?;
         let (data, config, loss) = (&self.data, &self.config, &self.loss);
         let of = (
@@ -491,14 +543,28 @@ impl<'m> Solver<'m> {
         );
         let train = sampled(&data.train, config.num_train_samples, config.seed)?;
         let val = sampled(&data.val, config.num_val_samples, config.seed)?;
+        let pairs = match data.augment.reconstruct {
+            Some(_) => Some(pairs(data, val.clone(), of.1, config)?),
+            None => None,
+        };
         let judge = |model: &mut dyn Module| {
+            if let Some(pairs) = &pairs {
+                return Ok(Judged::Loss(mean_loss(model, pairs, loss)?));
+            }
             let train_acc = check_accuracy(model, &train, of.0, of.1, config.batch_size)?;
             let val_acc = check_accuracy(model, &val, of.0, of.1, config.batch_size)?;
             let watched = match config.schedule.watches() {
-                Some(PlateauMode::Min) => mean_loss(model, &val, of, config.batch_size, loss)?,
+                Some(PlateauMode::Min) => {
+                    let images = in_order(&val, of, config.batch_size)?;
+                    mean_loss(model, &images, loss)?
+                }
                 _ => val_acc,
             };
-            Ok([train_acc, val_acc, watched])
+            Ok(Judged::Accuracies {
+                train: train_acc,
+                val: val_acc,
+                watched,
+            })
         };
         match averaged {
             Some(weights) => with_averaged(self.model, weights, judge),
@@ -708,20 +774,23 @@ fn sampled(data: &Dataset, num_samples: Option<usize>, seed: u64) -> Result<Data
     }
 }
 
+/// What an epoch comes to.
+enum Judged {
+    /// Of training and validation images, and what the schedule watches.
+    Accuracies { train: f64, val: f64, watched: f64 },
+    /// Of validation images that were reconstructed.
+    Loss(f64),
+}
+
 /// The mean loss of images, without penalties, in evaluation mode.
-fn mean_loss(
-    model: &mut dyn Module,
-    data: &Dataset,
-    preparation: (&Normalize, &[Transform]),
-    batch_size: usize,
-    loss: &LossFn,
-) -> Result<f64> {
+fn mean_loss(model: &mut dyn Module, images: &Loader, loss: &LossFn) -> Result<f64> {
     let mut sum = 0.0;
-    evaluate(model, data, preparation, batch_size, |scores, labels| {
-        sum += loss(scores, labels)?.item()? * labels.numel() as f64;
+    show(model, images, |scores, targets| {
+        let n = targets.shape().first().copied().unwrap_or(0);
+        sum += loss(scores, targets)?.item()? * n as f64;
         Ok(())
     })?;
-    Ok(sum / data.len() as f64)
+    Ok(sum / images.dataset().len() as f64)
 }
 
 /// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
@@ -747,14 +816,50 @@ pub fn check_accuracy(
 pub(super) fn evaluate(
     model: &mut (impl Module + ?Sized),
     data: &Dataset,
+    preparation: (&Normalize, &[Transform]),
+    batch_size: usize,
+    see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<()> {
+    show(model, &in_order(data, preparation, batch_size)?, see)
+}
+
+/// The images of `data` after transforms that draw nothing.
+fn in_order(
+    data: &Dataset,
     (normalize, evaluation): (&Normalize, &[Transform]),
     batch_size: usize,
+) -> Result<Loader> {
+    let size = batch_size.min(data.len());
+    let augment = Augment::evaluation(evaluation)?;
+    Loader::new(data.clone(), normalize, augment, size, 0, false, false)
+}
+
+/// Validation images with the same holes at each call, and as their targets without.
+pub(super) fn pairs(
+    data: &SolverData,
+    images: Dataset,
+    evaluation: &[Transform],
+    config: &SolverConfig,
+) -> Result<Loader> {
+    let once = |r| Reconstruct {
+        doubled: false,
+        ..r
+    };
+    let augment = Augment {
+        reconstruct: data.augment.reconstruct.map(once),
+        ..Augment::evaluation(evaluation)?
+    };
+    let (size, seed) = (config.batch_size.min(images.len()), config.seed);
+    Loader::new(images, &data.normalize, augment, size, seed, false, false)
+}
+
+/// Show `see` what a model makes of each batch and the batch's targets.
+fn show(
+    model: &mut (impl Module + ?Sized),
+    loader: &Loader,
     mut see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
 ) -> Result<()> {
     let _quiet = no_grad();
-    let size = batch_size.min(data.len());
-    let augment = Augment::evaluation(evaluation)?;
-    let loader = Loader::new(data.clone(), normalize, augment, size, 0, false, false)?;
     for batch in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, labels) = batch?.tensors()?;
         let scores = model.forward(&images, Mode::Eval)?;

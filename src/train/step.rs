@@ -292,6 +292,7 @@ impl Parts<'_> {
         seed: Option<&Tensor>,
         sums: &mut Gradients,
     ) -> Result<Tensor> {
+        let options = (DType::F64, images.device());
         let (loss, correct) = {
             let _products = autocast(self.config.autocast.dtype())?;
             let mut scores = self.model.forward(images, Mode::Train)?;
@@ -299,9 +300,13 @@ impl Parts<'_> {
                 scores = scores.to_dtype(DType::F32)?;
             }
             let loss = (self.loss)(&scores, labels)?;
-            (loss, correct_tensor(&scores, labels)?)
+            let correct = match scores.rank() {
+                // images that were reconstructed are not right or wrong
+                4 => Tensor::zeros((), options)?,
+                _ => correct_tensor(&scores, labels)?,
+            };
+            (loss, correct)
         };
-        let options = (DType::F64, images.device());
         let penalty = match l2_penalty(self.model, self.reg)? {
             Some(penalty) => penalty.reshape(1)?,
             None => Tensor::zeros(1, options)?,

@@ -34,6 +34,11 @@ impl Canvas {
         for (o, &x) in self.now.iter_mut().zip(image) {
             *o = x as f32 * PIXEL_SCALE;
         }
+        self.go_on(ops)
+    }
+
+    /// What more `ops` make of the image.
+    pub fn go_on(&mut self, ops: &[Op]) -> &[f32] {
         for op in ops {
             self.apply(op);
         }

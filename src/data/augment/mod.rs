@@ -66,6 +66,54 @@ pub struct Augment {
     /// A loss that takes the shares of classes is then needed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mix: Vec<Mix>,
+    /// The images themselves as targets, in place of labels; none for labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reconstruct: Option<Reconstruct>,
+}
+
+/// How images are their own targets, for a model that learns without labels: it gets an image with
+/// holes in it and is to give back the image before the holes, but after all other changes.
+///
+/// ```
+/// # use cotangent::data::{Augment, Loader, Normalize, Reconstruct, synthetic};
+/// let data = synthetic(0, 0, 8);
+/// let augment = Augment {
+///     reconstruct: Some(Reconstruct { holes: 1, ..Reconstruct::default() }),
+///     ..Augment::none()
+/// };
+/// let normalize = Normalize::per_channel(&data)?;
+/// let loader = Loader::new(data, &normalize, augment, 4, 0, false, false)?;
+/// let batch = loader.epoch(0).next().unwrap()?;
+/// assert_eq!(batch.targets.unwrap().len(), batch.images.len());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reconstruct {
+    /// Squares of the mean colour in each image; 0 for the image as it is.
+    pub holes: usize,
+    /// Their side in pixels, less where a hole sticks out of the image: [`Transform::Cutout`].
+    pub hole_size: usize,
+    /// Each image twice an epoch: once as it is, and once after the transforms, flip and crop, which
+    /// then keep its shape. Both have holes.
+    pub doubled: bool,
+}
+
+impl Default for Reconstruct {
+    fn default() -> Self {
+        Reconstruct {
+            holes: 0,
+            hole_size: 16,
+            doubled: false,
+        }
+    }
+}
+
+impl Reconstruct {
+    /// What hides parts of an image.
+    fn mask(&self) -> Option<Transform> {
+        (self.holes > 0).then(|| Transform::cutout(self.holes, self.hole_size))
+    }
 }
 
 /// What lies around an image that is moved, by torchvision's names.
@@ -103,6 +151,9 @@ impl fmt::Debug for Augment {
         }
         if !self.mix.is_empty() {
             text.field("mix", &self.mix);
+        }
+        if let Some(reconstruct) = &self.reconstruct {
+            text.field("reconstruct", reconstruct);
         }
         text.finish()
     }
@@ -151,6 +202,21 @@ impl Augment {
             return Err(Error::config("crop_padding", why));
         }
         self.mix.iter().try_for_each(Mix::check)?;
+        if let Some(reconstruct) = &self.reconstruct {
+            if !self.mix.is_empty() {
+                let why = format!("{:?}; expected none of images to reconstruct", self.mix);
+                return Err(Error::config("mix", why));
+            }
+            if let Some(mask) = reconstruct.mask() {
+                mask.check(shape, &mut most)?;
+            }
+            if reconstruct.doubled && shape != stored {
+                let why = format!(
+                    "true, and the transforms turn {stored:?} into {shape:?}; expected one shape"
+                );
+                return Err(Error::config("doubled", why));
+            }
+        }
         Ok((shape, most))
     }
 
@@ -184,6 +250,7 @@ pub(super) struct EpochSeed {
 }
 
 /// One image's flip, then pixel (y, x) taken from (y + dy, x + dx).
+#[derive(Default)]
 struct Change {
     flip: bool,
     dy: isize,

@@ -9,7 +9,7 @@ use super::canvas::Canvas;
 use super::mix::Mixing;
 use super::ops::Op;
 use super::transform::Draw;
-use super::{Augment, Change, EpochSeed, PaddingMode};
+use super::{Augment, Change, EpochSeed, PaddingMode, Reconstruct};
 use crate::cuda::{Arg, Gpu, kernels};
 use crate::data::normalize::Affine;
 use crate::data::{Batch, Dataset, Normalize, PIXEL_SCALE};
@@ -48,6 +48,8 @@ pub(in crate::data) struct Pipeline {
     /// Each channel's mean in the normalization.
     mean: Vec<f32>,
     augment: Augment,
+    /// Images before this one are left as they are, but for their holes.
+    plain: usize,
     /// The means, then the scales, on each GPU that has asked for them.
     on: Mutex<Vec<(Gpu, Tensor)>>,
 }
@@ -56,11 +58,12 @@ pub(in crate::data) struct Pipeline {
 #[derive(Clone, Debug)]
 pub(in crate::data) struct Raw {
     /// One stretch, to be copied at once: four numbers an image (label; 1 for a flip and 2 for
-    /// reflection beside the image; dy, dx); the images' bytes; the images' programs; the mixing's
-    /// partners and shares of classes.
+    /// reflection beside the image; dy, dx); the images' bytes; the images' programs; those of their
+    /// targets where these are images, too; the mixing's partners and shares of classes.
     words: Vec<i64>,
-    /// Where each of the last two parts begins.
+    /// Where each of the last three parts begins.
     programs: Option<usize>,
+    targets: Option<usize>,
     mixing: Option<(usize, Mixing)>,
     /// Images.
     pub n: usize,
@@ -82,6 +85,10 @@ impl Pipeline {
             classes: data.classes().len(),
             mean: mean.collect(),
             affine,
+            plain: match &augment.reconstruct {
+                Some(r) if r.doubled => data.len(),
+                _ => 0,
+            },
             augment,
             on: Mutex::default(),
         })
@@ -92,8 +99,13 @@ impl Pipeline {
         self.shape
     }
 
-    /// The shape of a batch's labels of I64, or shares of classes of F32.
+    /// The shape of a batch's labels of I64, or of F32 the shares of classes or the images to
+    /// reconstruct.
     pub fn labels(&self, n: usize) -> (Vec<usize>, DType) {
+        if self.augment.reconstruct.is_some() {
+            let [c, h, w] = self.shape;
+            return (vec![n, c, h, w], DType::F32);
+        }
         match self.augment.mix.is_empty() {
             true => (vec![n], DType::I64),
             false => (vec![n, self.classes], DType::F32),
@@ -111,12 +123,17 @@ impl Pipeline {
         let n = indices.len();
         let [c, h, w] = self.shape;
         let labels: Vec<i64> = indices.iter().map(|&i| data.label(i) as i64).collect();
-        let mut images = self.gather(data, indices, epoch);
-        let mixing = Mixing::draw(&self.augment.mix, epoch.own, number, n, [h, w]);
-        let targets = mixing.map(|mixing| {
+        let (mut images, mut targets) = match self.augment.reconstruct {
+            Some(_) => {
+                let (images, clean) = self.gather_pairs(data, indices, epoch);
+                (images, Some(clean))
+            }
+            None => (self.gather(data, indices, epoch), None),
+        };
+        if let Some(mixing) = Mixing::draw(&self.augment.mix, epoch.own, number, n, [h, w]) {
             images = mixing.images(&images, self.shape);
-            mixing.targets(&labels, self.classes)
-        });
+            targets = Some(mixing.targets(&labels, self.classes));
+        }
         Batch {
             images,
             labels,
@@ -132,26 +149,92 @@ impl Pipeline {
         let images = out.par_chunks_mut(pixels).zip(indices);
         if self.augment.transforms.is_empty() {
             images.with_min_len(8).for_each(|(out, &i)| {
-                let change = self.augment.draw(epoch, i);
+                let change = self.change(epoch, i);
                 self.write(data.image(i), |x| x as f32 * PIXEL_SCALE, &change, out);
             });
         } else {
             let canvas = || Canvas::new(self.most);
             images.for_each_init(canvas, |canvas, (out, &i)| {
-                let image = canvas.run(data.image(i), self.stored, &self.ops(epoch, i));
-                let change = self.augment.draw(epoch, i);
+                let (ops, _) = self.ops(epoch, i);
+                let image = canvas.run(data.image(i), self.stored, &ops);
+                let change = self.change(epoch, i);
                 self.write(image, |x| x, &change, out);
             });
         }
         out
     }
 
-    /// What the transforms do to image `i`.
-    fn ops(&self, epoch: EpochSeed, i: usize) -> Vec<Op> {
+    /// The images with their holes, and without.
+    fn gather_pairs(
+        &self,
+        data: &Dataset,
+        indices: &[usize],
+        epoch: EpochSeed,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let pixels = self.shape.iter().product();
+        let [mut masked, mut clean] = [(); 2].map(|()| vec![0.0; indices.len() * pixels]);
+        let pairs = masked
+            .par_chunks_mut(pixels)
+            .zip(clean.par_chunks_mut(pixels));
+        let canvas = || Canvas::new(self.most);
+        pairs
+            .zip(indices)
+            .for_each_init(canvas, |canvas, ((masked, clean), &i)| {
+                let (ops, seen) = self.ops(epoch, i);
+                let change = self.change(epoch, i);
+                let image = canvas.run(data.image(i), self.stored, &ops[..seen]);
+                self.write(image, |x| x, &change, clean);
+                self.write(canvas.go_on(&ops[seen..]), |x| x, &change, masked);
+            });
+        (masked, clean)
+    }
+
+    /// The flip and the crop of image `i`.
+    fn change(&self, epoch: EpochSeed, i: usize) -> Change {
+        match i < self.plain {
+            true => Change::default(),
+            false => self.augment.draw(epoch, i),
+        }
+    }
+
+    /// What the transforms do to image `i`, then what makes its holes, and how many operations come
+    /// before those.
+    fn ops(&self, epoch: EpochSeed, i: usize) -> (Vec<Op>, usize) {
         let mut draw = Draw::new(self.stored, &self.mean, epoch.own, i);
-        let transforms = self.augment.transforms.iter();
-        transforms.for_each(|t| t.draw(&mut draw));
-        draw.finish()
+        if i >= self.plain {
+            let transforms = self.augment.transforms.iter();
+            transforms.for_each(|t| t.draw(&mut draw));
+        }
+        let before = draw.len();
+        let reconstruct = self.augment.reconstruct.as_ref();
+        if let Some(mask) = reconstruct.and_then(Reconstruct::mask) {
+            mask.draw(&mut draw);
+        }
+        (draw.finish(), before)
+    }
+
+    /// Append the images' programs, those of their targets with `clean`; where they begin.
+    fn programs(
+        &self,
+        words: &mut Vec<i64>,
+        indices: &[usize],
+        epoch: EpochSeed,
+        clean: bool,
+    ) -> usize {
+        let (start, n) = (words.len(), indices.len());
+        let mut code = Vec::new();
+        for &i in indices {
+            // after the n places, two words of code in each of theirs
+            words.push((2 * n + code.len()) as i64);
+            let (mut ops, before) = self.ops(epoch, i);
+            if clean {
+                ops.truncate(before);
+            }
+            code.push(ops.len() as u32);
+            ops.iter().for_each(|op| op.encode(&mut code));
+        }
+        append(words, &code);
+        start
     }
 
     /// What [`finish`](Self::finish) makes the same batch of.
@@ -161,7 +244,7 @@ impl Pipeline {
         let (changes, images) = words.split_at_mut(4 * n);
         let reflects = (self.augment.padding_mode == PaddingMode::Reflect) as i64;
         for (words, &i) in changes.chunks_exact_mut(4).zip(indices) {
-            let c = self.augment.draw(epoch, i);
+            let c = self.change(epoch, i);
             let label = data.label(i) as i64;
             let flip = c.flip as i64 | reflects << 1;
             words.copy_from_slice(&[label, flip, c.dy as i64, c.dx as i64]);
@@ -170,19 +253,10 @@ impl Pipeline {
         for (bytes, &i) in images.chunks_exact_mut(pixels).zip(indices) {
             bytes.copy_from_slice(data.image(i));
         }
-        let programs = (!self.augment.transforms.is_empty()).then(|| {
-            let start = words.len();
-            let mut code = Vec::new();
-            for &i in indices {
-                // after the n places, two words of code in each of theirs
-                words.push((2 * n + code.len()) as i64);
-                let ops = self.ops(epoch, i);
-                code.push(ops.len() as u32);
-                ops.iter().for_each(|op| op.encode(&mut code));
-            }
-            append(&mut words, &code);
-            start
-        });
+        let pairs = self.augment.reconstruct.is_some();
+        let programs = (pairs || !self.augment.transforms.is_empty())
+            .then(|| self.programs(&mut words, indices, epoch, false));
+        let targets = pairs.then(|| self.programs(&mut words, indices, epoch, true));
         let [_, h, w] = self.shape;
         let mixing = Mixing::draw(&self.augment.mix, epoch.own, number, n, [h, w]);
         let mixing = mixing.map(|mixing| {
@@ -196,17 +270,23 @@ impl Pipeline {
         Raw {
             words,
             programs,
+            targets,
             mixing,
             n,
         }
     }
 
     /// Copy a batch to the device, which writes the images that [`batch`](Self::batch) has to
-    /// `images` (F32, row-major or channels-last) and their labels, or shares of classes, to
-    /// `labels`.
+    /// `images` (F32, row-major or channels-last) and their labels, or shares of classes, or the
+    /// images to reconstruct, to `labels`.
     pub fn finish(&self, gpu: Gpu, raw: Raw, images: &Tensor, labels: &Tensor) -> Result<()> {
         let (n, len) = (raw.n, raw.words.len());
         let words = Tensor::from_vec(raw.words, len)?.moved(Device::Cuda(gpu))?;
+        if raw.targets.is_some() {
+            let own = row(gpu, n, DType::I64)?;
+            self.finish_images(gpu, &words, raw.programs, images, &own)?;
+            return self.finish_images(gpu, &words, raw.targets, labels, &own);
+        }
         let Some((start, mixing)) = raw.mixing else {
             return self.finish_images(gpu, &words, raw.programs, images, labels);
         };

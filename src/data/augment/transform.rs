@@ -731,6 +731,11 @@ impl<'a> Draw<'a> {
         self.ops
     }
 
+    /// How many operations there are so far.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
     /// Append an operation; moves by whole pixels are joined where that changes nothing.
     pub fn push(&mut self, op: Op) {
         let before = self.shape;
