@@ -286,7 +286,7 @@ fn train(words: &[String]) -> Result<bool> {
     let stop = stop_on_signal()?;
     let mut run = Run::new(recipe)?;
     println!("{}", run.splits);
-    let [c, h, w] = run.splits.train.shape();
+    let [c, h, w] = run.recipe.augment.shape(run.splits.train.shape())?;
     let threads = rayon::current_num_threads();
     println!(
         "{} ({} parameters) for {c}x{h}x{w}, seed {}, {} with {threads} threads, in {}",

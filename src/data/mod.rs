@@ -11,6 +11,7 @@ mod idx;
 mod loader;
 mod locate;
 mod normalize;
+mod resize;
 mod synthetic;
 mod tiny_imagenet;
 
@@ -18,9 +19,12 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::random::{Generator, philox4x32_10};
 use bytes::Bytes;
+use resize::Resize;
 
 pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Reconstruct, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
@@ -199,6 +203,43 @@ impl Dataset {
         self.subset(&chosen)
     }
 
+    /// The images in another height and width, 8 to 512, with bytes of their own: bilinear with
+    /// antialiasing, to the bit as torchvision's `Resize` of a PIL image. Another size is an
+    /// [`Error::Config`]; images that are no squares, or more of them than memory holds, are an
+    /// [`Error::Data`].
+    ///
+    /// ```
+    /// let images = cotangent::data::synthetic(0, 0, 2).resized(64)?;
+    /// assert_eq!(images.shape(), [3, 64, 64]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn resized(&self, size: usize) -> Result<Self> {
+        resize::check(size)?;
+        let [c, h, w] = self.shape;
+        if h != w {
+            let why = format!("images of {:?}; expected squares to be resized", self.shape);
+            return Err(Error::data(&self.name, why));
+        }
+        let resize = Resize::new(h, size);
+        let (n, pixels) = (self.len(), c * size * size);
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(n.saturating_mul(pixels)).is_err() {
+            let why = format!("{n} images of {size}x{size} are more than memory holds");
+            return Err(Error::data(&self.name, why));
+        }
+        bytes.resize(n * pixels, 0);
+        let images = bytes.par_chunks_exact_mut(pixels).enumerate();
+        images.for_each(|(i, out)| {
+            let mut image = Vec::with_capacity(pixels);
+            let planes = self.image(i).chunks_exact(h * w);
+            planes.for_each(|plane| resize.append(plane, &mut image));
+            out.copy_from_slice(&image);
+        });
+        let labels = (0..n).map(|i| self.label(i) as u8).collect();
+        let classes: Vec<&str> = self.classes.iter().map(String::as_str).collect();
+        Dataset::new(&self.name, bytes, labels, [c, size, size], &classes)
+    }
+
     /// The images of each class, in order.
     fn by_class(&self) -> Vec<Vec<usize>> {
         let mut images = vec![Vec::new(); self.classes.len()];
@@ -258,6 +299,16 @@ impl Splits {
         }
         self.train = self.train.range(0..n)?;
         Ok(self)
+    }
+
+    /// The same with all images in another height and width: [`Dataset::resized`].
+    pub fn resized(self, size: usize) -> Result<Self> {
+        Ok(Splits {
+            train: self.train.resized(size)?,
+            val: self.val.resized(size)?,
+            test: self.test.resized(size)?,
+            source: self.source,
+        })
     }
 
     /// The same with a class-balanced `fraction` of the training images, those whose labels a
@@ -360,6 +411,26 @@ mod tests {
             d.concat(&other).unwrap_err().to_string(),
             "other: 2 classes of [1, 1, 1] do not join 2 classes of [2, 1, 1] of \"four\""
         );
+    }
+
+    #[test]
+    fn resized_images_keep_their_labels_and_order() {
+        let d = synthetic(3, 0, 5).subset(&[4, 1]).unwrap();
+        let big = d.resized(48).unwrap();
+        assert_eq!((big.shape(), big.len()), ([3, 48, 48], 2));
+        assert_eq!((big.label(0), big.label(1)), (4, 1));
+        assert_eq!(big.classes(), d.classes());
+        // an image alone, plane by plane
+        let mut first = Vec::new();
+        let planes = d.image(0).chunks_exact(32 * 32);
+        planes.for_each(|plane| Resize::new(32, 48).append(plane, &mut first));
+        assert_eq!(big.image(0), first);
+        assert_eq!(d.resized(32).unwrap().image(1), d.image(1));
+        let e = |d: &Dataset, size| d.resized(size).unwrap_err().to_string();
+        assert_eq!(e(&d, 7), "configuration: size: 7; expected 8 to 512");
+        let flat = Dataset::new("flat", vec![0; 6], vec![0], [1, 2, 3], &["a"]).unwrap();
+        let text = "flat: images of [1, 2, 3]; expected squares to be resized";
+        assert_eq!(e(&flat, 8), text);
     }
 
     #[test]

@@ -130,7 +130,9 @@ impl Run {
             name: autoencoder_of(&recipe.model.name)?.into(),
             ..recipe.model.clone()
         };
-        let mut model = named.build(&self.unlabelled, recipe.seed)?;
+        let input_dim = pretrain.augment.shape(self.unlabelled.shape())?;
+        let classes = self.unlabelled.classes().len();
+        let mut model = named.build(input_dim, classes, recipe.seed)?;
         nn::to_device(&mut *model, nn::device(&mut *self.model))?;
         let augment = Augment {
             reconstruct: Some(pretrain.augment.reconstruct.unwrap_or_default()),
@@ -254,7 +256,7 @@ mod tests {
         let unlabelled = splits.train.clone();
         let splits = recipe.data.labelled(splits, recipe.seed)?;
         Ok(Run {
-            model: recipe.model.build(&unlabelled, recipe.seed)?,
+            model: recipe.model.build(unlabelled.shape(), 10, recipe.seed)?,
             splits,
             unlabelled,
             recipe,
@@ -372,7 +374,7 @@ mod tests {
             name: "autoencoder".into(),
             ..run.recipe.model.clone()
         }
-        .build(&run.unlabelled, 9)?;
+        .build(run.unlabelled.shape(), 10, 9)?;
         let best = dir.path().join(PRETRAIN).join(BEST);
         crate::train::load_state_dict_file(best, &mut *learnt)?;
         let encoder = of(&mut *learnt, ENCODER);
@@ -421,7 +423,7 @@ mod tests {
             name: "autoencoder".into(),
             ..recipe(&[])?.model
         };
-        named.build(&synthetic(0, 0, 1), 0)
+        named.build([3, 32, 32], 10, 0)
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl Run {
         let splits = recipe.data.load_all(recipe.seed)?;
         let unlabelled = splits.train.clone();
         let splits = recipe.data.labelled(splits, recipe.seed)?;
-        let mut model = recipe.model.build(&splits.train, recipe.seed)?;
+        let input_dim = recipe.augment.shape(splits.train.shape())?;
+        let classes = splits.train.classes().len();
+        let mut model = recipe.model.build(input_dim, classes, recipe.seed)?;
         nn::to_device(&mut *model, device)?;
         Ok(Run {
             recipe,
@@ -412,6 +414,23 @@ mod tests {
         // what is there is not written over
         let e = run()?.train(&out, false, Arc::default()).unwrap_err();
         assert!(e.to_string().contains("holds a run"), "{e}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_network_is_made_for_the_images_that_it_sees() -> Result<()> {
+        // resized to 20, cropped to 16; a three-layer network fits one size alone
+        let cropped = TEXT.replace("[model]", "size = 20\n[model]")
+            + "\n[augment]\ntransforms = [{ RandomCrop = { size = [16, 16], padding = 0, fill = \"Mean\" } }]\n\
+               [[evaluation]]\nCenterCrop = { size = [16, 16] }";
+        let mut run = Run::new(Recipe::parse(
+            &cropped,
+            &[("num_epochs".into(), "1".into())],
+        )?)?;
+        assert_eq!(run.splits.test.shape(), [3, 20, 20]);
+        let dir = tempfile::tempdir().unwrap();
+        let (outcome, _) = run.train(dir.path().join("run"), false, Arc::default())?;
+        assert_eq!(outcome, Outcome::Finished);
         Ok(())
     }
 

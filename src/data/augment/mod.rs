@@ -187,6 +187,20 @@ impl Augment {
         })
     }
 
+    /// [C, H, W] of what the network sees of images of that shape: a crop makes them smaller.
+    /// Settings that do not fit the images are an [`Error::Config`].
+    ///
+    /// ```
+    /// # use cotangent::data::{Augment, Transform};
+    /// let transforms = vec![Transform::random_crop([56, 56], 0)];
+    /// let augment = Augment { transforms, ..Augment::none() };
+    /// assert_eq!(augment.shape([3, 64, 64])?, [3, 56, 56]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn shape(&self, stored: [usize; 3]) -> Result<[usize; 3]> {
+        Ok(self.check(stored)?.0)
+    }
+
     /// The shape of what the transforms make of images of a shape, and the most numbers that an
     /// image has on its way.
     fn check(&self, stored: [usize; 3]) -> Result<([usize; 3], usize)> {

@@ -4,7 +4,7 @@ use std::panic::catch_unwind;
 
 use jpeg_decoder::{Decoder, PixelFormat};
 
-use super::resize::Resize;
+use crate::data::resize::Resize;
 
 /// Height and width of the data set's images.
 pub(super) const SIDE: usize = 64;

@@ -3,7 +3,6 @@
 
 mod cache;
 mod decode;
-mod resize;
 mod scan;
 
 use std::fs;
@@ -13,11 +12,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::bytes::Bytes;
+use super::resize::{self, Resize};
 use super::{Dataset, Purpose, Splits, stream};
 use crate::error::{Error, Result};
 use cache::Unfit;
 use decode::{MOST_BYTES, SIDE, decode};
-use resize::Resize;
 
 pub(super) use scan::{FOLDERS, Item, Scan, folder, holds_any};
 
@@ -84,9 +83,7 @@ pub enum ImageCache {
 /// `source` say so.
 pub fn load_tiny_imagenet(dir: &Path, config: &TinyImageNetConfig) -> Result<Splits> {
     let size = config.size;
-    if !(8..=512).contains(&size) {
-        return Err(Error::config("size", format!("{size}; expected 8 to 512")));
-    }
+    resize::check(size)?;
     let scan = Scan::of(&folder(dir)?)?;
     let mut source = format!(
         "Tiny-ImageNet of {} classes from {}",

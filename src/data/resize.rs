@@ -6,8 +6,18 @@
 //! grows, it is the plain interpolation between two. An area average would be as good for shrinking
 //! but leaves blocks where 64 becomes 192.
 
+use crate::error::{Error, Result};
+
 /// Fractional bits of a weight, as in Pillow: 8 bits of the pixel and 2 to spare in 32.
 const BITS: u32 = 32 - 8 - 2;
+
+/// Refuse a height and width that no image is made to have.
+pub(super) fn check(size: usize) -> Result<()> {
+    match (8..=512).contains(&size) {
+        true => Ok(()),
+        false => Err(Error::config("size", format!("{size}; expected 8 to 512"))),
+    }
+}
 
 /// What one new pixel along an axis is made of.
 struct Span {
