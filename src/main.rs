@@ -13,7 +13,8 @@ use cotangent::train::recipe::flags;
 use cotangent::train::report;
 use cotangent::train::run::default_dir;
 use cotangent::train::{
-    Ablation, Outcome, Recipe, Run, SanityConfig, sanity_checks, stop_on_signal,
+    Ablation, Diary, History, Landscape, Outcome, Recipe, Run, SanityConfig, Statistics,
+    sanity_checks, stop_on_signal,
 };
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -77,6 +78,36 @@ enum Command {
             trailing_var_arg = true,
             allow_hyphen_values = true,
             value_name = "FILE --KEY VALUE"
+        )]
+        words: Vec<String>,
+    },
+    /// Look at the loss landscape (TOML): losses at several learning rates, and loss and gradient along
+    /// the gradient, of networks side by side
+    ///
+    /// At a small scale, in minutes; --full runs it at the scale of the report. What is finished is
+    /// not run again.
+    Landscape {
+        /// The landscape's file, such as examples/landscapes/vgg_batch_norm.toml; --out DIR (default:
+        /// runs/landscapes/NAME); --full; --learning-rates, --every, --step-lengths; and --KEY VALUE for any
+        /// key of the recipe
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "FILE --KEY VALUE"
+        )]
+        words: Vec<String>,
+    },
+    /// Activations and gradients layer by layer, at one batch: of a recipe's new network, or of a run
+    Statistics {
+        /// The recipe's file, or a run's folder; --train to train by the recipe and look again after each
+        /// epoch; --out DIR (default: the run's folder, or runs/statistics/NAME); and --KEY VALUE for any key
+        /// of the recipe
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "RECIPE --KEY VALUE"
         )]
         words: Vec<String>,
     },
@@ -184,6 +215,8 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Train { words } => train(&words),
         Command::Ablate { words } => ablate(&words),
+        Command::Landscape { words } => landscape(&words),
+        Command::Statistics { words } => statistics(&words),
         Command::Eval { words } => eval(&words),
         Command::Sanity { model, data, seed } => {
             let splits = match data {
@@ -272,6 +305,56 @@ fn ablate(words: &[String]) -> Result<bool> {
     }
     // the others are there, but a script should know
     Ok(ended.all && ended.failed == 0)
+}
+
+fn landscape(words: &[String]) -> Result<bool> {
+    let (file, mut settings) = first_and_flags(words)?;
+    let full = take(&mut settings, "full").is_some_and(|v| v != "false");
+    let out = take(&mut settings, "out").map(PathBuf::from);
+    let landscape = Landscape::load(file.ok_or(missing("file"))?, &settings)?;
+    let scale = if full { "full" } else { "small" };
+    let default = || PathBuf::from("runs/landscapes").join(format!("{}_{scale}", landscape.name));
+    let dir = out.unwrap_or_else(default);
+    let stop = stop_on_signal()?;
+    let ended = landscape.run(&dir, full, &stop, |text| println!("{text}"))?;
+    println!("{}", dir.display());
+    if !ended.all {
+        println!("stopped; the same command goes on");
+    }
+    Ok(ended.all && ended.failed == 0)
+}
+
+fn statistics(words: &[String]) -> Result<bool> {
+    let (path, mut settings) = first_and_flags(words)?;
+    let path = path.ok_or(missing("recipe"))?;
+    let training = take(&mut settings, "train").is_some_and(|v| v != "false");
+    let out = take(&mut settings, "out").map(PathBuf::from);
+    let show = |epoch: usize, found: &Statistics| println!("after {epoch} epochs\n{found}\n");
+    let (mut run, epoch, dir) = match path.is_dir() {
+        true => {
+            let run = Run::open(&path, &settings)?;
+            (run, History::load(&path)?.best_epoch, out.unwrap_or(path))
+        }
+        false => {
+            let recipe = Recipe::load(&path, &settings)?;
+            let default = || PathBuf::from("runs/statistics").join(recipe.title());
+            let dir = out.unwrap_or_else(default);
+            (Run::new(recipe)?, 0, dir)
+        }
+    };
+    if training {
+        let (outcome, _) = Diary::of_training(&mut run, &dir, stop_on_signal()?, show)?;
+        println!("{outcome:?}: {}", dir.display());
+        return Ok(true);
+    }
+    let diary = Diary::of_run(&mut run, epoch)?;
+    diary
+        .entries
+        .iter()
+        .for_each(|(epoch, found)| show(*epoch, found));
+    diary.save(&dir)?;
+    println!("{}", dir.join("statistics.csv").display());
+    Ok(true)
 }
 
 fn train(words: &[String]) -> Result<bool> {

@@ -221,3 +221,50 @@ fn a_killed_run_goes_on_bit_for_bit() {
     let read = |run: &str| std::fs::read(dir.path().join(run).join("best.safetensors")).unwrap();
     assert!(read("whole") == read("killed"));
 }
+
+#[test]
+fn a_network_is_looked_at_from_the_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let parts = "data = { name = \"embedded\", train_samples = 40, test_samples = 20 }\n\
+        model = { name = \"two_layer\", hidden_dim = 3 }\n\
+        train = { num_epochs = 1, batch_size = 20, num_val_samples = 20 }\n";
+    std::fs::write(path("recipe.toml"), parts).unwrap();
+    let landscape = format!(
+        "name = \"l\"\nlearning_rates = [1e-3, 1e-2]\n[recipe]\n{parts}[[networks]]\nname = \"two\"\n"
+    );
+    std::fs::write(path("landscape.toml"), landscape).unwrap();
+    let (recipe, out) = (path("recipe.toml"), path("statistics"));
+
+    let args = ["statistics", &recipe, "--train", "--out", &out];
+    let (code, stdout, stderr) = cotangent(&args);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.contains("dW norm") && stdout.contains("after 1 epochs"));
+    // the folder is a run now, and an entry of a run is of its best epoch
+    let (code, stdout, stderr) = cotangent(&["statistics", &out]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.contains("after 1 epochs") && !stdout.contains("after 0"));
+    let (code, _, stderr) = cotangent(&["statistics", &recipe, "--batchsize", "3"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("the nearest is batch_size"), "{stderr}");
+
+    let (file, out) = (path("landscape.toml"), path("landscape"));
+    let look = |more: &[&str]| {
+        let args = ["landscape", &file, "--out", &out];
+        cotangent(&[&args, more].concat())
+    };
+    let (code, stdout, stderr) = look(&["--every", "1", "--step-lengths", "[0.1, 0.2]"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let csv = std::fs::read_to_string(dir.path().join("landscape/beta_smoothness.csv")).unwrap();
+    assert!(csv.starts_with("network,step,at_0.1,at_0.2,least,greatest\n\"two\",0,"));
+    assert_eq!(csv.lines().count(), 3);
+    for (flag, value, word) in [
+        ("--learning-rates", "[]", "learning_rates: none"),
+        ("--every", "0", "every: 0 steps"),
+        ("--num-epocs", "1", "the nearest is num_epochs"),
+    ] {
+        let (code, _, stderr) = look(&[flag, value]);
+        assert_eq!(code, Some(2));
+        assert!(stderr.contains(word), "{stderr}");
+    }
+}

@@ -212,7 +212,7 @@ impl Module for Block {
             y = s.child("gamma", |s| gamma.summarize(&y, s))?;
         }
         let y = y.permute(&[0, 3, 1, 2])?;
-        self.join(x, y, Mode::Eval)
+        self.join(x, y, s.mode())
     }
 }
 
@@ -369,7 +369,7 @@ impl Module for ConvNeXt {
             })?;
             x = s.child(&format!("stages.{i}"), |s| stage.summarize(&x, s))?;
         }
-        x = GlobalAvgPool2d.forward(&x, Mode::Eval)?;
+        x = GlobalAvgPool2d.forward(&x, s.mode())?;
         if let Some(norm) = &mut self.norm {
             x = s.child("norm", |s| norm.summarize(&x, s))?;
         }

@@ -204,14 +204,14 @@ impl Module for BasicBlock {
     fn summarize(&mut self, x: &Tensor, s: &mut Summary) -> Result<Tensor> {
         let h = s.child("conv1", |s| self.conv1.summarize(x, s))?;
         let h = s.child("bn1", |s| self.bn1.summarize(&h, s))?;
-        let h = self.relu.forward(&h, Mode::Eval)?;
+        let h = self.relu.forward(&h, s.mode())?;
         let h = s.child("conv2", |s| self.conv2.summarize(&h, s))?;
         let h = s.child("bn2", |s| self.bn2.summarize(&h, s))?;
         let sum = match &mut self.downsample {
             Some(d) => h.add(&s.child("downsample", |s| d.summarize(x, s))?)?,
             None => h.add(x)?,
         };
-        self.relu.forward(&sum, Mode::Eval)
+        self.relu.forward(&sum, s.mode())
     }
 }
 
@@ -329,14 +329,14 @@ impl Module for ResNet {
     fn summarize(&mut self, x: &Tensor, s: &mut Summary) -> Result<Tensor> {
         let x = s.child("conv1", |s| self.conv1.summarize(x, s))?;
         let x = s.child("bn1", |s| self.bn1.summarize(&x, s))?;
-        let mut x = self.relu.forward(&x, Mode::Eval)?;
+        let mut x = self.relu.forward(&x, s.mode())?;
         if let Some(maxpool) = &mut self.maxpool {
             x = s.child("maxpool", |s| maxpool.summarize(&x, s))?;
         }
         for (name, layer) in &mut self.layers {
             x = s.child(name, |s| layer.summarize(&x, s))?;
         }
-        let x = GlobalAvgPool2d.forward(&x, Mode::Eval)?;
+        let x = GlobalAvgPool2d.forward(&x, s.mode())?;
         s.child("fc", |s| self.fc.summarize(&x, s))
     }
 }

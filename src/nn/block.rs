@@ -235,7 +235,7 @@ impl Module for Residual {
             Some((name, m)) => summary.child(name, |s| m.summarize(x, s))?,
             None => x.clone(),
         };
-        self.join(&shortcut, &body, Mode::Eval)
+        self.join(&shortcut, &body, summary.mode())
     }
 }
 

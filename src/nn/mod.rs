@@ -69,13 +69,13 @@ pub trait Module: Send {
     /// As PyTorch prints it: `Conv2d(3, 32, kernel_size=[3, 3], padding=[1, 1])`.
     fn describe(&self) -> String;
 
-    /// Run on `x` in evaluation mode, adding a row a layer. Containers pass it on to their
+    /// Run on `x` in the [`Summary::mode`], adding a row a layer. Containers pass it on to their
     /// children; a layer is one row.
     fn summarize(&mut self, x: &Tensor, summary: &mut Summary) -> Result<Tensor> {
-        let y = self.forward(x, Mode::Eval)?;
+        let y = self.forward(x, summary.mode())?;
         let parameters = parameter_count(self);
         let work = self.multiply_adds(x.shape(), y.shape());
-        summary.row(self.describe(), *y.shape(), parameters, work);
+        summary.row(self.describe(), &y, parameters, work);
         Ok(y)
     }
 

@@ -1,7 +1,7 @@
-//! A table of a network's layers: output shapes, parameter counts, multiply-adds.
+//! A table of a network's layers: output shapes, parameter counts, multiply-adds; and the outputs.
 
 use crate::error::Result;
-use crate::nn::Module;
+use crate::nn::{Mode, Module};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -26,6 +26,8 @@ pub struct Summary {
     path: Vec<String>,
     /// A row a layer.
     pub rows: Vec<Row>,
+    /// The mode and, for each row, what the layer gave; where they are asked for.
+    trace: Option<(Mode, Vec<Tensor>)>,
 }
 
 impl Summary {
@@ -37,15 +39,57 @@ impl Summary {
         Ok(s)
     }
 
+    /// Run `m` in `mode` and keep what each layer gives: the network's output, and the table with
+    /// the layers' [`outputs`](Self::outputs). Buffers and random streams move as in any forward.
+    ///
+    /// ```
+    /// # use cotangent::{DType, Tensor, random::Generator};
+    /// # use cotangent::nn::{Activation, Linear, Mode, Sequential, Summary};
+    /// let linear = Linear::new(3, 2, true, &mut Generator::new(0))?;
+    /// let mut net = Sequential::new().push(linear).push(Activation::Relu);
+    /// let x = Tensor::ones([4, 3], DType::F32)?;
+    /// let (y, summary) = Summary::traced(&mut net, &x, Mode::Train)?;
+    /// let [before, after] = summary.outputs() else { panic!() };
+    /// assert_eq!(after.to_vec::<f32>()?, y.to_vec::<f32>()?);
+    /// assert!(before.is_tracked() && summary.rows[0].name == "0");
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn traced(
+        m: &mut (impl Module + ?Sized),
+        input: &Tensor,
+        mode: Mode,
+    ) -> Result<(Tensor, Self)> {
+        let mut s = Summary {
+            trace: Some((mode, Vec::new())),
+            ..Summary::default()
+        };
+        let y = m.summarize(input, &mut s)?;
+        Ok((y, s))
+    }
+
+    /// The mode that the layers run in.
+    pub fn mode(&self) -> Mode {
+        self.trace.as_ref().map_or(Mode::Eval, |(mode, _)| *mode)
+    }
+
+    /// What each row's layer gave, places in the graph and all; nothing but from
+    /// [`traced`](Self::traced).
+    pub fn outputs(&self) -> &[Tensor] {
+        self.trace.as_ref().map_or(&[], |(_, outputs)| outputs)
+    }
+
     /// Add a layer's row under the current name.
-    pub fn row(&mut self, layer: String, output: Shape, parameters: usize, multiply_adds: usize) {
+    pub fn row(&mut self, layer: String, output: &Tensor, parameters: usize, multiply_adds: usize) {
         self.rows.push(Row {
             name: self.path.join("."),
             layer,
-            output,
+            output: *output.shape(),
             parameters,
             multiply_adds,
         });
+        if let Some((_, outputs)) = &mut self.trace {
+            outputs.push(output.clone());
+        }
     }
 
     /// Run `inside` with `name` added to the current name.

@@ -12,7 +12,7 @@ use crate::nn;
 use crate::train::pretrain::PRETRAIN;
 use crate::train::recipe::{self, Recipe};
 use crate::train::run::{self, RECIPE};
-use crate::train::{History, Outcome, Plot, Run, Series, files};
+use crate::train::{History, Observer, Outcome, Plot, Run, Series, files};
 
 /// What is varied. The cells of a file are all combinations of `grid`'s values, then those of
 /// `cells`.
@@ -134,6 +134,12 @@ impl Ablation {
     /// anything runs.
     pub fn parse(text: &str) -> Result<Self> {
         let ablation: Ablation = toml::from_str(text).map_err(recipe::wrong)?;
+        ablation.checked(&[])
+    }
+
+    /// An [`Error::Config`] unless there are cells, each of another name, whose recipes can be read.
+    pub(super) fn checked(self, overrides: &[(String, String)]) -> Result<Self> {
+        let ablation = self;
         let refuse = |why: String| Err(Error::config("ablation", why));
         if ablation.name.is_empty() || ablation.name.contains(['/', '\\']) {
             return refuse(format!("name: {:?}; expected a folder's", ablation.name));
@@ -150,7 +156,7 @@ impl Ablation {
                 return refuse(format!("two cells are named {:?}", cell.name));
             }
             for full in [false, true] {
-                ablation.recipe(cell, ablation.seeds[0], full, &[])?;
+                ablation.recipe(cell, ablation.seeds[0], full, overrides)?;
             }
         }
         for name in ablation.reported.keys() {
@@ -221,9 +227,21 @@ impl Ablation {
         full: bool,
         overrides: &[(String, String)],
         stop: &Arc<AtomicBool>,
-        mut say: impl FnMut(&str),
+        say: impl FnMut(&str),
     ) -> Result<Ended> {
-        let dir = dir.as_ref();
+        self.run_observed(dir.as_ref(), full, overrides, stop, say, |_, _| Ok(None))
+    }
+
+    /// [`run`](Self::run) with what `observe` gives for a cell and its run's folder.
+    pub(super) fn run_observed(
+        &self,
+        dir: &Path,
+        full: bool,
+        overrides: &[(String, String)],
+        stop: &Arc<AtomicBool>,
+        mut say: impl FnMut(&str),
+        mut observe: impl FnMut(&Cell, &Path) -> Result<Option<Box<dyn Observer>>>,
+    ) -> Result<Ended> {
         files::create_dir(dir)?;
         let cells = self.cells()?;
         let total = cells.len() * self.seeds.len();
@@ -233,14 +251,14 @@ impl Ablation {
             .iter()
             .flat_map(|c| self.seeds.iter().map(move |s| (c, *s)));
         for (i, (cell, seed)) in jobs.enumerate() {
-            let folder = dir
-                .join(folder_name(&cell.name))
-                .join(format!("seed_{seed}"));
+            let folder = run_folder(dir, cell, seed);
+            let mut observer = observe(cell, &folder)?;
+            let observer = observer.as_mut().map(|o| &mut **o as &mut dyn Observer);
             let recipe = self.recipe(cell, seed, full, overrides)?;
             say(&format!("[{} / {total}] {}, seed {seed}", i + 1, cell.name));
             let found = match finished(&folder, &recipe)? {
                 Some(found) => found,
-                None => match run_cell(cell, recipe, &folder, stop) {
+                None => match run_cell(cell, recipe, &folder, stop, observer) {
                     Ok(Some(found)) => found,
                     Ok(None) => return Ok(Ended::of(false, &results)),
                     Err(e) => CellResult {
@@ -415,6 +433,7 @@ fn run_cell(
     recipe: Recipe,
     folder: &Path,
     stop: &Arc<AtomicBool>,
+    observer: Option<&mut dyn Observer>,
 ) -> Result<Option<CellResult>> {
     let seed = recipe.seed;
     let resume = run::is_begun(folder);
@@ -422,7 +441,7 @@ fn run_cell(
     let mut run = Run::new(recipe)?;
     let device = nn::device(&mut *run.model);
     device.reset_peak()?;
-    let (outcome, history) = run.train(folder, resume, stop.clone())?;
+    let (outcome, history) = run.train_observed(folder, resume, stop.clone(), observer)?;
     if outcome == Outcome::Interrupted {
         return Ok(None);
     }
@@ -485,6 +504,12 @@ fn merge(to: &mut Table, from: &Table) {
 /// Keys whose table names one of several kinds.
 fn is_choice(key: &str) -> bool {
     key == "schedule"
+}
+
+/// The folder of a cell's run with one seed.
+pub(super) fn run_folder(dir: &Path, cell: &Cell, seed: u64) -> PathBuf {
+    dir.join(folder_name(&cell.name))
+        .join(format!("seed_{seed}"))
 }
 
 /// A cell's name as a folder's.

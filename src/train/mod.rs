@@ -1,4 +1,5 @@
-//! Training: what a run leaves behind (history, curves, pictures) and what it shows on the way.
+//! Training: what a run leaves behind (history, curves, pictures), what it shows on the way, and
+//! what a look at it from the side finds.
 
 pub mod ablation;
 pub mod amp;
@@ -6,7 +7,9 @@ pub mod checkpoint;
 mod confusion;
 pub mod history;
 pub mod l2;
+pub mod landscape;
 pub mod loss;
+pub mod observer;
 pub mod picture;
 pub mod plot;
 pub mod pretrain;
@@ -16,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod sanity;
 pub mod solver;
+pub mod statistics;
 mod step;
 mod tta;
 mod update_rule;
@@ -29,7 +33,9 @@ pub use checkpoint::{
 };
 pub use confusion::Confusion;
 pub use history::History;
+pub use landscape::{Landscape, Probe, ProbeConfig, ProbePoint, along_gradient};
 pub use loss::{Loss, LossFn, softmax_loss};
+pub use observer::{Observer, StepView};
 pub use picture::save_grid;
 pub use plot::{Plot, Series, save_curves};
 pub use pretrain::Pretrain;
@@ -38,5 +44,6 @@ pub use recipe::{DataRecipe, ModelRecipe, Recipe, Scale};
 pub use run::{Judged, Meters, Run, stop_on_signal};
 pub use sanity::{SanityConfig, SanityReport, sanity_checks};
 pub use solver::{Outcome, Solver, SolverConfig, SolverData};
+pub use statistics::{Diary, LayerStatistics, Moments, Statistics};
 pub use tta::{View, predict, tta_accuracy};
 pub use update_rule::{OptimConfig, UpdateRule};

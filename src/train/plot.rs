@@ -36,6 +36,8 @@ const PALETTE: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(0, 0, 0),
 ];
+/// How much of its colour a band has: what lies behind is seen through it.
+const BAND: f64 = 0.35;
 const TEXT: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(228, 228, 228);
 
@@ -48,6 +50,7 @@ enum Stroke {
     Line,
     Markers,
     Faint,
+    Band,
 }
 
 /// One curve.
@@ -72,6 +75,21 @@ impl Series {
     /// A thin pale line: the noisy values behind the series that follows, in that one's colour.
     pub fn faint(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
         Self::new(name, points, Stroke::Faint)
+    }
+
+    /// The area between two curves, from points (x, low, high) in the order of x.
+    pub fn band(name: impl Into<String>, mut ends: Vec<(f64, f64, f64)>) -> Self {
+        ends.retain(|&(x, low, high)| [x, low, high].iter().all(|v| v.abs() < 1e30));
+        // its outline: there along the low ends, back along the high ones
+        let there = thin(&ends.iter().map(|&(x, low, _)| (x, low)).collect::<Vec<_>>());
+        let back = thin(
+            &ends
+                .iter()
+                .map(|&(x, _, high)| (x, high))
+                .collect::<Vec<_>>(),
+        );
+        let outline = there.into_iter().chain(back.into_iter().rev());
+        Self::new(name, outline.collect(), Stroke::Band)
     }
 
     fn new(name: impl Into<String>, mut points: Vec<(f64, f64)>, stroke: Stroke) -> Self {
@@ -163,6 +181,22 @@ impl Plot<'_> {
                 colour = *colours.next().unwrap_or(&BLACK);
             }
             behind = series.stroke == Stroke::Faint;
+            if series.stroke == Stroke::Band {
+                let area = colour.mix(BAND);
+                let outline = Polygon::new(&series.points[..], area.filled());
+                let edge = series.points.iter().chain(series.points.first()).copied();
+                let edge = PathElement::new(edge.collect::<Vec<_>>(), colour.stroke_width(scale));
+                let drawn = chart.draw_series([outline])?.label(&series.name);
+                drawn.legend(move |(x, y)| {
+                    let half = px(6) as i32;
+                    Rectangle::new(
+                        [(x, y - half), (x + px(28) as i32, y + half)],
+                        area.filled(),
+                    )
+                });
+                chart.draw_series([edge])?;
+                continue;
+            }
             let style = if behind {
                 pale(colour).stroke_width(scale)
             } else {
@@ -593,6 +627,40 @@ mod tests {
         plot.save(dir.path(), "p").unwrap();
         let svg = std::fs::read_to_string(dir.path().join("p.svg")).unwrap();
         assert!(svg.contains("&lt;b&gt; &amp; co") && svg.contains("a &lt; b"));
+    }
+
+    #[test]
+    fn a_band_is_an_area_whose_ends_are_all_finite() {
+        let dir = tempfile::tempdir().unwrap();
+        let ends = (0..5000).map(|i| (i as f64, 1.0, 2.0 + (i % 7) as f64));
+        let mut ends: Vec<(f64, f64, f64)> = ends.collect();
+        ends[10].2 = f64::INFINITY;
+        ends[20].1 = -3.0;
+        let series = [
+            Series::band("wide", ends),
+            Series::band("none", Vec::new()),
+            Series::line("on top", vec![(0.0, 1.5), (4999.0, 1.5)]),
+        ];
+        let plot = Plot {
+            title: "",
+            x_label: "",
+            y_label: "",
+            series: &series,
+        };
+        let (x, y) = plot.axes();
+        assert!(x.high > 4999.0 && y.low < -3.0 && y.high > 8.0 && y.high < 9.0);
+        plot.save(dir.path(), "band").unwrap();
+        let svg = std::fs::read_to_string(dir.path().join("band.svg")).unwrap();
+        let area = svg.lines().find(|l| l.starts_with("<polygon")).unwrap();
+        assert!(
+            area.contains("opacity=\"0.35\" fill=\"#0072B2\""),
+            "{}",
+            &area[..80]
+        );
+        let points = area.matches(',').count();
+        assert!((2000..=2 * (MOST_POINTS + 2)).contains(&points), "{points}");
+        let (_, _, _, pixels) = decode(&dir.path().join("band.png"));
+        assert!(ink(&pixels) > 30_000);
     }
 
     #[test]

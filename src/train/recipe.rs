@@ -338,7 +338,7 @@ pub(super) fn wrong(e: toml::de::Error) -> Error {
 }
 
 /// A value as TOML has it; what is none is a word.
-fn read_value(text: &str) -> Value {
+pub(super) fn read_value(text: &str) -> Value {
     let parsed = format!("x = {text}").parse::<Table>().ok();
     let value = parsed.and_then(|mut t| t.remove("x"));
     value.unwrap_or_else(|| Value::String(text.into()))

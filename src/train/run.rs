@@ -20,7 +20,7 @@ use crate::ops::topk_correct;
 use crate::train::pretrain::PRETRAIN;
 use crate::train::solver::evaluate;
 use crate::train::{
-    Confusion, History, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
+    Confusion, History, Observer, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
     load_state_dict_file, save_curves, save_state_dict,
 };
 
@@ -81,6 +81,17 @@ impl Run {
         resume: bool,
         stop: Arc<AtomicBool>,
     ) -> Result<(Outcome, History)> {
+        self.train_observed(dir, resume, stop, None)
+    }
+
+    /// [`train`](Self::train), shown to `observer` as it goes.
+    pub fn train_observed(
+        &mut self,
+        dir: impl AsRef<Path>,
+        resume: bool,
+        stop: Arc<AtomicBool>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(Outcome, History)> {
         let dir = dir.as_ref();
         let checkpoint = dir.join(CHECKPOINT);
         if !resume && is_begun(dir) {
@@ -117,6 +128,9 @@ impl Run {
         let data = self.data(&self.splits.train, &recipe.augment)?;
         let mut solver =
             solver(recipe, &recipe.train, data, dir, &mut *self.model)?.with_stop(stop);
+        if let Some(observer) = observer {
+            solver = solver.with_observer(observer);
+        }
         if goes_on {
             solver.resume(&checkpoint)?;
         }

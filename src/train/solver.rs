@@ -21,6 +21,7 @@ use crate::tensor::Tensor;
 use crate::train::amp::{GradScaler, LossScale, Precision};
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
 use crate::train::loss::Loss;
+use crate::train::observer::{Observer, StepView};
 use crate::train::step::{Parts, Stepper};
 use crate::train::{History, OptimConfig, Progress, UpdateRule, files};
 
@@ -260,6 +261,7 @@ pub struct Solver<'m> {
     scaler: Option<GradScaler>,
     /// Where asked for.
     evaluation: Option<Vec<Transform>>,
+    observer: Option<&'m mut dyn Observer>,
 }
 
 impl<'m> Solver<'m> {
@@ -321,6 +323,7 @@ impl<'m> Solver<'m> {
             stepper: Stepper::default(),
             scaler,
             evaluation: None,
+            observer: None,
             config,
         })
     }
@@ -341,6 +344,12 @@ impl<'m> Solver<'m> {
     /// Another loss than the configuration's, which is then without effect.
     pub fn with_loss(mut self, loss: LossFn) -> Self {
         self.loss = loss;
+        self
+    }
+
+    /// Show the run to `observer` as it goes.
+    pub fn with_observer(mut self, observer: &'m mut dyn Observer) -> Self {
+        self.observer = Some(observer);
         self
     }
 
@@ -526,6 +535,9 @@ impl<'m> Solver<'m> {
             epoch + 1,
             self.config.num_epochs
         ));
+        if let Some(observer) = &mut self.observer {
+            observer.after_epoch(epoch + 1, self.model)?;
+        }
         self.save_checkpoint()?;
         if let (true, Some(dir)) = (best, &self.config.checkpoint_dir) {
             checkpoint::save_named(&dir.join("best.safetensors"), &self.best)?;
@@ -608,7 +620,22 @@ impl<'m> Solver<'m> {
         };
         let count = (self.loader.batches() - self.batch).min(self.config.accumulate);
         let number = position.step as u64;
-        let found = self.stepper.step(&mut parts, feeds, count, number);
+        let found = match &mut self.observer {
+            Some(observer) if observer.watches(position.step) => {
+                let taken = feeds.take(count).collect::<Result<Vec<Feed>>>()?;
+                let batches = taken.iter().map(|feed| feed.clone().tensors());
+                observer.before_step(StepView {
+                    step: position.step,
+                    model: parts.model,
+                    batches: &batches.collect::<Result<Vec<_>>>()?,
+                    loss: parts.loss,
+                    reg,
+                })?;
+                let mut feeds = taken.into_iter().map(Ok);
+                self.stepper.step(&mut parts, &mut feeds, count, number)
+            }
+            _ => self.stepper.step(&mut parts, feeds, count, number),
+        };
         let loss = match &found {
             Ok(found) => found.loss,
             Err(Error::NonFinite { loss, .. }) => *loss,
