@@ -251,7 +251,7 @@ fn a_network_is_looked_at_from_the_side() {
     let (file, out) = (path("landscape.toml"), path("landscape"));
     let look = |more: &[&str]| {
         let args = ["landscape", &file, "--out", &out];
-        cotangent(&[&args, more].concat())
+        cotangent(&[&args[..], more].concat())
     };
     let (code, stdout, stderr) = look(&["--every", "1", "--step-lengths", "[0.1, 0.2]"]);
     assert_eq!(code, Some(0), "{stdout}{stderr}");
