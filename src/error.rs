@@ -135,6 +135,16 @@ pub enum Error {
         /// What was found and what was expected.
         why: String,
     },
+    /// A file that a server does not give as it was published.
+    #[error("{url}: {why}{}", at(*offset))]
+    Fetch {
+        /// The file's address.
+        url: String,
+        /// The byte that did not come, where one is to blame.
+        offset: Option<u64>,
+        /// What was answered and what was expected.
+        why: String,
+    },
     /// A checkpoint that cannot be loaded.
     #[error("checkpoint {}: {name}: {why}", path.display())]
     Checkpoint {
@@ -227,6 +237,15 @@ impl Error {
         Error::Data {
             path: path.as_ref().to_path_buf(),
             offset: Some(offset),
+            why: why.into(),
+        }
+    }
+
+    /// An [`Error::Fetch`] of a whole file.
+    pub fn fetch(url: impl Into<String>, why: impl Into<String>) -> Self {
+        Error::Fetch {
+            url: url.into(),
+            offset: None,
             why: why.into(),
         }
     }

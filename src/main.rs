@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use cotangent::data::{Normalize, load_cifar10_or_synthetic, synthetic_splits};
+use cotangent::data::{
+    FetchBar, FetchEvent, Normalize, PublishedSet, fetch, load_cifar10_or_synthetic,
+    synthetic_splits, verify,
+};
 use cotangent::models;
 use cotangent::nn::Summary;
 use cotangent::ops::{all_cases, gradcheck};
@@ -134,6 +137,34 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Fetch a published data set, or check the one that is there
+    Data {
+        #[command(subcommand)]
+        action: DataAction,
+    },
+}
+
+#[derive(Subcommand)]
+enum DataAction {
+    /// Download, compare with the published sum, unpack; a download that was cut goes on
+    Fetch {
+        #[arg(help = published())]
+        name: PublishedSet,
+        /// The folder that gets the data set's own; default: where the data set is looked for first
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Another address of the same files: the folder that holds them, or the archive itself
+        #[arg(long)]
+        url: Option<String>,
+    },
+    /// Read every file, decode every image, compare the sums; exit code 1 where something is wrong
+    Verify {
+        #[arg(help = published())]
+        name: PublishedSet,
+        /// The data set's folder; default: where it is found
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -154,6 +185,14 @@ struct Network {
 /// The help of the argument that names a network.
 fn networks() -> String {
     format!("The network: {}", models::registry::NAMES.join(", "))
+}
+
+/// The help of the argument that names a data set.
+fn published() -> String {
+    format!(
+        "The data set: {}",
+        PublishedSet::ALL.map(|s| s.name()).join(", ")
+    )
 }
 
 impl Network {
@@ -213,6 +252,7 @@ fn run(command: Command) -> Result<bool> {
             }
             Ok(true)
         }
+        Command::Data { action } => data(action),
         Command::Train { words } => train(&words),
         Command::Ablate { words } => ablate(&words),
         Command::Landscape { words } => landscape(&words),
@@ -232,6 +272,23 @@ fn run(command: Command) -> Result<bool> {
             };
             let normalize = Normalize::per_channel(&splits.train)?;
             let report = sanity_checks(&mut *net, &splits.train, &normalize, &config)?;
+            println!("{report}");
+            Ok(report.passed())
+        }
+    }
+}
+
+fn data(action: DataAction) -> Result<bool> {
+    match action {
+        DataAction::Fetch { name, dir, url } => {
+            let mut bar = FetchBar::new();
+            let mut tell = |event: FetchEvent| bar.show(event);
+            let dir = fetch(name, dir.as_deref(), url.as_deref(), &mut tell)?;
+            println!("{}", dir.display());
+            Ok(true)
+        }
+        DataAction::Verify { name, dir } => {
+            let report = verify(name, dir.as_deref())?;
             println!("{report}");
             Ok(report.passed())
         }

@@ -114,7 +114,7 @@ fn mistakes_are_named() {
 fn help_and_devices() {
     let (code, out, _) = cotangent(&["--help"]);
     assert_eq!(code, Some(0));
-    for command in ["gradcheck", "summary", "devices", "sanity"] {
+    for command in ["gradcheck", "summary", "devices", "sanity", "data"] {
         assert!(out.contains(command), "{out}");
     }
     let (code, out, _) = cotangent(&["devices"]);
@@ -267,4 +267,57 @@ fn a_network_is_looked_at_from_the_side() {
         assert_eq!(code, Some(2));
         assert!(stderr.contains(word), "{stderr}");
     }
+}
+
+#[test]
+fn data_sets_are_named_and_checked() {
+    let (code, _, err) = cotangent(&["data", "fetch", "cifar"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("cifar10, mnist, fashion_mnist"), "{err}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().display().to_string();
+    // nothing to check is no success, and neither is half of a set
+    let (code, _, err) = cotangent(&["data", "verify", "mnist", "--dir", &path]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("neither train-images-idx3-ubyte"), "{err}");
+    std::fs::write(dir.path().join("test_batch.bin"), "x").unwrap();
+    let (code, out, err) = cotangent(&["data", "verify", "cifar10", "--dir", &path]);
+    assert_eq!(code, Some(1), "{out}{err}");
+    let truncated = "test_batch.bin: truncated at record 0";
+    assert!(
+        out.contains(truncated) && out.contains("data_batch_5.bin"),
+        "{out}"
+    );
+}
+
+#[cfg(feature = "fetch")]
+#[test]
+fn a_server_that_refuses_is_named() {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/sets", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let lines = BufReader::new(&stream).lines().map(|l| l.unwrap());
+        let head: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
+        let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+        head[0].clone()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_cotangent"))
+        .args(["data", "fetch", "cifar10", "--url", &url, "--dir"])
+        .arg(dir.path())
+        // the loopback is reached through no proxy
+        .env("NO_PROXY", "*")
+        .output()
+        .unwrap();
+    let err = String::from_utf8(run.stderr).unwrap();
+    let answer = format!("{url}/cifar-10-binary.tar.gz: the server answers 404 Not Found");
+    assert!(err.contains(&answer), "{err}");
+    assert_eq!(run.status.code(), Some(2));
+    assert_eq!(
+        server.join().unwrap(),
+        "GET /sets/cifar-10-binary.tar.gz HTTP/1.1"
+    );
 }

@@ -25,13 +25,15 @@ pub const RECORD_BYTES: usize = 1 + PIXELS;
 /// How many of the 50,000 are trained on; the rest are the validation images, as in CS231n.
 pub const TRAIN_SAMPLES: usize = 49_000;
 
-/// The folder inside of the official archive.
+/// The official archive.
+pub(super) const ARCHIVE: &str = "cifar-10-binary.tar.gz";
+/// The folder inside of it.
 pub(super) const FOLDER: &str = "cifar-10-batches-bin";
 
 const SHAPE: [usize; 3] = [3, 32, 32];
 const PIXELS: usize = 3 * 32 * 32;
 const NAMES_FILE: &str = "batches.meta.txt";
-const CLASSES: [&str; 10] = [
+pub(super) const CLASSES: [&str; 10] = [
     "airplane",
     "automobile",
     "bird",
@@ -61,7 +63,7 @@ pub fn load_cifar10(dir: &Path) -> Result<Splits> {
 /// `dir` or its subfolder, whichever holds the six files; an error says what is missing.
 pub(super) fn folder(dir: &Path) -> Result<PathBuf> {
     let unpacked = Unpacked {
-        archive: "cifar-10-binary.tar.gz",
+        archive: ARCHIVE,
         parts: &CIFAR10_FILES,
         inner: &[FOLDER],
         holds_any,
@@ -85,7 +87,7 @@ fn read(dir: &Path, records: usize) -> Result<(Dataset, Dataset)> {
     let paths = CIFAR10_FILES.map(|f| dir.join(f));
     // all sizes before any memory is asked for
     paths.iter().try_for_each(|p| check_size(p, records))?;
-    let classes = class_names(&dir.join(NAMES_FILE))?;
+    let classes = class_names(dir)?;
     let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
     let dataset = |name: &str, files: &[PathBuf]| {
         let mut labels = Vec::with_capacity(files.len() * records);
@@ -101,7 +103,8 @@ fn read(dir: &Path, records: usize) -> Result<(Dataset, Dataset)> {
     ))
 }
 
-fn check_size(path: &Path, records: usize) -> Result<()> {
+/// That a file is as long as so many records.
+pub(super) fn check_size(path: &Path, records: usize) -> Result<()> {
     let meta = fs::metadata(path).map_err(Error::io(path))?;
     if !meta.is_file() {
         return Err(Error::data(path, "not a file"));
@@ -144,16 +147,17 @@ fn read_file(
     Ok(())
 }
 
-/// The ten names of `batches.meta.txt`; the official ones where there is no such file.
-fn class_names(path: &Path) -> Result<Vec<String>> {
+/// The ten names of `batches.meta.txt` in `dir`; the official ones where there is no such file.
+pub(super) fn class_names(dir: &Path) -> Result<Vec<String>> {
+    let path = dir.join(NAMES_FILE);
     if !path.exists() {
         return Ok(CLASSES.map(String::from).to_vec());
     }
     let mut text = Vec::new();
     // far more than ten names need; whatever else lies there is not read whole
-    File::open(path)
+    File::open(&path)
         .and_then(|f| f.take(4096).read_to_end(&mut text))
-        .map_err(Error::io(path))?;
+        .map_err(Error::io(&path))?;
     let names: Vec<String> = String::from_utf8_lossy(&text)
         .lines()
         .map(|l| l.trim().to_string())
@@ -167,7 +171,7 @@ fn class_names(path: &Path) -> Result<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Six files of `records` records; the label of record k of file f is (f + k) % 10 and its

@@ -10,8 +10,8 @@ use flate2::read::MultiGzDecoder;
 use super::{Dataset, Splits};
 use crate::error::{Error, Result};
 
-const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-const CLOTHES: [&str; 10] = [
+pub(super) const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+pub(super) const CLOTHES: [&str; 10] = [
     "t-shirt",
     "trouser",
     "pullover",
@@ -28,19 +28,22 @@ const MOST_EXPANSION: u64 = 1032;
 /// One validation image in so many: 5,000 of the 60,000.
 const VALIDATION_SHARE: usize = 12;
 
-/// The folder of Fashion-MNIST's files in the usual places.
+/// The folder of MNIST's files in the usual places.
+pub(super) const MNIST_FOLDER: &str = "mnist";
+/// The folder of Fashion-MNIST's.
 pub(super) const FASHION_FOLDER: &str = "fashion-mnist";
 
-/// MNIST from the four idx files in `dir`, with or without `.gz`: 55,000 training, 5,000
-/// validation (the last ones) and 10,000 test images of 1x28x28. An [`Error::Data`] names the
-/// file to blame.
+/// MNIST from the four idx files in `dir`, or in the folder `mnist` in it, with or without `.gz`:
+/// 55,000 training, 5,000 validation (the last ones) and 10,000 test images of 1x28x28. An
+/// [`Error::Data`] names the file to blame.
 pub fn load_mnist(dir: &Path) -> Result<Splits> {
-    load(dir, "MNIST", &DIGITS)
+    load(&mnist_folder(dir)?, "MNIST", &DIGITS)
 }
 
-/// Fashion-MNIST; as [`load_mnist`], with the names of its classes.
+/// Fashion-MNIST, from `dir` or from the folder `fashion-mnist` in it; as [`load_mnist`], with the
+/// names of its classes.
 pub fn load_fashion_mnist(dir: &Path) -> Result<Splits> {
-    load(dir, "Fashion-MNIST", &CLOTHES)
+    load(&fashion_folder(dir)?, "Fashion-MNIST", &CLOTHES)
 }
 
 fn load(dir: &Path, name: &str, classes: &[&str]) -> Result<Splits> {
@@ -85,10 +88,25 @@ pub(super) const FILES: [&str; 4] = [
     "t10k-labels-idx1-ubyte",
 ];
 
-/// `dir`, if it holds the four files; an error names one that is missing.
-pub(super) fn folder(dir: &Path) -> Result<PathBuf> {
-    FILES.iter().try_for_each(|f| find(dir, f).map(drop))?;
-    Ok(dir.to_path_buf())
+/// `dir` or its folder `mnist`, whichever holds the four files; an error names one that is missing.
+pub(super) fn mnist_folder(dir: &Path) -> Result<PathBuf> {
+    folder(dir, MNIST_FOLDER)
+}
+
+/// `dir` or its folder `fashion-mnist`, whichever holds the four files; an error names one that is
+/// missing.
+pub(super) fn fashion_folder(dir: &Path) -> Result<PathBuf> {
+    folder(dir, FASHION_FOLDER)
+}
+
+fn folder(dir: &Path, inner: &str) -> Result<PathBuf> {
+    let inner = dir.join(inner);
+    let dir = match !holds_any(dir) && holds_any(&inner) {
+        true => inner,
+        false => dir.to_path_buf(),
+    };
+    FILES.iter().try_for_each(|f| find(&dir, f).map(drop))?;
+    Ok(dir)
 }
 
 /// Whether `dir` holds at least one of the four files.
@@ -105,8 +123,16 @@ pub(super) fn find(dir: &Path, name: &str) -> Result<PathBuf> {
         .ok_or_else(|| Error::data(dir, format!("neither {name} nor {name}.gz is there")))
 }
 
-fn header_bytes(rank: usize) -> u64 {
+pub(super) fn header_bytes(rank: usize) -> u64 {
     4 + 4 * rank as u64
+}
+
+/// What stands before the bytes of an array of such sizes, each of which fits a u32.
+pub(super) fn header(dims: &[usize]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 8, dims.len() as u8];
+    dims.iter()
+        .for_each(|&d| bytes.extend((d as u32).to_be_bytes()));
+    bytes
 }
 
 /// The axes' sizes and the bytes of an idx file of u8 with `RANK` axes; gzip is known by its
@@ -204,26 +230,26 @@ fn is_corrupt(e: &std::io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::fs;
     use std::io::Write;
 
-    fn idx(dims: &[u32], bytes: &[u8]) -> Vec<u8> {
+    pub(in crate::data) fn idx(dims: &[u32], bytes: &[u8]) -> Vec<u8> {
         let mut v = vec![0, 0, 8, dims.len() as u8];
         dims.iter().for_each(|d| v.extend(d.to_be_bytes()));
         v.extend(bytes);
         v
     }
 
-    fn gz(bytes: &[u8]) -> Vec<u8> {
+    pub(in crate::data) fn gz(bytes: &[u8]) -> Vec<u8> {
         let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         e.write_all(bytes).unwrap();
         e.finish().unwrap()
     }
 
     /// Write 24 training and 6 test images of 1x2x3.
-    fn write_set(dir: &Path) {
+    pub(in crate::data) fn write_set(dir: &Path) {
         for (part, n) in [("train", 24u8), ("t10k", 6)] {
             let pixels: Vec<u8> = (0..n * 6).collect();
             let labels: Vec<u8> = (0..n).map(|i| i % 10).collect();
@@ -250,6 +276,13 @@ mod tests {
                 .source
                 .starts_with("MNIST from")
         );
+        // and the folder that holds the set's own
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("mnist");
+        fs::create_dir(&inner).unwrap();
+        write_set(&inner);
+        assert_eq!(load_mnist(outer.path()).unwrap().test.len(), 6);
+        assert!(load_fashion_mnist(outer.path()).is_err());
     }
 
     #[test]

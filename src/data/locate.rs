@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::published::PublishedSet;
 use super::{Splits, cifar, idx, load_cifar10, synthetic_splits, tiny_imagenet};
 use crate::error::{Error, Result};
 
@@ -11,20 +12,26 @@ use crate::error::{Error, Result};
 /// `$XDG_CACHE_HOME/cotangent` or `~/.cache/cotangent`, `./data`, `.`, `~/data` (each:
 /// `cifar-10-batches-bin` in it). What was named but is not right is an error, never passed over.
 pub fn find_cifar10(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
-    find(&CIFAR10, explicit, &environment)
+    find_set(PublishedSet::Cifar10, explicit)
+}
+
+/// The folder of MNIST's four files, as [`find_cifar10`] looks: `$MNIST_DIR`, and `mnist` in the
+/// usual places.
+pub fn find_mnist(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
+    find_set(PublishedSet::Mnist, explicit)
 }
 
 /// The folder of Fashion-MNIST's four files, as [`find_cifar10`] looks: `$FASHION_MNIST_DIR`, and
 /// `fashion-mnist` in the usual places.
 pub fn find_fashion_mnist(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
-    find(&FASHION_MNIST, explicit, &environment)
+    find_set(PublishedSet::FashionMnist, explicit)
 }
 
 /// The folder of Tiny-ImageNet, as [`find_cifar10`] looks: `$TINY_IMAGENET_DIR`, and in each of the
 /// usual places `tiny-imagenet-200`, then `tiny-imagenet-10`, the first ten of its classes or any
 /// others in the same form.
 pub fn find_tiny_imagenet(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
-    find(&TINY_IMAGENET, explicit, &environment)
+    find_set(PublishedSet::TinyImageNet, explicit)
 }
 
 /// CIFAR-10 as [`find_cifar10`] finds it, else the embedded shapes of `seed`.
@@ -33,11 +40,73 @@ pub fn load_cifar10_or_synthetic(explicit: Option<&Path>, seed: u64) -> Result<S
         Some(dir) => load_cifar10(&dir),
         None => {
             let mut splits = synthetic_splits(seed);
-            splits.source += "; for the real CIFAR-10 unpack cifar-10-binary.tar.gz from \
-                https://www.cs.toronto.edu/~kriz/cifar.html in ~/.cache/cotangent, or name its \
-                folder with --data";
+            splits.source += "; `cotangent data fetch cifar10` gets the real CIFAR-10, --data names \
+                its folder (unpacked cifar-10-binary.tar.gz of \
+                https://www.cs.toronto.edu/~kriz/cifar.html)";
             Ok(splits)
         }
+    }
+}
+
+/// `explicit` or the place that `find_cifar10` and its like find.
+pub(super) fn find_set(set: PublishedSet, explicit: Option<&Path>) -> Result<Option<PathBuf>> {
+    find(wanted(set), explicit, &environment)
+}
+
+/// As [`find_set`], but a folder that is named need not hold all of the set.
+pub(super) fn find_any_of_set(
+    set: PublishedSet,
+    explicit: Option<&Path>,
+) -> Result<Option<PathBuf>> {
+    let wanted = wanted(set);
+    let named = explicit.map(Path::to_path_buf);
+    let named = named.or_else(|| path(&environment, wanted.variable));
+    let held = named.and_then(|dir| {
+        let inner = wanted.folders.iter().map(|f| dir.join(f));
+        let mut folders = std::iter::once(dir.clone()).chain(inner);
+        folders.find(|d| (wanted.holds_any)(d))
+    });
+    match held {
+        Some(dir) => Ok(Some(dir)),
+        None => find_set(set, explicit),
+    }
+}
+
+/// The folder that a set is to have where it is fetched to `explicit`, or to the place where
+/// [`find_set`] looks first.
+#[cfg(feature = "fetch")]
+pub(super) fn place_for(set: PublishedSet, explicit: Option<&Path>) -> Result<PathBuf> {
+    place(wanted(set), explicit, &environment)
+}
+
+/// If any of a set is in `dir`: that folder if all of it is, else what is missing.
+#[cfg(feature = "fetch")]
+pub(super) fn held(set: PublishedSet, dir: &Path) -> Option<Result<PathBuf>> {
+    let wanted = wanted(set);
+    (wanted.holds_any)(dir).then(|| (wanted.folder)(dir))
+}
+
+#[cfg(feature = "fetch")]
+fn place(wanted: &Wanted, explicit: Option<&Path>, env: Env) -> Result<PathBuf> {
+    let named = explicit.map(Path::to_path_buf);
+    let Some(dir) = named
+        .or_else(|| path(env, wanted.variable))
+        .or_else(|| cache_by(env))
+    else {
+        let why = "no place for a data set: $HOME is not set; name one with --dir";
+        return Err(Error::config("dir", why));
+    };
+    let name = wanted.folders[0];
+    let own = dir.ends_with(name) || (wanted.holds_any)(&dir);
+    Ok(if own { dir } else { dir.join(name) })
+}
+
+fn wanted(set: PublishedSet) -> &'static Wanted {
+    match set {
+        PublishedSet::Cifar10 => &CIFAR10,
+        PublishedSet::Mnist => &MNIST,
+        PublishedSet::FashionMnist => &FASHION_MNIST,
+        PublishedSet::TinyImageNet => &TINY_IMAGENET,
     }
 }
 
@@ -59,10 +128,16 @@ const CIFAR10: Wanted = Wanted {
     folder: cifar::folder,
     holds_any: cifar::holds_any,
 };
+const MNIST: Wanted = Wanted {
+    variable: "MNIST_DIR",
+    folders: &[idx::MNIST_FOLDER],
+    folder: idx::mnist_folder,
+    holds_any: idx::holds_any,
+};
 const FASHION_MNIST: Wanted = Wanted {
     variable: "FASHION_MNIST_DIR",
     folders: &[idx::FASHION_FOLDER],
-    folder: idx::folder,
+    folder: idx::fashion_folder,
     holds_any: idx::holds_any,
 };
 const TINY_IMAGENET: Wanted = Wanted {
@@ -209,6 +284,7 @@ mod tests {
         let outer = root.path().join("named");
         assert_eq!(look(Some(&outer), &[home]).unwrap(), Some(named));
     }
+
     #[test]
     fn tiny_imagenet_is_found_with_all_classes_before_ten() {
         let root = tempfile::tempdir().unwrap();
@@ -221,12 +297,36 @@ mod tests {
             fs::write(dir.join("wnids.txt"), "").unwrap();
             assert_eq!(look(), Some(dir));
         }
-        assert_eq!(
-            cache_by(&env),
-            Some(root.path().join(".cache/cotangent")),
-            "where a data set is fetched to"
-        );
         let e = find(&FASHION_MNIST, Some(root.path()), &env).unwrap_err();
         assert!(e.to_string().contains("neither train-images"), "{e}");
+    }
+    #[cfg(feature = "fetch")]
+    #[test]
+    fn a_set_is_fetched_to_where_it_is_looked_for_first() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |p: &str| root.path().join(p);
+        let to = |explicit: Option<&Path>, vars: &[(&str, &Path)]| {
+            let env = |key: &str| {
+                let var = vars.iter().find(|(k, _)| *k == key);
+                var.map(|(_, v)| v.as_os_str().to_owned())
+            };
+            place(&MNIST, explicit, &env)
+        };
+        let home = ("HOME", root.path());
+        let dir = to(None, &[home]).unwrap();
+        assert_eq!(dir, at(".cache/cotangent/mnist"));
+        assert!(held(PublishedSet::Mnist, &dir).is_none());
+        let named = at("x");
+        let vars = [home, ("MNIST_DIR", &named)];
+        assert_eq!(to(None, &vars).unwrap(), at("x/mnist"));
+        assert_eq!(to(Some(&at("y")), &vars).unwrap(), at("y/mnist"));
+        assert_eq!(to(Some(&at("y/mnist")), &vars).unwrap(), at("y/mnist"));
+        // a folder of another name that holds some of it
+        fs::create_dir(&named).unwrap();
+        fs::write(named.join(idx::FILES[0]), "").unwrap();
+        assert_eq!(to(None, &vars).unwrap(), named);
+        assert!(held(PublishedSet::Mnist, &named).unwrap().is_err());
+        let e = to(None, &[]).unwrap_err().to_string();
+        assert!(e.ends_with("$HOME is not set; name one with --dir"), "{e}");
     }
 }

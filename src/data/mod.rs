@@ -7,13 +7,16 @@
 mod augment;
 mod bytes;
 mod cifar;
+mod fetch;
 mod idx;
 mod loader;
 mod locate;
 mod normalize;
+mod published;
 mod resize;
 mod synthetic;
 mod tiny_imagenet;
+mod verify;
 
 use std::fmt;
 use std::ops::Range;
@@ -28,12 +31,17 @@ use resize::Resize;
 
 pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Reconstruct, Transform};
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
+pub use fetch::{FetchBar, FetchEvent, fetch};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
 pub use loader::{Batch, Epoch, Feed, Loader};
-pub use locate::{find_cifar10, find_fashion_mnist, find_tiny_imagenet, load_cifar10_or_synthetic};
+pub use locate::{
+    find_cifar10, find_fashion_mnist, find_mnist, find_tiny_imagenet, load_cifar10_or_synthetic,
+};
 pub use normalize::{Normalize, PIXEL_SCALE};
+pub use published::PublishedSet;
 pub use synthetic::{SYNTHETIC_SIZES, synthetic, synthetic_splits};
 pub use tiny_imagenet::{ImageCache, TinyImageNetConfig, load_tiny_imagenet};
+pub use verify::{Verified, verify};
 
 /// Labelled images of one size, kept as bytes, in memory or in a mapped file. A clone or a subset
 /// shares them.

@@ -7,8 +7,8 @@ use toml::{Table, Value};
 
 use crate::data::{
     Augment, Dataset, Normalize, Splits, TinyImageNetConfig, Transform, find_cifar10,
-    find_fashion_mnist, find_tiny_imagenet, load_cifar10, load_fashion_mnist, load_mnist,
-    load_tiny_imagenet, synthetic_splits,
+    find_fashion_mnist, find_mnist, find_tiny_imagenet, load_cifar10, load_fashion_mnist,
+    load_mnist, load_tiny_imagenet, synthetic_splits,
 };
 use crate::error::{Error, Result};
 use crate::models::{self, nearest};
@@ -145,15 +145,15 @@ impl DataRecipe {
         let dir = self.dir.as_deref();
         let found = |place: Result<Option<PathBuf>>| {
             let why = format!(
-                "{} is in none of the usual places: name its folder with data.dir, or take \
-                 data.name = \"embedded\"",
+                "{0} is in none of the usual places: `cotangent data fetch {0}` gets it, data.dir \
+                 names its folder, data.name = \"embedded\" needs no files",
                 self.name
             );
             place?.ok_or(Error::config("data", why))
         };
         let mut splits = match self.name.as_str() {
             "cifar10" => load_cifar10(&found(find_cifar10(dir))?)?,
-            "mnist" => load_mnist(&found(Ok(dir.map(Path::to_path_buf)))?)?,
+            "mnist" => load_mnist(&found(find_mnist(dir))?)?,
             "fashion_mnist" => load_fashion_mnist(&found(find_fashion_mnist(dir))?)?,
             "tiny_imagenet" => {
                 let defaults = TinyImageNetConfig::default();

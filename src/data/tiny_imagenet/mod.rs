@@ -18,7 +18,11 @@ use crate::error::{Error, Result};
 use cache::Unfit;
 use decode::{MOST_BYTES, SIDE, decode};
 
-pub(super) use scan::{FOLDERS, Item, Scan, folder, holds_any};
+#[cfg(feature = "fetch")]
+pub(super) use scan::ARCHIVE;
+#[cfg(test)]
+pub(super) use scan::tests::write_set;
+pub(super) use scan::{FOLDERS, Item, Scan, folder, hex, holds_any};
 
 /// One training image in so many is a validation image: 50 of a class's 500.
 const VALIDATION_SHARE: usize = 10;
@@ -302,7 +306,6 @@ fn in_turns(lists: &[Vec<usize>]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::scan::tests::write_set;
     use super::*;
     use crate::data::{Augment, Loader, Normalize};
     use std::collections::HashSet;

@@ -53,20 +53,31 @@ pub(in crate::data) struct Scan {
 impl Scan {
     /// Of `dir`, in which [`folder`] found the parts.
     pub(in crate::data) fn of(dir: &Path) -> Result<Self> {
+        let (scan, problems) = Self::with_problems(dir)?;
+        problems.into_iter().next().map_or(Ok(scan), Err)
+    }
+
+    /// Of as much as is there, and all that is wrong. That classes cannot be told is an error.
+    pub(in crate::data) fn with_problems(dir: &Path) -> Result<(Self, Vec<Error>)> {
         let wnids = wnids(&dir.join(WNIDS))?;
         let classes = class_names(&dir.join(WORDS), &wnids)?;
-        only_known_classes(&dir.join(TRAIN), &wnids)?;
-        let folders: Vec<Result<_>> = wnids.par_iter().map(|w| class_images(dir, w)).collect();
+        let mut problems = Vec::new();
+        problems.extend(only_known_classes(&dir.join(TRAIN), &wnids).err());
+        let folders: Vec<_> = wnids.par_iter().map(|w| class_images(dir, w)).collect();
         let mut items = Vec::new();
-        for ((label, wnid), images) in wnids.iter().enumerate().zip(folders) {
-            items.extend(images?.into_iter().map(|(name, bytes)| Item {
+        for ((label, wnid), (images, whole)) in wnids.iter().enumerate().zip(folders) {
+            problems.extend(whole.err());
+            items.extend(images.into_iter().map(|(name, bytes)| Item {
                 path: format!("{TRAIN}/{wnid}/images/{name}"),
                 label: label as u8,
                 bytes,
                 train: true,
             }));
         }
-        items.extend(annotated(dir, &wnids)?);
+        match annotated(dir, &wnids, &mut problems) {
+            Ok(images) => items.extend(images),
+            Err(e) => problems.push(e),
+        }
 
         let mut hash = Md5::new();
         for (wnid, name) in wnids.iter().zip(&classes) {
@@ -76,12 +87,13 @@ impl Scan {
             let Item { path, label, .. } = item;
             hash.update(format!("{path}\t{label}\t{}\n", item.bytes));
         }
-        Ok(Scan {
+        let scan = Scan {
             dir: dir.to_path_buf(),
             classes,
             items,
             fingerprint: hex(&hash.finalize()),
-        })
+        };
+        Ok((scan, problems))
     }
 
     /// The file of an image.
@@ -243,64 +255,70 @@ fn images(folder: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(found)
 }
 
-/// The training images of a class, none of those missing that its list of boxes names.
-fn class_images(dir: &Path, wnid: &str) -> Result<BTreeMap<String, u64>> {
+/// The training images of a class, and whether none is missing that its list of boxes names.
+fn class_images(dir: &Path, wnid: &str) -> (BTreeMap<String, u64>, Result<()>) {
     let class = dir.join(TRAIN).join(wnid);
     let folder = class.join("images");
     if !folder.is_dir() {
         let why = format!("missing, but {WNIDS} names the class; half unpacked?");
-        return Err(Error::data(folder, why));
+        return (BTreeMap::new(), Err(Error::data(folder, why)));
     }
-    let found = images(&folder)?;
-    if found.is_empty() {
-        return Err(Error::data(folder, "no images; half unpacked?"));
+    match images(&folder) {
+        Ok(found) if found.is_empty() => {
+            let none = Error::data(folder, "no images; half unpacked?");
+            (found, Err(none))
+        }
+        Ok(found) => {
+            let whole = all_with_boxes(&class.join(format!("{wnid}_boxes.txt")), &found);
+            (found, whole)
+        }
+        Err(e) => (BTreeMap::new(), Err(e)),
     }
-    let boxes = class.join(format!("{wnid}_boxes.txt"));
-    let text = match read_text(&boxes) {
+}
+
+/// That no image is missing which a list of boxes names, if there is one.
+fn all_with_boxes(boxes: &Path, found: &BTreeMap<String, u64>) -> Result<()> {
+    let text = match read_text(boxes) {
         Ok(text) => text,
         // the boxes themselves are not needed
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(found);
-        }
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
     let name_of = |line: &Line| line.text.split('\t').next().unwrap_or("").to_string();
     let mut missing = lines(&text).filter(|line| !found.contains_key(&name_of(line)));
-    if let Some(line) = missing.next() {
-        let more = missing.count();
-        let why = format!(
-            "images/{} is missing{}; half unpacked?",
-            name_of(&line),
-            and_more(more)
-        );
-        return Err(line.error(&boxes, why));
-    }
-    Ok(found)
+    let Some(line) = missing.next() else {
+        return Ok(());
+    };
+    let (name, more) = (name_of(&line), and_more(missing.count()));
+    let why = format!("images/{name} is missing{more}; half unpacked?");
+    Err(line.error(boxes, why))
 }
 
-/// The validation images, in the order of their annotations.
-fn annotated(dir: &Path, wnids: &[String]) -> Result<Vec<Item>> {
+/// The validation images, in the order of their annotations; lines that fit no image are `problems`.
+fn annotated(dir: &Path, wnids: &[String], problems: &mut Vec<Error>) -> Result<Vec<Item>> {
     let path = dir.join(ANNOTATIONS);
     let text = read_text(&path)?;
     let mut left = images(&dir.join(VAL))?;
     let (mut items, mut seen) = (Vec::new(), HashSet::new());
     let mut counts = vec![0usize; wnids.len()];
     for line in lines(&text) {
+        let mut wrong = |why: String| problems.push(line.error(&path, why));
         let mut fields = line.text.split('\t');
         let (Some(name), Some(wnid)) = (fields.next(), fields.next()) else {
-            let why = "expected an image, its class and its box, separated by tabs";
-            return Err(line.error(&path, why));
+            wrong("expected an image, its class and its box, separated by tabs".into());
+            continue;
         };
         let Ok(label) = wnids.binary_search_by(|w| w.as_str().cmp(wnid)) else {
-            let why = format!("class {wnid:?} of {name} is not in {WNIDS}");
-            return Err(line.error(&path, why));
+            wrong(format!("class {wnid:?} of {name} is not in {WNIDS}"));
+            continue;
         };
         if !seen.insert(name.to_string()) {
-            return Err(line.error(&path, format!("{name} a second time")));
+            wrong(format!("{name} a second time"));
+            continue;
         }
         let Some(bytes) = left.remove(name) else {
-            let why = format!("{VAL}/{name} is missing; half unpacked?");
-            return Err(line.error(&path, why));
+            wrong(format!("{VAL}/{name} is missing; half unpacked?"));
+            continue;
         };
         counts[label] += 1;
         items.push(Item {
@@ -313,11 +331,11 @@ fn annotated(dir: &Path, wnids: &[String]) -> Result<Vec<Item>> {
     if let Some(name) = left.keys().next() {
         let more = and_more(left.len() - 1);
         let why = format!("no annotation of {VAL}/{name}{more}");
-        return Err(Error::data(path, why));
+        problems.push(Error::data(&path, why));
     }
     if let Some(class) = counts.iter().position(|&n| n == 0) {
         let why = format!("no image of class {} of {WNIDS}", wnids[class]);
-        return Err(Error::data(path, why));
+        problems.push(Error::data(&path, why));
     }
     Ok(items)
 }
@@ -538,6 +556,14 @@ pub(super) mod tests {
             fs::remove_file(d.join("train/n02/images/n02_1.JPEG")).unwrap();
             fs::remove_file(d.join("train/n02/images/n02_2.JPEG")).unwrap();
         });
+        // all of it is told to who asks for all
+        let dir = set();
+        fs::remove_file(dir.path().join("train/n01/images/n01_1.JPEG")).unwrap();
+        fs::remove_dir_all(dir.path().join("train/n02/images")).unwrap();
+        fs::remove_file(dir.path().join("val/images/val_1_n03.JPEG")).unwrap();
+        let (scan, problems) = Scan::with_problems(dir.path()).unwrap();
+        assert_eq!((scan.items.len(), problems.len()), (2 + 3 + 5, 3));
+
         // without the list of boxes nothing tells
         let dir = set();
         fs::remove_file(dir.path().join("train/n02/n02_boxes.txt")).unwrap();
