@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use clap::Parser;
 use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic};
 use cotangent::models::{ThreeLayerConfig, ThreeLayerConvNet};
-use cotangent::nn::{self, Summary};
+use cotangent::nn::Summary;
 use cotangent::random::Generator;
 use cotangent::train::{
-    OptimConfig, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_grid,
+    OptimConfig, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_filters,
 };
 use cotangent::{DType, Result, Tensor};
 
@@ -106,14 +106,7 @@ fn main() -> Result<()> {
         history.seconds
     );
 
-    let filters = &nn::named_parameters(&mut model)[0].1;
-    let size = (
-        filters.shape()[0],
-        3,
-        filters.shape()[2],
-        filters.shape()[3],
-    );
-    save_grid(args.out.join("filters.png"), &filters.to_vec()?, size, 8, 8)?;
+    save_filters(args.out.join("filters.png"), &mut model)?;
     println!(
         "wrote {}: filters.png, loss.png, accuracy.png, history.csv",
         args.out.display()

@@ -18,11 +18,11 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use cotangent::data::{Augment, Normalize, load_cifar10_or_synthetic, synthetic_splits};
 use cotangent::models::{DeeperConfig, DeeperConvNet};
-use cotangent::nn::{self, Slot, Summary};
+use cotangent::nn::{self, Summary};
 use cotangent::optim::{OneCycle, Plateau, PlateauMode, Schedule, Unit};
 use cotangent::random::Generator;
 use cotangent::train::{
-    OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_grid,
+    OptimConfig, Outcome, Solver, SolverConfig, SolverData, UpdateRule, save_curves, save_filters,
     save_state_dict, stop_on_signal,
 };
 use cotangent::{DType, Device, Result, Tensor};
@@ -351,31 +351,10 @@ fn run(args: &Args) -> Result<()> {
     save_curves(&args.out, history)?;
     drop(solver);
     save_state_dict(args.out.join("best.safetensors"), &mut model)?;
-    save_filters(args, &mut model)?;
+    save_filters(args.out.join("filters.png"), &mut model)?;
     println!(
-        "wrote {}/: history.json, history.csv, loss.svg, loss.png, accuracy.svg, accuracy.png, filters.png, best.safetensors, checkpoint.safetensors",
+        "wrote {}/: history.json, history.csv, TensorBoard's events, loss.svg, loss.png, accuracy.svg, accuracy.png, filters.png, best.safetensors, checkpoint.safetensors",
         args.out.display()
     );
     Ok(())
-}
-
-/// The first layer's filters as a picture.
-fn save_filters(args: &Args, model: &mut DeeperConvNet) -> Result<()> {
-    let mut first = None;
-    nn::visit(model, |_, slot| {
-        if let (Slot::Parameter(t), None) = (slot, &first) {
-            first = Some(t.detach());
-        }
-    });
-    let Some(w) = first.filter(|w| w.rank() == 4) else {
-        return Ok(());
-    };
-    let [n, c, h, width] = [w.shape()[0], w.shape()[1], w.shape()[2], w.shape()[3]];
-    save_grid(
-        args.out.join("filters.png"),
-        &w.to_vec::<f32>()?,
-        (n, c, h, width),
-        8,
-        12,
-    )
 }

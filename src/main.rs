@@ -1,6 +1,6 @@
 //! The `cotangent` command line: parsing only; the library does the work.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use cotangent::train::recipe::flags;
 use cotangent::train::report;
 use cotangent::train::run::default_dir;
 use cotangent::train::{
-    Ablation, Diary, History, Landscape, Outcome, Recipe, Run, SanityConfig, Statistics,
-    sanity_checks, stop_on_signal,
+    Ablation, Diary, History, Landscape, Outcome, Predictor, Recipe, Run, SanityConfig, Statistics,
+    check_count, redraw, sanity_checks, save_predictions, stop_on_signal,
 };
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -123,6 +123,31 @@ enum Command {
             trailing_var_arg = true,
             allow_hyphen_values = true,
             value_name = "RUN --KEY VALUE"
+        )]
+        words: Vec<String>,
+    },
+    /// Draw a run's curves and first filters anew, or the curves of several runs in one picture each
+    Plot {
+        /// The runs' folders
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// Where to draw; default: into the one run's folder, of several into runs/compared
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Say what is in image files (JPEG, PNG), or show what a run's network makes of its data set
+    ///
+    /// With files: the most probable classes of each; exit code 1 where one does not decode.
+    /// With --split: a picture of the images with their predicted and true classes, predictions.png
+    /// and .svg in the run's folder.
+    Predict {
+        /// The run's folder; image files, and --top K (default: 5); or --split train, val or test,
+        /// --count N (default: 25) and --only wrong; and --KEY VALUE for any key of the recipe
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "RUN IMAGE --KEY VALUE"
         )]
         words: Vec<String>,
     },
@@ -258,6 +283,12 @@ fn run(command: Command) -> Result<bool> {
         Command::Landscape { words } => landscape(&words),
         Command::Statistics { words } => statistics(&words),
         Command::Eval { words } => eval(&words),
+        Command::Plot { runs, out } => {
+            let wrote = |path: &Path| println!("{}", path.display());
+            redraw(&runs, out.as_deref(), wrote)?;
+            Ok(true)
+        }
+        Command::Predict { words } => predict(&words),
         Command::Sanity { model, data, seed } => {
             let splits = match data {
                 Some(name) if name.as_os_str() == "embedded" => synthetic_splits(seed),
@@ -471,5 +502,83 @@ fn eval(words: &[String]) -> Result<bool> {
     judged.save(&dir)?;
     let report = report::write(&dir, &run, &judged)?;
     println!("{}", report.display());
+    Ok(true)
+}
+
+/// The number that a flag gives.
+fn take_number(flags: &mut Flags, key: &'static str, default: usize) -> Result<usize> {
+    let Some(text) = take(flags, key) else {
+        return Ok(default);
+    };
+    let number = text.parse().ok().filter(|&n| n > 0);
+    number.ok_or_else(|| Error::config(key, format!("{text:?}; expected a number from 1 on")))
+}
+
+fn predict(words: &[String]) -> Result<bool> {
+    let end = words.iter().position(|w| w.starts_with("--"));
+    let (paths, rest) = words.split_at(end.unwrap_or(words.len()));
+    let (dir, images) = paths.split_first().ok_or(missing("run"))?;
+    let mut settings = flags(rest)?;
+    if let Some(split) = take(&mut settings, "split") {
+        if !images.is_empty() {
+            let why = format!(
+                "{split}, beside {} files; expected one or the other",
+                images.len()
+            );
+            return Err(Error::config("split", why));
+        }
+        return show(dir.as_ref(), &split, settings);
+    }
+    if images.is_empty() {
+        let why = "none; expected image files behind the run, or --split test";
+        return Err(Error::config("image", why));
+    }
+    let top = take_number(&mut settings, "top", 5)?;
+    let mut predictor = Predictor::open(dir, &settings)?;
+    let mut all = true;
+    for image in images {
+        match predictor.classify(image) {
+            Ok(classes) => {
+                println!("{image}");
+                for (class, probability) in classes.into_iter().take(top) {
+                    println!("  {:6.2} %  {class}", 100.0 * probability);
+                }
+            }
+            Err(e) => {
+                eprintln!("error: {e}");
+                all = false;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// A picture of a split's images with what they are taken for.
+fn show(dir: &Path, split: &str, mut settings: Flags) -> Result<bool> {
+    let count = take_number(&mut settings, "count", 25)?;
+    check_count(count)?;
+    let only_wrong = match take(&mut settings, "only").as_deref() {
+        None => false,
+        Some("wrong") => true,
+        Some(other) => {
+            let why = format!("{other:?}; expected wrong");
+            return Err(Error::config("only", why));
+        }
+    };
+    let run = Run::open(dir, &settings)?;
+    let data = run.images(split)?.clone();
+    let mut predictor = Predictor::of(run)?;
+    let (samples, seen) = predictor.sample(&data, count, only_wrong)?;
+    let wrong = samples.iter().filter(|s| !s.is_right()).count();
+    println!(
+        "{wrong} of the first {seen} of {} {split} images are taken for another class",
+        data.len()
+    );
+    if !samples.is_empty() {
+        let classes = &predictor.input.classes;
+        for path in save_predictions(dir, data.shape(), classes, &samples)? {
+            println!("{}", path.display());
+        }
+    }
     Ok(true)
 }

@@ -114,7 +114,15 @@ fn mistakes_are_named() {
 fn help_and_devices() {
     let (code, out, _) = cotangent(&["--help"]);
     assert_eq!(code, Some(0));
-    for command in ["gradcheck", "summary", "devices", "sanity", "data"] {
+    for command in [
+        "gradcheck",
+        "summary",
+        "devices",
+        "sanity",
+        "plot",
+        "predict",
+        "data",
+    ] {
         assert!(out.contains(command), "{out}");
     }
     let (code, out, _) = cotangent(&["devices"]);
@@ -320,4 +328,93 @@ fn a_server_that_refuses_is_named() {
         server.join().unwrap(),
         "GET /sets/cifar-10-binary.tar.gz HTTP/1.1"
     );
+}
+
+#[test]
+fn a_run_is_drawn_anew_and_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (run, again) = (path("run"), path("again"));
+    for (seed, out) in [("0", &run), ("1", &again)] {
+        let settings = "--data.name embedded --train-samples 60 --test-samples 40 \
+            --model.name three_layer --num-epochs 1 --batch-size 20 --num-val-samples 20";
+        let mut args = vec!["train", "--seed", seed, "--out", out];
+        args.extend(settings.split_whitespace());
+        let (code, stdout, stderr) = cotangent(&args);
+        assert_eq!(code, Some(0), "{stdout}{stderr}");
+    }
+    let (code, stdout, stderr) = cotangent(&["plot", &run]);
+    assert_eq!(
+        (code, stdout.lines().count()),
+        (Some(0), 5),
+        "{stdout}{stderr}"
+    );
+    let filters = format!("{run}/filters.png");
+    assert!(stdout.ends_with(&format!("{filters}\n")), "{stdout}");
+    let both = path("both");
+    let (code, stdout, _) = cotangent(&["plot", &run, &again, "--out", &both]);
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout.contains(&format!("{both}/val_acc.png\n")),
+        "{stdout}"
+    );
+    let (code, _, stderr) = cotangent(&["plot", &run, &path("none")]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("none/history.json"), "{stderr}");
+
+    // a picture is an image as any other; a file that is none does not keep it from its class
+    let (recipe, none) = (format!("{run}/recipe.toml"), path("none.png"));
+    let args = ["predict", &run, &recipe, &none, &filters, "--top", "3"];
+    let (code, stdout, stderr) = cotangent(&args);
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.starts_with(&format!("{filters}\n")), "{stdout}");
+    assert_eq!(
+        (stdout.lines().count(), stdout.matches(" %  ").count()),
+        (4, 3)
+    );
+    for part in [
+        "recipe.toml: is neither a JPEG nor a PNG file",
+        "none.png: ",
+    ] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    let args = [
+        "predict", &run, "--split", "val", "--count", "4", "--only", "wrong",
+    ];
+    let (code, stdout, stderr) = cotangent(&args);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.starts_with("4 of the first "), "{stdout}");
+    for kind in ["png", "svg"] {
+        let name = format!("{run}/predictions.{kind}");
+        assert!(stdout.contains(&name) && std::path::Path::new(&name).exists());
+    }
+    for (args, why) in [
+        (&[&run[..]][..], "image: none"),
+        (&[], "run: none"),
+        (&[&run, &filters, "--top", "0"], "top: \"0\""),
+        (
+            &[&run, "--split", "tset"],
+            "\"tset\"; expected train, val or test",
+        ),
+        (
+            &[&run, "--split", "test", "--count", "101"],
+            "101 images; expected 1 to 100",
+        ),
+        (
+            &[&run, "--split", "test", "--only", "right"],
+            "\"right\"; expected wrong",
+        ),
+        (
+            &[&run, &filters, "--split", "test"],
+            "expected one or the other",
+        ),
+        (&[&none, &filters], "none.png/recipe.toml"),
+    ] {
+        let (code, stdout, stderr) = cotangent(&[&["predict"], args].concat());
+        assert_eq!(code, Some(2), "{args:?}: {stdout}{stderr}");
+        assert!(
+            args.is_empty() || stderr.contains(why),
+            "{args:?}: {stderr}"
+        );
+    }
 }

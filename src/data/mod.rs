@@ -9,6 +9,7 @@ mod bytes;
 mod cifar;
 mod fetch;
 mod idx;
+mod image;
 mod loader;
 mod locate;
 mod normalize;
@@ -33,6 +34,7 @@ pub use augment::{Augment, Fill, InterpolationMode, Mix, PaddingMode, Reconstruc
 pub use cifar::{CIFAR10_FILES, RECORD_BYTES, RECORDS_PER_FILE, TRAIN_SAMPLES, load_cifar10};
 pub use fetch::{FetchBar, FetchEvent, fetch};
 pub use idx::{load_fashion_mnist, load_mnist, read_idx};
+pub use image::read_image;
 pub use loader::{Batch, Epoch, Feed, Loader};
 pub use locate::{
     find_cifar10, find_fashion_mnist, find_mnist, find_tiny_imagenet, load_cifar10_or_synthetic,
@@ -228,7 +230,7 @@ impl Dataset {
             let why = format!("images of {:?}; expected squares to be resized", self.shape);
             return Err(Error::data(&self.name, why));
         }
-        let resize = Resize::new(h, size);
+        let resize = Resize::new([h, w], [size; 2]);
         let (n, pixels) = (self.len(), c * size * size);
         let mut bytes = Vec::new();
         if bytes.try_reserve_exact(n.saturating_mul(pixels)).is_err() {
@@ -431,7 +433,7 @@ mod tests {
         // an image alone, plane by plane
         let mut first = Vec::new();
         let planes = d.image(0).chunks_exact(32 * 32);
-        planes.for_each(|plane| Resize::new(32, 48).append(plane, &mut first));
+        planes.for_each(|plane| Resize::new([32; 2], [48; 2]).append(plane, &mut first));
         assert_eq!(big.image(0), first);
         assert_eq!(d.resized(32).unwrap().image(1), d.image(1));
         let e = |d: &Dataset, size| d.resized(size).unwrap_err().to_string();

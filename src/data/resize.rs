@@ -25,38 +25,45 @@ struct Span {
     weights: Vec<i32>,
 }
 
-/// From squares of one size to squares of another.
+/// From images of one height and width to those of another; the proportions may change.
 pub(super) struct Resize {
-    from: usize,
-    to: usize,
-    spans: Vec<Span>,
+    from: [usize; 2],
+    to: [usize; 2],
+    down: Vec<Span>,
+    across: Vec<Span>,
+}
+
+/// What each of `to` new pixels along an axis of `from` is made of.
+fn spans(from: usize, to: usize) -> Vec<Span> {
+    let scale = from as f64 / to as f64;
+    let support = scale.max(1.0);
+    let span = |i: usize| {
+        let center = (i as f64 + 0.5) * scale;
+        let first = (center - support + 0.5).max(0.0) as usize;
+        let end = ((center + support + 0.5) as usize).min(from);
+        let triangle = |k: usize| {
+            let x = (k as f64 - center + 0.5) * (1.0 / support);
+            (1.0 - x.abs()).max(0.0)
+        };
+        let weights: Vec<f64> = (first..end).map(triangle).collect();
+        let sum: f64 = weights.iter().sum();
+        let fixed = |w: &f64| (0.5 + w / sum * (1u32 << BITS) as f64) as i32;
+        Span {
+            first,
+            weights: weights.iter().map(fixed).collect(),
+        }
+    };
+    (0..to).map(span).collect()
 }
 
 impl Resize {
-    /// Both sizes are over 0.
-    pub(super) fn new(from: usize, to: usize) -> Self {
-        let scale = from as f64 / to as f64;
-        let support = scale.max(1.0);
-        let span = |i: usize| {
-            let center = (i as f64 + 0.5) * scale;
-            let first = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(from);
-            let triangle = |k: usize| {
-                let x = (k as f64 - center + 0.5) * (1.0 / support);
-                (1.0 - x.abs()).max(0.0)
-            };
-            let weights: Vec<f64> = (first..end).map(triangle).collect();
-            let sum: f64 = weights.iter().sum();
-            let fixed = |w: &f64| (0.5 + w / sum * (1u32 << BITS) as f64) as i32;
-            Span {
-                first,
-                weights: weights.iter().map(fixed).collect(),
-            }
-        };
+    /// Heights and widths, all over 0.
+    pub(super) fn new(from: [usize; 2], to: [usize; 2]) -> Self {
         Resize {
             from,
             to,
-            spans: (0..to).map(span).collect(),
+            down: spans(from[0], to[0]),
+            across: spans(from[1], to[1]),
         }
     }
 
@@ -66,17 +73,18 @@ impl Resize {
         if self.from == self.to {
             return out.extend_from_slice(plane);
         }
-        let mut wide = Vec::with_capacity(self.from * self.to);
-        for row in plane.chunks_exact(self.from) {
-            wide.extend(self.spans.iter().map(|span| {
+        let ([height, width], [_, to]) = (self.from, self.to);
+        let mut wide = Vec::with_capacity(height * to);
+        for row in plane.chunks_exact(width) {
+            wide.extend(self.across.iter().map(|span| {
                 let pixels = row[span.first..].iter().zip(&span.weights);
                 byte(pixels.map(|(&p, &w)| p as i32 * w).sum())
             }));
         }
-        let mut sums = vec![0i32; self.to];
-        for span in &self.spans {
+        let mut sums = vec![0i32; to];
+        for span in &self.down {
             sums.fill(0);
-            let rows = wide[span.first * self.to..].chunks_exact(self.to);
+            let rows = wide[span.first * to..].chunks_exact(to);
             for (row, &w) in rows.zip(&span.weights) {
                 sums.iter_mut()
                     .zip(row)
@@ -96,20 +104,21 @@ fn byte(sum: i32) -> u8 {
 mod tests {
     use super::*;
 
-    /// 64x64 pixels with edges, a ramp and noise.
-    fn picture() -> Vec<u8> {
+    /// Pixels with edges, a ramp and noise.
+    fn picture([h, w]: [u32; 2]) -> Vec<u8> {
         let pixel = |i: u32| {
-            let (y, x) = (i / 64, i % 64);
+            let (y, x) = (i / w, i % w);
             let noise = i.wrapping_mul(2_654_435_761) >> 27;
             (x * 3 + noise + if (x / 8 + y / 8) % 2 == 0 { 32 } else { 0 }).min(255) as u8
         };
-        (0..64 * 64).map(pixel).collect()
+        (0..h * w).map(pixel).collect()
     }
 
-    fn resized(to: usize) -> Vec<u8> {
+    fn resized(from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
         let mut out = Vec::new();
-        Resize::new(64, to).append(&picture(), &mut out);
-        assert_eq!(out.len(), to * to);
+        let image = picture(from.map(|side| side as u32));
+        Resize::new(from, to).append(&image, &mut out);
+        assert_eq!(out.len(), to[0] * to[1]);
         out
     }
 
@@ -124,17 +133,28 @@ mod tests {
             (192, 0x24ca300a, [32, 32, 39, 47]),
         ];
         for (to, sum, first) in known {
-            let bytes = resized(to);
+            let bytes = resized([64; 2], [to; 2]);
+            assert_eq!((&bytes[..4], crc32fast::hash(&bytes)), (&first[..], sum));
+        }
+        // 50 wide and 30 high
+        let known: [([usize; 2], u32, [u8; 4]); 4] = [
+            ([30, 20], 0xf8f67d31, [46, 58, 61, 51]),
+            ([64, 50], 0x7e2a8775, [32, 54, 45, 68]),
+            ([17, 99], 0xd4b5b619, [45, 47, 50, 50]),
+            ([8, 8], 0x3e44ebd9, [57, 53, 75, 105]),
+        ];
+        for (to, sum, first) in known {
+            let bytes = resized([30, 50], to);
             assert_eq!((&bytes[..4], crc32fast::hash(&bytes)), (&first[..], sum));
         }
     }
 
     #[test]
     fn the_same_size_is_the_same_image_and_a_flat_one_stays_flat() {
-        assert_eq!(resized(64), picture());
+        assert_eq!(resized([30, 50], [30, 50]), picture([30, 50]));
         for (to, value) in [(8, 255), (56, 0), (63, 200), (128, 255), (192, 1)] {
             let mut out = Vec::new();
-            Resize::new(64, to).append(&[value; 64 * 64], &mut out);
+            Resize::new([64; 2], [to; 2]).append(&[value; 64 * 64], &mut out);
             assert!(out.iter().all(|&p| p == value), "{to}");
         }
     }

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::data::Splits;
 use crate::error::{Error, Result};
 use crate::nn;
 use crate::train::pretrain::PRETRAIN;
 use crate::train::recipe::{self, Recipe};
 use crate::train::run::{self, RECIPE};
-use crate::train::{History, Observer, Outcome, Plot, Run, Series, files};
+use crate::train::{DataRecipe, History, Observer, Outcome, Run, files, save_comparison};
 
 /// What is varied. The cells of a file are all combinations of `grid`'s values, then those of
 /// `cells`.
@@ -247,6 +248,7 @@ impl Ablation {
         let total = cells.len() * self.seeds.len();
         let mut results: Vec<CellResult> = Vec::with_capacity(total);
         let mut curves: Vec<(String, History)> = Vec::new();
+        let mut read = LastRead::default();
         let jobs = cells
             .iter()
             .flat_map(|c| self.seeds.iter().map(move |s| (c, *s)));
@@ -258,7 +260,7 @@ impl Ablation {
             say(&format!("[{} / {total}] {}, seed {seed}", i + 1, cell.name));
             let found = match finished(&folder, &recipe)? {
                 Some(found) => found,
-                None => match run_cell(cell, recipe, &folder, stop, observer) {
+                None => match run_cell(cell, recipe, &mut read, &folder, stop, observer) {
                     Ok(Some(found)) => found,
                     Ok(None) => return Ok(Ended::of(false, &results)),
                     Err(e) => CellResult {
@@ -321,26 +323,7 @@ impl Ablation {
             }
             Ok(())
         })?;
-        type Curve = fn(&History) -> Vec<f64>;
-        for (name, y_label, of) in [
-            ("val_acc", "validation accuracy (%)", accuracies as Curve),
-            ("loss", "training loss", History::epoch_losses as Curve),
-        ] {
-            let line = |(cell, history): &(String, History)| {
-                let points = (1..).zip(of(history)).map(|(i, y)| (i as f64, y));
-                Series::markers(cell, points.collect())
-            };
-            let series: Vec<Series> = curves.iter().map(line).collect();
-            let (title, x_label) = (self.title(), "epoch");
-            let plot = Plot {
-                title,
-                x_label,
-                y_label,
-                series: &series,
-            };
-            plot.save(dir, name)?;
-        }
-        Ok(())
+        save_comparison(dir, self.title(), curves)
     }
 
     fn title(&self) -> &str {
@@ -388,10 +371,6 @@ impl Ablation {
     }
 }
 
-fn accuracies(history: &History) -> Vec<f64> {
-    history.val_acc_history.iter().map(|a| 100.0 * a).collect()
-}
-
 impl CellResult {
     fn empty(cell: &str, seed: u64) -> Self {
         CellResult {
@@ -427,10 +406,29 @@ fn finished(folder: &Path, recipe: &Recipe) -> Result<Option<CellResult>> {
     Ok(Some(found))
 }
 
+/// The images of the cell before, which most often are the next one's too.
+#[derive(Default)]
+struct LastRead(Option<(DataRecipe, u64, Splits)>);
+
+impl LastRead {
+    fn images(&mut self, recipe: &Recipe) -> Result<Splits> {
+        let of = (&recipe.data, recipe.seed);
+        // others go before new ones come: both may not fit in memory
+        self.0 = self.0.take().filter(|(data, seed, _)| (data, *seed) == of);
+        let images = match self.0.take() {
+            Some((.., images)) => images,
+            None => recipe.data.load_all(recipe.seed)?,
+        };
+        self.0 = Some((recipe.data.clone(), recipe.seed, images.clone()));
+        Ok(images)
+    }
+}
+
 /// One run; `None` where it was stopped.
 fn run_cell(
     cell: &Cell,
     recipe: Recipe,
+    read: &mut LastRead,
     folder: &Path,
     stop: &Arc<AtomicBool>,
     observer: Option<&mut dyn Observer>,
@@ -438,7 +436,8 @@ fn run_cell(
     let seed = recipe.seed;
     let resume = run::is_begun(folder);
     let pretrains = recipe.pretraining().is_some();
-    let mut run = Run::new(recipe)?;
+    let images = read.images(&recipe)?;
+    let mut run = Run::on(recipe, images)?;
     let device = nn::device(&mut *run.model);
     device.reset_peak()?;
     let (outcome, history) = run.train_observed(folder, resume, stop.clone(), observer)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
+use crate::train::events::save_events;
 use crate::train::files::write_atomic;
 
 /// The record of a training run; accuracies are fractions, times are seconds.
@@ -125,15 +126,16 @@ impl History {
             .collect()
     }
 
-    /// Write `history.json` (all of it) and `history.csv` (a line per epoch) into the folder
-    /// `dir`, each atomically.
+    /// Write `history.json` (all of it), `history.csv` (a line per epoch), each atomically, and
+    /// TensorBoard's events ([`save_events`]) into the folder `dir`.
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
         write_atomic(dir.join("history.json"), |w| {
             serde_json::to_writer_pretty(&mut *w, self)?;
             w.write_all(b"\n")
         })?;
-        write_atomic(dir.join("history.csv"), |w| self.write_csv(w))
+        write_atomic(dir.join("history.csv"), |w| self.write_csv(w))?;
+        save_events(dir, self)
     }
 
     /// Read `history.json` of the folder `dir`; [`Error::Data`] where it is not one.

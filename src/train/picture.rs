@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::nn::{self, Module, Slot};
 use crate::train::files::write_atomic;
 
 /// Over this a picture is a mistake in `upscale`, and its memory would be a surprise.
 const MOST_PIXELS: usize = 1 << 28;
+/// The width of a picture of filters, roughly.
+const FILTERS_SIDE: usize = 512;
 
 /// Save images of shape (n, c, h, w), c = 1 (grey) or 3 (red, green, blue), as a PNG grid.
 ///
@@ -89,6 +92,40 @@ fn grid(
         png::ColorType::Rgb
     };
     save_png(path, &pixels, width as u32, height as u32, colour)
+}
+
+/// Save the filters of a network's first layer by [`save_grid`] where it is a convolution of images
+/// with 1 or 3 channels; whether it is.
+///
+/// ```
+/// # use cotangent::{models, train::save_filters};
+/// # let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("filters.png");
+/// let mut net = models::build("three_layer", [3, 32, 32], 10, 0)?;
+/// assert!(save_filters(&path, &mut *net)? && path.exists());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn save_filters(path: impl AsRef<Path>, model: &mut (impl Module + ?Sized)) -> Result<bool> {
+    let mut first = None;
+    nn::visit(model, |_, slot| {
+        // not the numbers of a norm that comes before it
+        if let (Slot::Parameter(t), None) = (slot, &first)
+            && t.rank() > 1
+        {
+            first = Some(t.detach());
+        }
+    });
+    let Some(filters) = first else {
+        return Ok(false);
+    };
+    let &[n, c @ (1 | 3), h, w] = &filters.shape()[..] else {
+        return Ok(false);
+    };
+    // a square, about FILTERS_SIDE wide
+    let columns = (1..n).find(|side| side * side >= n).unwrap_or(1);
+    let upscale = (FILTERS_SIDE / (columns * (w + 1) + 1)).max(1);
+    save_grid(path, &filters.to_vec()?, (n, c, h, w), columns, upscale)?;
+    Ok(true)
 }
 
 /// Write 8-bit pixels, rows from the top, as a PNG file.
@@ -213,6 +250,33 @@ pub(crate) mod tests {
                 assert_eq!(px[(y * 6 + x) * 3..][..3], expected, "at {y}, {x}");
             }
         }
+    }
+
+    #[test]
+    fn a_first_layer_that_is_no_convolution_of_images_has_no_picture() -> Result<()> {
+        use crate::random::Generator;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.png");
+        let rng = &mut Generator::new(0);
+        let conv = |channels, rng: &mut Generator| {
+            nn::Conv2d::new(channels, 5, nn::Conv2dConfig::same(3), rng)
+        };
+        assert!(!save_filters(
+            &path,
+            &mut nn::Linear::new(3, 2, true, rng)?
+        )?);
+        assert!(!save_filters(&path, &mut conv(2, rng)?)?);
+        assert!(!save_filters(&path, &mut nn::Flatten)?);
+        assert!(!path.exists());
+        for (channels, samples) in [(1, 1), (3, 3)] {
+            let norm = nn::BatchNorm2d::new(channels)?;
+            let mut net = nn::Sequential::new().push(norm).push(conv(channels, rng)?);
+            assert!(save_filters(&path, &mut net)?);
+            let (w, h, c, _) = decode(&path);
+            // five filters in three columns of 3 pixels and a line, 39 times as large
+            assert_eq!((w, h, c), (13 * 39, 9 * 39, samples));
+        }
+        Ok(())
     }
 
     #[test]

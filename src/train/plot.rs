@@ -38,11 +38,20 @@ const PALETTE: [RGBColor; 7] = [
 ];
 /// How much of its colour a band has: what lies behind is seen through it.
 const BAND: f64 = 0.35;
-const TEXT: RGBColor = RGBColor(40, 40, 40);
+/// Of what is right, and of what is wrong.
+pub(super) const RIGHT: RGBColor = PALETTE[2];
+pub(super) const WRONG: RGBColor = PALETTE[1];
+pub(super) const TEXT: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(228, 228, 228);
 
-/// The viewer's own in an SVG; in a PNG the font that [`Plot::save`] registers.
-const FONT: &str = "sans-serif";
+/// The viewer's own in an SVG; in a PNG the font that [`register`] brings.
+pub(super) const FONT: &str = "sans-serif";
+
+/// Bring the font, before anything is drawn.
+pub(super) fn register() {
+    // fails only where the font is none
+    let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+}
 
 /// How a [`Series`] is drawn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,8 +128,7 @@ pub struct Plot<'a> {
 impl Plot<'_> {
     /// Write `name.svg` and `name.png`, [`SIZE`] large, into the folder `dir`.
     pub fn save(&self, dir: impl AsRef<Path>, name: &str) -> Result<()> {
-        // fails only where the font is none
-        let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+        register();
         let svg_path = dir.as_ref().join(format!("{name}.svg"));
         let mut svg = String::new();
         self.draw_on(SVGBackend::with_string(&mut svg, SIZE), 1)
@@ -366,16 +374,18 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
+/// Values by their number, from 1.
+fn numbered(values: &[f64], scale: f64) -> Vec<(f64, f64)> {
+    (1..)
+        .zip(values)
+        .map(|(i, v)| (i as f64, scale * v))
+        .collect()
+}
+
 /// Write `loss.svg` and `.png` (the loss of each step) and `accuracy.svg` and `.png` (training and
 /// validation after each epoch) into the folder `dir`; of a model that is judged by its loss
 /// `epoch_loss.svg` and `.png` in place of the latter (each epoch's mean, and validation after it).
 pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
-    let numbered = |values: &[f64], scale: f64| -> Vec<(f64, f64)> {
-        (1..)
-            .zip(values)
-            .map(|(i, v)| (i as f64, scale * v))
-            .collect()
-    };
     let losses = &history.loss_history;
     Plot {
         title: "Training loss",
@@ -412,6 +422,31 @@ pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
         ],
     }
     .save(&dir, "accuracy")
+}
+
+/// Write `val_acc.svg` and `.png` (the validation accuracy after each epoch) and `loss.svg` and `.png`
+/// (each epoch's mean training loss) of several runs, by their names, into the folder `dir`.
+pub fn save_comparison(
+    dir: impl AsRef<Path>,
+    title: &str,
+    runs: &[(String, History)],
+) -> Result<()> {
+    let save = |name: &str, y_label: &str, of: fn(&History) -> Vec<(f64, f64)>| {
+        let line = |(name, history): &(String, History)| Series::markers(name, of(history));
+        Plot {
+            title,
+            x_label: "epoch",
+            y_label,
+            series: &runs.iter().map(line).collect::<Vec<_>>(),
+        }
+        .save(&dir, name)
+    };
+    save("val_acc", "validation accuracy (%)", |h| {
+        numbered(&h.val_acc_history, 100.0)
+    })?;
+    save("loss", "training loss", |h| {
+        numbered(&h.epoch_losses(), 1.0)
+    })
 }
 
 /// The exponential moving average over about `window` values, without the bias toward its start

@@ -10,6 +10,7 @@ use crate::data::{
     find_fashion_mnist, find_mnist, find_tiny_imagenet, load_cifar10, load_fashion_mnist,
     load_mnist, load_tiny_imagenet, synthetic_splits,
 };
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::{self, nearest};
 use crate::nn::Module;
@@ -287,6 +288,11 @@ impl Recipe {
     /// The stage before, unless there is none or it is switched off.
     pub fn pretraining(&self) -> Option<&Pretrain> {
         self.pretrain.as_ref().filter(|p| p.enabled)
+    }
+
+    /// The device that is named, or the CPU.
+    pub fn device(&self) -> Result<Device> {
+        Device::parse(self.device.as_deref().unwrap_or("cpu"))
     }
 
     /// What the run is called.

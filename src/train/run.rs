@@ -1,8 +1,9 @@
 //! A recipe's run: the folder that holds all of it, training, and judging what was trained.
 //!
-//! A run's folder has `recipe.toml` (every setting written out), `history.json` and `.csv`, the
-//! curves as SVG and PNG, `best.safetensors` and `checkpoint.safetensors`; an evaluation adds
-//! `eval_SPLIT.json` and `confusion_SPLIT.csv`. That of a stage before is in it, in `pretrain`.
+//! A run's folder has `recipe.toml` (every setting written out), `input.json` (what the network takes
+//! and the classes' names), `history.json` and `.csv`, TensorBoard's events, the curves as SVG and PNG,
+//! `best.safetensors` and `checkpoint.safetensors`; an evaluation adds `eval_SPLIT.json` and
+//! `confusion_SPLIT.csv`. That of a stage before is in it, in `pretrain`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::autograd::autocast;
-use crate::data::{Augment, Dataset, Splits};
+use crate::data::{Augment, Dataset, Normalize, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Module};
@@ -20,7 +21,7 @@ use crate::ops::topk_correct;
 use crate::train::pretrain::PRETRAIN;
 use crate::train::solver::evaluate;
 use crate::train::{
-    Confusion, History, Observer, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
+    Confusion, History, Input, Observer, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
     load_state_dict_file, save_curves, save_state_dict,
 };
 
@@ -43,10 +44,15 @@ pub struct Run {
 impl Run {
     /// Read the images and make the network.
     pub fn new(recipe: Recipe) -> Result<Self> {
-        let device = Device::parse(recipe.device.as_deref().unwrap_or("cpu"))?;
-        let splits = recipe.data.load_all(recipe.seed)?;
-        let unlabelled = splits.train.clone();
-        let splits = recipe.data.labelled(splits, recipe.seed)?;
+        let images = recipe.data.load_all(recipe.seed)?;
+        Self::on(recipe, images)
+    }
+
+    /// With the images of the recipe's data, which were read already, the labels of all known.
+    pub(super) fn on(recipe: Recipe, images: Splits) -> Result<Self> {
+        let device = recipe.device()?;
+        let unlabelled = images.train.clone();
+        let splits = recipe.data.labelled(images, recipe.seed)?;
         let input_dim = recipe.augment.shape(splits.train.shape())?;
         let classes = splits.train.classes().len();
         let mut model = recipe.model.build(input_dim, classes, recipe.seed)?;
@@ -125,6 +131,7 @@ impl Run {
             pretrain.freeze(&mut *self.model);
         }
         let recipe = &self.recipe;
+        let input = Input::of(self)?;
         let data = self.data(&self.splits.train, &recipe.augment)?;
         let mut solver =
             solver(recipe, &recipe.train, data, dir, &mut *self.model)?.with_stop(stop);
@@ -135,6 +142,7 @@ impl Run {
             solver.resume(&checkpoint)?;
         }
         write_recipe(dir, recipe)?;
+        input.save(dir)?;
         let outcome = solver.train()?;
         if outcome != Outcome::Interrupted {
             solver.report(Some(&self.splits.test))?;
@@ -148,13 +156,17 @@ impl Run {
         Ok((outcome, history))
     }
 
-    /// What a stage learns from and is judged by. How bytes become numbers needs no labels, and is
-    /// the same in both stages.
+    /// How bytes become numbers: it needs no labels, and is the same in both stages.
+    pub fn normalize(&self) -> Result<Normalize> {
+        self.recipe.data.normalize(&self.unlabelled)
+    }
+
+    /// What a stage learns from and is judged by.
     pub(super) fn data(&self, train: &Dataset, augment: &Augment) -> Result<SolverData> {
         Ok(SolverData {
             train: train.clone(),
             val: self.splits.val.clone(),
-            normalize: self.recipe.data.normalize(&self.unlabelled)?,
+            normalize: self.normalize()?,
             augment: augment.clone(),
         })
     }
@@ -177,7 +189,7 @@ impl Run {
     pub fn eval(&mut self, split: &str, mut see: impl FnMut(&Meters)) -> Result<Judged> {
         let data = &self.images(split)?.clone();
         let recipe = &self.recipe;
-        let normalize = recipe.data.normalize(&self.unlabelled)?;
+        let normalize = self.normalize()?;
         let _products = autocast(recipe.train.autocast.dtype())?;
         let mut meters = Meters::new(split, data, nn::device(&mut *self.model))?;
         let loss = recipe.train.loss.build(recipe.train.label_smoothing)?;
@@ -253,7 +265,7 @@ pub(super) fn is_begun(dir: &Path) -> bool {
 }
 
 /// Where the greatest score is; of equal ones the first.
-fn greatest(row: &[f32]) -> usize {
+pub(super) fn greatest(row: &[f32]) -> usize {
     let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
     (0..row.len()).fold(0, better)
 }
@@ -381,6 +393,7 @@ impl std::fmt::Display for Meters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::events::EVENTS;
 
     const TEXT: &str = "[data]\nname = \"embedded\"\ntrain_samples = 60\ntest_samples = 40\n\
         [model]\nname = \"three_layer\"\nnum_filters = 4\nhidden_dim = 8\n\
@@ -404,6 +417,8 @@ mod tests {
             CHECKPOINT,
             "history.json",
             "history.csv",
+            "input.json",
+            EVENTS,
             "loss.svg",
             "loss.png",
             "accuracy.svg",

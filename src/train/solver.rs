@@ -74,8 +74,8 @@ pub struct SolverConfig {
     pub patience: Option<usize>,
     /// Stop after the first epoch whose validation accuracy, between 0 and 1, is at least this.
     pub target_accuracy: Option<f64>,
-    /// The folder that gets `checkpoint.safetensors`, `best.safetensors`, `history.json` and
-    /// `history.csv` after every epoch.
+    /// The folder that gets `checkpoint.safetensors`, `best.safetensors`, `history.json`,
+    /// `history.csv` and TensorBoard's events after every epoch.
     pub checkpoint_dir: Option<PathBuf>,
     /// Whether to print.
     pub verbose: bool,

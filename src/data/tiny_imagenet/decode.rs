@@ -1,9 +1,6 @@
 //! A JPEG file's bytes as planes of red, green and blue, of the size that is asked for.
 
-use std::panic::catch_unwind;
-
-use jpeg_decoder::{Decoder, PixelFormat};
-
+use crate::data::image;
 use crate::data::resize::Resize;
 
 /// Height and width of the data set's images.
@@ -13,49 +10,11 @@ pub(super) const MOST_BYTES: u64 = 1 << 20;
 
 /// The (C, H, W) bytes of the image in `jpeg`, or in a few words why there is none.
 pub(super) fn decode(jpeg: &[u8], resize: &Resize) -> Result<Vec<u8>, String> {
-    // the decoder is written for any input, but no file may end a run if that is not so
-    let (pixels, gray) = catch_unwind(|| rgb_or_gray(jpeg))
-        .unwrap_or_else(|_| Err("the JPEG decoder panicked".into()))?;
-    let mut planes = Vec::new();
-    if gray {
-        resize.append(&pixels, &mut planes);
-        planes.extend_from_within(..);
-        let size = planes.len() / 2;
-        planes.extend_from_within(..size);
-    } else {
-        for channel in 0..3 {
-            let plane: Vec<u8> = pixels.iter().skip(channel).step_by(3).copied().collect();
-            resize.append(&plane, &mut planes);
-        }
-    }
-    Ok(planes)
-}
-
-/// The pixels as they are stored, and whether they are one byte each.
-fn rgb_or_gray(jpeg: &[u8]) -> Result<(Vec<u8>, bool), String> {
-    let mut decoder = Decoder::new(jpeg);
-    let not = |e: jpeg_decoder::Error| format!("does not decode: {e}");
-    // the header alone first: a wrong size takes no memory
-    decoder.read_info().map_err(not)?;
-    let info = decoder.info().ok_or("does not decode: no frame header")?;
-    let (w, h) = (info.width as usize, info.height as usize);
-    if (w, h) != (SIDE, SIDE) {
-        return Err(format!("is {w}x{h}; expected {SIDE}x{SIDE}"));
-    }
-    let (channels, gray) = match info.pixel_format {
-        PixelFormat::L8 => (1, true),
-        PixelFormat::RGB24 => (3, false),
-        other => {
-            return Err(format!(
-                "has pixels of {other:?}; expected RGB or grayscale"
-            ));
-        }
-    };
-    let pixels = decoder.decode().map_err(not)?;
-    if pixels.len() != channels * SIDE * SIDE {
-        return Err(format!("does not decode: {} bytes of pixels", pixels.len()));
-    }
-    Ok((pixels, gray))
+    let pixels = image::jpeg(jpeg, |w, h| match (w, h) {
+        (SIDE, SIDE) => Ok(()),
+        _ => Err(format!("is {w}x{h}; expected {SIDE}x{SIDE}")),
+    })?;
+    Ok(pixels.planes(3, resize))
 }
 
 #[cfg(test)]
@@ -66,7 +25,7 @@ mod tests {
     use jpeg_encoder::{ColorType, Encoder};
 
     fn plain(jpeg: &[u8]) -> Result<Vec<u8>, String> {
-        decode(jpeg, &Resize::new(SIDE, SIDE))
+        decode(jpeg, &Resize::new([SIDE; 2], [SIDE; 2]))
     }
 
     #[test]
@@ -80,7 +39,7 @@ mod tests {
         }
         let planes = plain(&jpeg(77, ColorType::Luma)).unwrap();
         assert_eq!(planes, [77; 3 * 64 * 64]);
-        let small = decode(&jpeg(77, ColorType::Luma), &Resize::new(SIDE, 8)).unwrap();
+        let small = decode(&jpeg(77, ColorType::Luma), &Resize::new([SIDE; 2], [8; 2])).unwrap();
         assert_eq!(small, [77; 3 * 8 * 8]);
     }
 

@@ -244,7 +244,7 @@ pub(super) fn for_each_decoded<'s, E: From<Error>>(
     size: usize,
     mut take: impl FnMut(&'s Item, std::result::Result<Vec<u8>, String>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
-    let resize = Resize::new(SIDE, size);
+    let resize = Resize::new([SIDE; 2], [size; 2]);
     for items in scan.items.chunks(AT_ONCE / (3 * size * size)) {
         let read = |item: &Item| {
             if item.bytes > MOST_BYTES {
