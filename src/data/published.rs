@@ -130,7 +130,7 @@ mod tests {
             }
         }
         let total = |set: PublishedSet| {
-            let each = |part| (0..10).map(|c| set.images(c)[part]).sum();
+            let each = |part: usize| -> usize { (0..10).map(|c| set.images(c)[part]).sum() };
             [each(0), each(1)]
         };
         assert_eq!(total(PublishedSet::Cifar10), [50_000, 10_000]);

@@ -226,7 +226,7 @@ mod tests {
 
     fn unmasked(stored: &[u8]) -> u32 {
         let rotated = u32::from_le_bytes(stored.try_into().unwrap()).wrapping_sub(0xa282_ead8);
-        rotated << 15 | rotated >> 17
+        rotated.rotate_left(15)
     }
 
     /// The fields of a message: number, kind and the value's bytes (a varint's as eight).
@@ -307,8 +307,10 @@ mod tests {
     }
 
     fn one_epoch() -> History {
-        let mut h = History::default();
-        h.loss_history = vec![2.5, 1.5];
+        let mut h = History {
+            loss_history: vec![2.5, 1.5],
+            ..History::default()
+        };
         h.end_epoch(0.25, 0.5, 1e-3, 10.0);
         h
     }

@@ -86,7 +86,7 @@ impl<'a> Sheet<'a> {
             shape,
             classes,
             samples,
-            columns: (1..n).find(|side| side * side >= n).unwrap_or(1),
+            columns: (1..=n).find(|side| side * side >= n).unwrap_or(1),
             zoom: (SIDE / h.max(w) as f64).round().max(1.0) as usize,
         }
     }
@@ -151,7 +151,7 @@ impl<'a> Sheet<'a> {
                     kept = kept[..end].trim_end();
                     text = format!("{before}{kept}\u{2026}{behind}");
                 }
-                let at = (px(x) + px(w) / 2, px(y + h + FRAME + 2 + k * LINE));
+                let at = (px(x) + px(w) / 2, px(y + h + FRAME + 5 + k * LINE));
                 root.draw(&Text::new(text, at, style))?;
             }
         }

@@ -210,7 +210,7 @@ pub(super) mod tests {
     /// A run in the folder `dir`.
     pub(in crate::train) fn trained(dir: &Path, seed: u64) -> Result<Run> {
         let text = "[data]\nname = \"embedded\"\ntrain_samples = 40\ntest_samples = 30\n\
-            [model]\nname = \"three_layer\"\nnum_filters = 3\nfilter_size = 5\nhidden_dim = 4\n\
+            [model]\nname = \"three_layer\"\nnum_filters = 3\nfilter_size = 5\nhidden_dim = 4\nweight_scale = 0.1\n\
             [train]\nnum_epochs = 1\nbatch_size = 20\nverbose = false\nnum_val_samples = 20";
         let recipe = Recipe::parse(text, &[("seed".into(), seed.to_string())])?;
         let mut run = Run::new(recipe)?;

@@ -270,7 +270,7 @@ mod tests {
         let all = run.unlabelled.class_counts();
         assert_eq!(all.iter().sum::<usize>(), 24);
         // half of each class, rounded
-        assert!(all.iter().zip(&known).all(|(n, k)| (n + 1) / 2 == *k));
+        assert!(all.iter().zip(&known).all(|(n, k)| n.div_ceil(2) == *k));
         let data = run.data(&run.splits.train, &Augment::none())?;
         assert_eq!(data.normalize, Normalize::per_channel(&run.unlabelled)?);
         Ok(())

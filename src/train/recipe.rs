@@ -570,7 +570,7 @@ mod tests {
         let half = parse(text, &[("label-fraction", "0.5"), ("train-samples", "40")])?;
         let all = half.data.load_all(0)?;
         let counts = all.train.class_counts();
-        let known = counts.iter().map(|n| (n + 1) / 2).sum::<usize>();
+        let known = counts.iter().map(|n| n.div_ceil(2)).sum::<usize>();
         assert_eq!(
             (all.train.len(), half.data.load(0)?.train.len()),
             (40, known)

@@ -414,6 +414,7 @@ pub(super) mod tests {
             FetchEvent::Bytes { done, total, .. } => {
                 assert!(total.is_none_or(|t| t >= done));
             }
+            FetchEvent::Files { .. } => panic!("a download unpacks nothing"),
         };
         let result = fetcher().download(&remote(&base, body()), dir, &mut tell);
         let ranges = heads.try_iter().map(|h| range_of(&h)).collect();
@@ -503,10 +504,8 @@ pub(super) mod tests {
         let e = e.unwrap_err().to_string();
         assert!(e.contains("given up after 3 tries") && e.ends_with("(at byte 150000)"));
         // a page in the file's place costs nothing of what is there
-        let (e, _, _) = download(
-            dir.path(),
-            vec![Box::new(|_| answer("200 OK", "", 2, b"hi"))],
-        );
+        let page = Box::new(|_: &str| answer("200 OK", "", 2, b"hi")) as Answer;
+        let (e, _, _) = download(dir.path(), vec![page]);
         let e = e.unwrap_err().to_string();
         assert!(
             e.contains("the server sends 2 bytes, fewer than the 150000 in"),
