@@ -337,7 +337,7 @@ fn a_run_is_drawn_anew_and_used() {
     let (run, again) = (path("run"), path("again"));
     for (seed, out) in [("0", &run), ("1", &again)] {
         let settings = "--data.name embedded --train-samples 60 --test-samples 40 \
-            --model.name three_layer --num-epochs 1 --batch-size 20 --num-val-samples 20";
+            --model.name three_layer --model.num_filters 4 --model.hidden_dim 8 --num-epochs 1 --batch-size 20 --num-val-samples 20";
         let mut args = vec!["train", "--seed", seed, "--out", out];
         args.extend(settings.split_whitespace());
         let (code, stdout, stderr) = cotangent(&args);

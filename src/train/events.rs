@@ -25,7 +25,7 @@ pub const EVENTS: &str = "events.out.tfevents.0.cotangent";
 /// fractions.
 ///
 /// The bytes are a function of the history and of the time at which the run began, which the file
-/// itself keeps. Where a file holds the first part of them, as after an epoch, the rest is appended,
+/// itself keeps. Where a file holds the first part of them, as while a run goes on, the rest is appended,
 /// and a TensorBoard that has it open goes on; any other file is replaced by the whole. Either way,
 /// a run that is resumed has each of its points once, and what a crash left half written is completed.
 pub fn save_events(dir: impl AsRef<Path>, history: &History) -> Result<()> {
@@ -64,7 +64,8 @@ fn first(start: f64) -> Vec<u8> {
     }))
 }
 
-/// All of the file. Steps are spread over the duration of their epoch.
+/// All of the file. Steps have the time at which their epoch began, for when it will end is not known
+/// in one that was stopped: what is written stays as it is when that goes on.
 fn events(history: &History, start: f64) -> Vec<u8> {
     let mut out = first(start);
     let mut losses = (1..).zip(&history.loss_history);
@@ -72,12 +73,10 @@ fn events(history: &History, start: f64) -> Vec<u8> {
     let epochs = history.epoch_losses();
     for (i, &steps) in history.epoch_steps.iter().enumerate() {
         let at = |column: &[f64]| column.get(i).copied();
-        let seconds = at(&history.epoch_seconds).filter(|s| s.is_finite());
-        let step = seconds.unwrap_or(0.0) / steps as f64;
-        for (k, (number, &loss)) in (1..).zip(losses.by_ref().take(steps)) {
-            let time = time + step * k as f64;
+        for (number, &loss) in losses.by_ref().take(steps) {
             out.extend(scalars(time, number, &[("loss/train", Some(loss))]));
         }
+        let seconds = at(&history.epoch_seconds).filter(|s| s.is_finite());
         time += seconds.unwrap_or(0.0);
         let values = [
             ("loss/epoch", at(&epochs)),
@@ -358,7 +357,7 @@ mod tests {
         assert_eq!(of(&points, "best/val"), []);
         assert_eq!(of(&points, "best/test"), [(1, 0.375)]);
         let times: Vec<f64> = points.iter().map(|p| p.time).collect();
-        assert_eq!(times[..3], [1005.0, 1010.0, 1010.0]);
+        assert_eq!(times[..3], [1000.0, 1000.0, 1010.0]);
         assert!(times.is_sorted(), "{times:?}");
         assert_eq!(read(&events(&History::default(), 0.0)), []);
     }
@@ -369,11 +368,13 @@ mod tests {
         let path = dir.path().join(EVENTS);
         let bytes = || std::fs::read(&path).unwrap();
         let mut h = one_epoch();
+        // stopped within the second epoch
+        h.loss_history.push(1.0);
         save_events(dir.path(), &h).unwrap();
         let before = bytes();
         save_events(dir.path(), &h).unwrap();
         assert_eq!(bytes(), before);
-        h.loss_history.extend([1.0, 0.5]);
+        h.loss_history.push(0.5);
         h.end_epoch(0.75, 0.75, 1e-3, 10.0);
         save_events(dir.path(), &h).unwrap();
         let whole = bytes();

@@ -122,7 +122,7 @@ pub fn save_filters(path: impl AsRef<Path>, model: &mut (impl Module + ?Sized)) 
         return Ok(false);
     };
     // a square, about FILTERS_SIDE wide
-    let columns = (1..n).find(|side| side * side >= n).unwrap_or(1);
+    let columns = (1..=n).find(|side| side * side >= n).unwrap_or(1);
     let upscale = (FILTERS_SIDE / (columns * (w + 1) + 1)).max(1);
     save_grid(path, &filters.to_vec()?, (n, c, h, w), columns, upscale)?;
     Ok(true)

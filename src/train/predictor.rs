@@ -88,7 +88,7 @@ pub struct Sample {
     /// The class with the highest score.
     pub predicted: usize,
     /// That class's probability, by softmax of the scores.
-    pub probability: f32,
+    pub probability: f64,
 }
 
 impl Sample {
@@ -132,7 +132,7 @@ impl Predictor {
 
     /// The classes of a JPEG or PNG file ([`read_image`]) with their probabilities, from the most
     /// probable down: the softmax of the scores, whatever loss the network was trained by.
-    pub fn classify(&mut self, path: impl AsRef<Path>) -> Result<Vec<(&str, f32)>> {
+    pub fn classify(&mut self, path: impl AsRef<Path>) -> Result<Vec<(&str, f64)>> {
         let path = path.as_ref();
         let image = read_image(path, self.input.shape)?;
         let image = self.input.images(path, image)?;
@@ -176,7 +176,7 @@ impl Predictor {
     }
 
     /// The softmax of each image's scores.
-    fn probabilities(&mut self, data: &Dataset) -> Result<Vec<Vec<f32>>> {
+    fn probabilities(&mut self, data: &Dataset) -> Result<Vec<Vec<f64>>> {
         let (recipe, classes) = (&self.recipe, self.input.classes.len());
         let _products = autocast(recipe.train.autocast.dtype())?;
         let mut all = Vec::with_capacity(data.len());
@@ -191,13 +191,24 @@ impl Predictor {
                     let why = format!("{found} scores an image; expected {classes}, a class each");
                     return Err(Error::config("model", why));
                 }
-                let rows = scores.softmax(1)?.to_vec::<f32>()?;
-                all.extend(rows.chunks_exact(classes).map(<[f32]>::to_vec));
+                let scores = scores.to_vec::<f32>()?;
+                all.extend(scores.chunks_exact(classes).map(softmax));
                 Ok(())
             },
         )?;
         Ok(all)
     }
+}
+
+/// In f64, so that scores which differ at all have probabilities that do: the order stays.
+fn softmax(scores: &[f32]) -> Vec<f64> {
+    let greatest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    let powers: Vec<f64> = scores
+        .iter()
+        .map(|&s| (s as f64 - greatest).exp())
+        .collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|p| p / sum).collect()
 }
 
 #[cfg(test)]
@@ -242,8 +253,8 @@ pub(super) mod tests {
                 (ranked.len(), ranked[0].0),
                 (10, &test.classes()[class][..])
             );
-            let sum: f32 = ranked.iter().map(|r| r.1).sum();
-            assert!((sum - 1.0).abs() < 1e-5, "{ranked:?}");
+            let sum: f64 = ranked.iter().map(|r| r.1).sum();
+            assert!((sum - 1.0).abs() < 1e-12, "{ranked:?}");
             assert!(ranked.is_sorted_by(|a, b| a.1 >= b.1));
         }
         // a folder from before that file was written: the data set tells the same
@@ -251,6 +262,14 @@ pub(super) mod tests {
         std::fs::remove_file(dir.path().join(INPUT)).unwrap();
         assert_eq!(Predictor::open(dir.path(), &[])?.input, input.unwrap());
         Ok(())
+    }
+
+    #[test]
+    fn nearly_equal_scores_keep_their_order() {
+        let found = softmax(&[0.0, 1e-12, -1e-12]);
+        assert!(found[1] > found[0] && found[0] > found[2], "{found:?}");
+        let found = softmax(&[1000.0, 1000.0, -1000.0]);
+        assert_eq!(found, [0.5, 0.5, 0.0]);
     }
 
     #[test]

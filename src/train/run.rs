@@ -265,7 +265,7 @@ pub(super) fn is_begun(dir: &Path) -> bool {
 }
 
 /// Where the greatest score is; of equal ones the first.
-pub(super) fn greatest(row: &[f32]) -> usize {
+pub(super) fn greatest<T: PartialOrd>(row: &[T]) -> usize {
     let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
     (0..row.len()).fold(0, better)
 }
