@@ -9,8 +9,6 @@ shift
 [ $# -gt 0 ] || set -- --features emulator --test cuda --test planted
 
 export COTANGENT_SANITIZER=$sanitizer CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/sanitized}
-# The kernels are what is watched. The Rust around them is compiled anew for each sanitizer, and is small work.
-export CARGO_PROFILE_DEV_OPT_LEVEL=${CARGO_PROFILE_DEV_OPT_LEVEL:-0}
 # rustc links these libraries late; they want to be first
 runner="env LD_PRELOAD=$(g++ -print-file-name="lib$sanitizer.so")"
 # TSan of gcc 12 cannot place its shadow under newer kernels' address randomization
