@@ -16,8 +16,8 @@ use cotangent::train::recipe::flags;
 use cotangent::train::report;
 use cotangent::train::run::default_dir;
 use cotangent::train::{
-    Ablation, Diary, History, Landscape, Outcome, Predictor, Recipe, Run, SanityConfig, Statistics,
-    check_count, redraw, sanity_checks, save_predictions, stop_on_signal,
+    Ablation, Diary, Ended, History, Landscape, Outcome, Predictor, Recipe, Run, SanityConfig,
+    Statistics, check_count, redraw, sanity_checks, save_predictions, stop_on_signal,
 };
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -362,6 +362,11 @@ fn take(flags: &mut Flags, key: &str) -> Option<String> {
 /// Keys and values.
 type Flags = Vec<(String, String)>;
 
+/// Takes a flag that is on or off.
+fn take_switch(flags: &mut Flags, key: &str) -> bool {
+    take(flags, key).is_some_and(|v| v != "false")
+}
+
 /// The file or folder that comes first, if one does, and the flags behind it.
 fn first_and_flags(words: &[String]) -> Result<(Option<PathBuf>, Flags)> {
     match words.split_first() {
@@ -374,48 +379,69 @@ fn missing(what: &'static str) -> Error {
     Error::config(what, "none; expected it before the flags")
 }
 
+/// What a file of several runs is given: whether at the report's scale, where to, and settings of
+/// its recipe.
+struct Several {
+    file: PathBuf,
+    full: bool,
+    out: Option<PathBuf>,
+    settings: Flags,
+}
+
+impl Several {
+    fn of(words: &[String]) -> Result<Self> {
+        let (file, mut settings) = first_and_flags(words)?;
+        Ok(Several {
+            full: take_switch(&mut settings, "full"),
+            out: take(&mut settings, "out").map(PathBuf::from),
+            file: file.ok_or(missing("file"))?,
+            settings,
+        })
+    }
+
+    /// The folder that is named, or that of the file's `name` and the scale.
+    fn dir(&self, kind: &str, name: &str) -> PathBuf {
+        let scale = if self.full { "full" } else { "small" };
+        let default = || Path::new("runs").join(kind).join(format!("{name}_{scale}"));
+        self.out.clone().unwrap_or_else(default)
+    }
+}
+
+/// Whether all were run and none failed: the others are there, but a script should know.
+fn all_well(ended: Ended) -> bool {
+    if !ended.all {
+        println!("stopped; the same command goes on");
+    }
+    ended.all && ended.failed == 0
+}
+
 fn ablate(words: &[String]) -> Result<bool> {
-    let (file, mut settings) = first_and_flags(words)?;
-    let full = take(&mut settings, "full").is_some_and(|v| v != "false");
-    let out = take(&mut settings, "out").map(PathBuf::from);
-    let ablation = Ablation::load(file.ok_or(missing("file"))?)?;
-    let scale = if full { "full" } else { "small" };
-    let default = || PathBuf::from("runs/ablations").join(format!("{}_{scale}", ablation.name));
-    let dir = out.unwrap_or_else(default);
-    let stop = stop_on_signal()?;
-    let ended = ablation.run(&dir, full, &settings, &stop, |text| println!("{text}"))?;
+    let asked = Several::of(words)?;
+    let ablation = Ablation::load(&asked.file)?;
+    let dir = asked.dir("ablations", &ablation.name);
+    let (stop, say) = (stop_on_signal()?, |text: &str| println!("{text}"));
+    let ended = ablation.run(&dir, asked.full, &asked.settings, &stop, say)?;
     let table = dir.join("table.md");
     let text = std::fs::read_to_string(&table).unwrap_or_default();
     println!("\n{text}");
     println!("{}", table.display());
-    if !ended.all {
-        println!("stopped; the same command goes on");
-    }
-    // the others are there, but a script should know
-    Ok(ended.all && ended.failed == 0)
+    Ok(all_well(ended))
 }
 
 fn landscape(words: &[String]) -> Result<bool> {
-    let (file, mut settings) = first_and_flags(words)?;
-    let full = take(&mut settings, "full").is_some_and(|v| v != "false");
-    let out = take(&mut settings, "out").map(PathBuf::from);
-    let landscape = Landscape::load(file.ok_or(missing("file"))?, &settings)?;
-    let scale = if full { "full" } else { "small" };
-    let default = || PathBuf::from("runs/landscapes").join(format!("{}_{scale}", landscape.name));
-    let dir = out.unwrap_or_else(default);
-    let stop = stop_on_signal()?;
-    let ended = landscape.run(&dir, full, &stop, |text| println!("{text}"))?;
+    let asked = Several::of(words)?;
+    let landscape = Landscape::load(&asked.file, &asked.settings)?;
+    let dir = asked.dir("landscapes", &landscape.name);
+    let (stop, say) = (stop_on_signal()?, |text: &str| println!("{text}"));
+    let ended = landscape.run(&dir, asked.full, &stop, say)?;
     println!("{}", dir.display());
-    if !ended.all {
-        println!("stopped; the same command goes on");
-    }
-    Ok(ended.all && ended.failed == 0)
+    Ok(all_well(ended))
 }
 
 fn statistics(words: &[String]) -> Result<bool> {
     let (path, mut settings) = first_and_flags(words)?;
     let path = path.ok_or(missing("recipe"))?;
-    let training = take(&mut settings, "train").is_some_and(|v| v != "false");
+    let training = take_switch(&mut settings, "train");
     let out = take(&mut settings, "out").map(PathBuf::from);
     let show = |epoch: usize, found: &Statistics| println!("after {epoch} epochs\n{found}\n");
     let (mut run, epoch, dir) = match path.is_dir() {
@@ -447,7 +473,7 @@ fn statistics(words: &[String]) -> Result<bool> {
 
 fn train(words: &[String]) -> Result<bool> {
     let (recipe, mut settings) = first_and_flags(words)?;
-    let resume = take(&mut settings, "resume").is_some_and(|v| v != "false");
+    let resume = take_switch(&mut settings, "resume");
     let out = take(&mut settings, "out").map(PathBuf::from);
     let recipe = match recipe {
         Some(path) => Recipe::load(path, &settings)?,
@@ -567,7 +593,7 @@ fn show(dir: &Path, split: &str, mut settings: Flags) -> Result<bool> {
     };
     let run = Run::open(dir, &settings)?;
     let data = run.images(split)?.clone();
-    let mut predictor = Predictor::of(run)?;
+    let mut predictor = Predictor::of(run);
     let (samples, seen) = predictor.sample(&data, count, only_wrong)?;
     let wrong = samples.iter().filter(|s| !s.is_right()).count();
     println!(

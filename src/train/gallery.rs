@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::error::{Error, Result};
-use crate::train::picture::{png_bytes, save_png};
+use crate::train::picture::{png_bytes, save_png, square};
 use crate::train::plot::{FONT, RIGHT, TEXT, WRONG, register};
 use crate::train::{Sample, files};
 
@@ -86,7 +86,7 @@ impl<'a> Sheet<'a> {
             shape,
             classes,
             samples,
-            columns: (1..=n).find(|side| side * side >= n).unwrap_or(1),
+            columns: square(n),
             zoom: (SIDE / h.max(w) as f64).round().max(1.0) as usize,
         }
     }

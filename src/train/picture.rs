@@ -122,7 +122,7 @@ pub fn save_filters(path: impl AsRef<Path>, model: &mut (impl Module + ?Sized)) 
         return Ok(false);
     };
     // a square, about FILTERS_SIDE wide
-    let columns = (1..=n).find(|side| side * side >= n).unwrap_or(1);
+    let columns = square(n);
     let upscale = (FILTERS_SIDE / (columns * (w + 1) + 1)).max(1);
     save_grid(path, &filters.to_vec()?, (n, c, h, w), columns, upscale)?;
     Ok(true)
@@ -193,6 +193,11 @@ fn stretch(image: &[f32]) -> Vec<u8> {
             _ => (255.0 * (x as f64 - low) / range.max(f64::MIN_POSITIVE)).round() as u8,
         })
         .collect()
+}
+
+/// Columns of a grid of `n` that is about as many high.
+pub(super) fn square(n: usize) -> usize {
+    (1..=n).find(|side| side * side >= n).unwrap_or(1)
 }
 
 #[cfg(test)]

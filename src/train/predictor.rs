@@ -29,13 +29,13 @@ pub struct Input {
 
 impl Input {
     /// A run's.
-    pub fn of(run: &Run) -> Result<Self> {
+    pub fn of(run: &Run) -> Self {
         let train = &run.splits.train;
-        Ok(Input {
+        Input {
             shape: train.shape(),
             classes: train.classes().to_vec(),
-            normalize: run.normalize()?,
-        })
+            normalize: run.normalize.clone(),
+        }
     }
 
     /// Write `input.json` into a folder.
@@ -104,7 +104,7 @@ impl Predictor {
     pub fn open(dir: impl AsRef<Path>, overrides: &[(String, String)]) -> Result<Self> {
         let dir = dir.as_ref();
         let Some(input) = Input::load(dir)? else {
-            return Self::of(Run::open(dir, overrides)?);
+            return Ok(Self::of(Run::open(dir, overrides)?));
         };
         let recipe = Recipe::load(dir.join(RECIPE), overrides)?;
         let device = recipe.device()?;
@@ -122,12 +122,12 @@ impl Predictor {
     }
 
     /// A run's network.
-    pub fn of(run: Run) -> Result<Self> {
-        Ok(Predictor {
-            input: Input::of(&run)?,
+    pub fn of(run: Run) -> Self {
+        Predictor {
+            input: Input::of(&run),
             recipe: run.recipe,
             model: run.model,
-        })
+        }
     }
 
     /// The classes of a JPEG or PNG file ([`read_image`]) with their probabilities, from the most
@@ -279,7 +279,7 @@ pub(super) mod tests {
         let Confusion { counts, .. } = run.eval("test", |_| ())?.confusion;
         let right: usize = (0..10).map(|i| counts[i][i]).sum();
         let test = run.splits.test.clone();
-        let mut predictor = Predictor::of(run)?;
+        let mut predictor = Predictor::of(run);
         let (some, seen) = predictor.sample(&test, 7, false)?;
         assert_eq!((some.len(), seen), (7, 7));
         for (i, sample) in some.iter().enumerate() {

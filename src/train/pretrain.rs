@@ -138,7 +138,7 @@ impl Run {
             reconstruct: Some(pretrain.augment.reconstruct.unwrap_or_default()),
             ..pretrain.augment.clone()
         };
-        let data = self.data(&self.unlabelled, &augment)?;
+        let data = self.data(&self.unlabelled, &augment);
         let shown = {
             let n = PICTURES.min(data.val.len());
             let config = SolverConfig {
@@ -253,14 +253,7 @@ mod tests {
             test: synthetic(3, 2000, 8),
             source: "here".into(),
         };
-        let unlabelled = splits.train.clone();
-        let splits = recipe.data.labelled(splits, recipe.seed)?;
-        Ok(Run {
-            model: recipe.model.build(unlabelled.shape(), 10, recipe.seed)?,
-            splits,
-            unlabelled,
-            recipe,
-        })
+        Run::on(recipe, splits)
     }
 
     #[test]
@@ -271,7 +264,7 @@ mod tests {
         assert_eq!(all.iter().sum::<usize>(), 24);
         // half of each class, rounded
         assert!(all.iter().zip(&known).all(|(n, k)| n.div_ceil(2) == *k));
-        let data = run.data(&run.splits.train, &Augment::none())?;
+        let data = run.data(&run.splits.train, &Augment::none());
         assert_eq!(data.normalize, Normalize::per_channel(&run.unlabelled)?);
         Ok(())
     }

@@ -37,6 +37,8 @@ pub struct Run {
     pub splits: Splits,
     /// All training images, for what needs no labels.
     pub unlabelled: Dataset,
+    /// How bytes become numbers: it needs no labels, and is the same in both stages.
+    pub normalize: Normalize,
     /// The network, with new weights.
     pub model: Box<dyn Module>,
 }
@@ -52,6 +54,7 @@ impl Run {
     pub(super) fn on(recipe: Recipe, images: Splits) -> Result<Self> {
         let device = recipe.device()?;
         let unlabelled = images.train.clone();
+        let normalize = recipe.data.normalize(&unlabelled)?;
         let splits = recipe.data.labelled(images, recipe.seed)?;
         let input_dim = recipe.augment.shape(splits.train.shape())?;
         let classes = splits.train.classes().len();
@@ -61,6 +64,7 @@ impl Run {
             recipe,
             splits,
             unlabelled,
+            normalize,
             model,
         })
     }
@@ -115,7 +119,7 @@ impl Run {
         if let Some(pretrain) = pretrain {
             if !goes_on {
                 // a mistake in the second stage's settings is not to come out after the first one
-                let data = self.data(&self.splits.train, &self.recipe.augment)?;
+                let data = self.data(&self.splits.train, &self.recipe.augment);
                 solver(
                     &self.recipe,
                     &self.recipe.train,
@@ -131,8 +135,8 @@ impl Run {
             pretrain.freeze(&mut *self.model);
         }
         let recipe = &self.recipe;
-        let input = Input::of(self)?;
-        let data = self.data(&self.splits.train, &recipe.augment)?;
+        let input = Input::of(self);
+        let data = self.data(&self.splits.train, &recipe.augment);
         let mut solver =
             solver(recipe, &recipe.train, data, dir, &mut *self.model)?.with_stop(stop);
         if let Some(observer) = observer {
@@ -156,19 +160,14 @@ impl Run {
         Ok((outcome, history))
     }
 
-    /// How bytes become numbers: it needs no labels, and is the same in both stages.
-    pub fn normalize(&self) -> Result<Normalize> {
-        self.recipe.data.normalize(&self.unlabelled)
-    }
-
     /// What a stage learns from and is judged by.
-    pub(super) fn data(&self, train: &Dataset, augment: &Augment) -> Result<SolverData> {
-        Ok(SolverData {
+    pub(super) fn data(&self, train: &Dataset, augment: &Augment) -> SolverData {
+        SolverData {
             train: train.clone(),
             val: self.splits.val.clone(),
-            normalize: self.normalize()?,
+            normalize: self.normalize.clone(),
             augment: augment.clone(),
-        })
+        }
     }
 
     /// The images of `split`, `train`, `val` or `test`.
@@ -189,7 +188,6 @@ impl Run {
     pub fn eval(&mut self, split: &str, mut see: impl FnMut(&Meters)) -> Result<Judged> {
         let data = &self.images(split)?.clone();
         let recipe = &self.recipe;
-        let normalize = self.normalize()?;
         let _products = autocast(recipe.train.autocast.dtype())?;
         let mut meters = Meters::new(split, data, nn::device(&mut *self.model))?;
         let loss = recipe.train.loss.build(recipe.train.label_smoothing)?;
@@ -199,7 +197,7 @@ impl Run {
         evaluate(
             &mut *self.model,
             data,
-            (&normalize, &recipe.evaluation),
+            (&self.normalize, &recipe.evaluation),
             recipe.train.batch_size,
             |scores, labels| {
                 let [n, classes] = scores.dims("eval", "scores (N, C)")?;

@@ -296,11 +296,18 @@ impl First {
         let recipe = &run.recipe;
         let config = &recipe.train;
         let train = &run.splits.train;
-        let normalize = recipe.data.normalize(train)?;
         let device = nn::device(&mut *run.model);
         let augment = Augment::evaluation(&recipe.evaluation)?;
         let size = config.batch_size.min(train.len());
-        let loader = Loader::new(train.clone(), &normalize, augment, size, 0, false, false)?;
+        let loader = Loader::new(
+            train.clone(),
+            &run.normalize,
+            augment,
+            size,
+            0,
+            false,
+            false,
+        )?;
         let first = loader.epoch_on(device, 0, 0).next();
         let none = || Err(Error::config("train_samples", "no training images"));
         let (images, labels) = first.unwrap_or_else(none)?.tensors()?;
