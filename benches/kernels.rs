@@ -22,20 +22,37 @@ const CONVS: &[[usize; 7]] = &[
     [32, 512, 512, 4, 3, 1, 1],
     [32, 128, 128, 16, 1, 1, 1],
     [32, 64, 128, 32, 3, 2, 1],
+    [32, 3, 32, 32, 3, 2, 1],
+    [32, 3, 32, 32, 4, 2, 1],
+    [32, 32, 64, 16, 3, 2, 1],
+    [32, 64, 128, 8, 3, 2, 1],
+    [32, 64, 128, 8, 4, 2, 1],
+    [32, 32, 64, 16, 4, 2, 1],
+    [32, 256, 512, 8, 3, 2, 1],
+    [32, 96, 192, 16, 2, 2, 1],
+    [32, 192, 384, 8, 2, 2, 1],
+    [32, 384, 768, 4, 2, 2, 1],
+    [32, 3, 96, 64, 4, 4, 1],
     [32, 96, 96, 16, 7, 1, 96],
+    [32, 192, 192, 8, 7, 1, 192],
+    [32, 384, 384, 4, 7, 1, 384],
+    [32, 768, 768, 2, 7, 1, 768],
     [32, 64, 64, 32, 3, 1, 64],
 ];
 
 fn conv_name([n, ci, co, size, kernel, stride, groups]: [usize; 7]) -> String {
     let kind = if groups > 1 { "depthwise" } else { "conv" };
-    let stride = if stride > 1 { " stride 2" } else { "" };
+    let stride = match stride {
+        1 => String::new(),
+        s => format!(" stride {s}"),
+    };
     format!("{kind} {ci}->{co} {kernel}x{kernel}{stride} @{size} n{n}")
 }
 
 fn same(kernel: usize, stride: usize) -> Window {
     Window {
         stride: [stride; 2],
-        padding: [kernel / 2; 2],
+        padding: [(kernel - 1) / 2; 2],
         ..Window::new([kernel; 2])
     }
 }
@@ -127,9 +144,29 @@ fn cpu(report: &Report) {
         });
     }
 
+    // a block's two layers in each of ConvNeXt's stages, 64 pixels, 32 images: pixels, channels
+    for [m, d] in [[8192, 96], [2048, 192], [512, 384], [128, 768]] {
+        let e = 4 * d;
+        for (name, [m, n, k], a_strides, b_strides) in [
+            ("expand", [m, e, d], (d, 1), (1, d)),
+            ("expand dx", [m, d, e], (e, 1), (d, 1)),
+            ("expand dw", [e, d, m], (1, e), (d, 1)),
+            ("reduce", [m, d, e], (e, 1), (1, e)),
+            ("reduce dx", [m, e, d], (d, 1), (e, 1)),
+            ("reduce dw", [d, e, m], (1, d), (e, 1)),
+        ] {
+            let (a, b, mut c) = (data(m * k), data(k * n), data(m * n));
+            case(&format!("convnext {d} {name}"), m * n * k, &mut || {
+                gemm(
+                    m, n, k, &a, a_strides, &b, b_strides, &mut c, n, None, false,
+                );
+            });
+        }
+    }
+
     for &config in CONVS {
         let [n, ci, co, size, kernel, stride, groups] = config;
-        let out = usize::div_ceil(size, stride);
+        let out = size / stride;
         let shape = ConvShape {
             n,
             h: size,

@@ -24,10 +24,12 @@ use super::gemm::{balanced, gemm, padded_bias, run_tile};
 use super::micro::{DEPTH, Kernel, Micro, Outer, Start, Term, Tile};
 use super::pack::{pack, unpack};
 use super::pass::{Band, Pass, bands, forward_pass, input_grad_passes, joins};
+use super::patches;
 use super::pointwise;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, level};
 use super::slab::Slab;
+use super::small_maps;
 use super::winograd;
 use crate::level;
 use crate::shape::Window;
@@ -160,8 +162,12 @@ pub fn forward<T: Kernel>(
     relu: bool,
     y: &mut [T],
 ) {
-    if shape.is_depthwise() {
+    if shape.is_depthwise() && small_maps::pays(shape) {
+        small_maps::forward(level(), shape, x, weight, bias, relu, y);
+    } else if shape.is_depthwise() {
         depthwise::forward(level(), shape, x, weight, bias, relu, y);
+    } else if patches::pays(shape) {
+        patches::forward(level(), shape, x, weight, bias, relu, y);
     } else if shape.is_product() {
         assert_eq!((x.len(), y.len()), (shape.input(), shape.output()));
         let (n, ci, co) = (shape.pixels(), shape.ci, shape.co);
@@ -199,8 +205,12 @@ pub fn input_grad<T: Kernel>(
     bias: Option<&[T]>,
     dx: &mut [T],
 ) {
-    if shape.is_depthwise() {
+    if shape.is_depthwise() && small_maps::pays(shape) {
+        small_maps::input_grad(level(), shape, dy, weight, bias, dx);
+    } else if shape.is_depthwise() {
         depthwise::input_grad(level(), shape, dy, weight, bias, dx);
+    } else if patches::pays(shape) {
+        patches::input_grad(level(), shape, dy, weight, bias, dx);
     } else if shape.is_product() {
         assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
         let (n, ci, co) = (shape.pixels(), shape.ci, shape.co);
@@ -392,8 +402,12 @@ impl<T: Kernel> Task<'_, T> {
 /// # Panics
 /// If a slice's length is not its shape's.
 pub fn weight_grad<T: Kernel>(shape: &ConvShape, x: &[T], dy: &[T], dw: &mut [T]) {
-    if shape.is_depthwise() {
+    if shape.is_depthwise() && small_maps::pays(shape) {
+        small_maps::weight_grad(level(), shape, x, dy, dw);
+    } else if shape.is_depthwise() {
         depthwise::weight_grad(level(), shape, x, dy, dw);
+    } else if patches::pays(shape) {
+        patches::weight_grad(level(), shape, x, dy, dw);
     } else if shape.is_product() && pointwise::pays(shape.pixels(), shape.ci, shape.co) {
         pointwise::weight_grad(level(), [shape.ci, shape.co], x, dy, dw);
     } else if let Some(size) = winograd::choose(shape) {
@@ -652,6 +666,12 @@ pub(super) mod tests {
             (1, [20, 37], 20, 20, [9, 11], [1, 1], [4, 5], [1, 1], 20),
             (2, [13, 40], 17, 17, [7, 7], [2, 2], [3, 3], [1, 1], 17),
             (1, [30, 9], 18, 18, [3, 5], [5, 1], [1, 2], [1, 2], 18),
+            (3, [4, 4], 33, 17, [2, 2], [2, 2], [0, 0], [1, 1], 1),
+            (2, [7, 11], 18, 20, [2, 3], [2, 3], [0, 0], [1, 1], 1),
+            (11, [2, 2], 33, 33, [7, 7], [1, 1], [3, 3], [1, 1], 33),
+            (5, [8, 8], 18, 18, [7, 7], [1, 1], [3, 3], [1, 1], 18),
+            (0, [4, 4], 16, 2, [2, 2], [2, 2], [0, 0], [1, 1], 1),
+            (0, [3, 3], 2, 2, [3, 3], [1, 1], [1, 1], [1, 1], 2),
             (0, [3, 3], 2, 2, [3, 3], [1, 1], [1, 1], [1, 1], 1),
         ];
         let shape = |(n, [h, w], ci, co, kernel, stride, padding, dilation, groups): Row| {
@@ -741,8 +761,11 @@ pub(super) mod tests {
             let weight = numbers::<T>(s.weight(), i as u64 + 3);
             let bias = numbers::<T>(s.co, i as u64 + 4);
             let bias = (i % 2 == 0).then_some(&bias[..]);
+            // a transposed convolution's
+            let below = numbers::<T>(s.ci, i as u64 + 5);
+            let below = (i % 3 == 1).then_some(&below[..]);
             let relu = i % 3 == 0;
-            let expected = definition(s, [&x, &dy, &weight], [bias, None], relu);
+            let expected = definition(s, [&x, &dy, &weight], [bias, below], relu);
             for level in Level::available() {
                 let run = || {
                     let nan = T::of(f64::NAN);
@@ -751,7 +774,7 @@ pub(super) mod tests {
                     forward_packed(&packed, s.n, &x, bias, relu, &mut y);
                     let mut dx = vec![nan; s.input()];
                     let packed = Packed::new(level, s, input_grad_passes(s), &weight);
-                    input_grad_packed(&packed, s.n, &dy, None, &mut dx);
+                    input_grad_packed(&packed, s.n, &dy, below, &mut dx);
                     let mut dw = vec![nan; s.weight()];
                     weight_grad_at(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]
@@ -761,7 +784,7 @@ pub(super) mod tests {
                     let mut y = vec![nan; s.output()];
                     depthwise::forward(level, s, &x, &weight, bias, relu, &mut y);
                     let mut dx = vec![nan; s.input()];
-                    depthwise::input_grad(level, s, &dy, &weight, None, &mut dx);
+                    depthwise::input_grad(level, s, &dy, &weight, below, &mut dx);
                     let mut dw = vec![nan; s.weight()];
                     depthwise::weight_grad(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]
@@ -779,12 +802,36 @@ pub(super) mod tests {
                     }
                 };
                 check(&run, "general");
+                let small_maps = || {
+                    let nan = T::of(f64::NAN);
+                    let mut y = vec![nan; s.output()];
+                    small_maps::forward(level, s, &x, &weight, bias, relu, &mut y);
+                    let mut dx = vec![nan; s.input()];
+                    small_maps::input_grad(level, s, &dy, &weight, below, &mut dx);
+                    let mut dw = vec![nan; s.weight()];
+                    small_maps::weight_grad(level, s, &x, &dy, &mut dw);
+                    [y, dx, dw]
+                };
                 if s.is_depthwise() {
                     check(&depthwise, "depthwise");
+                    check(&small_maps, "small maps");
+                }
+                let patches = || {
+                    let nan = T::of(f64::NAN);
+                    let mut y = vec![nan; s.output()];
+                    patches::forward(level, s, &x, &weight, bias, relu, &mut y);
+                    let mut dx = vec![nan; s.input()];
+                    patches::input_grad(level, s, &dy, &weight, below, &mut dx);
+                    let mut dw = vec![nan; s.weight()];
+                    patches::weight_grad(level, s, &x, &dy, &mut dw);
+                    [y, dx, dw]
+                };
+                if patches::pays(s) {
+                    check(&patches, "patches");
                 }
                 let columns = || {
                     let mut dx = vec![T::of(f64::NAN); s.input()];
-                    col2im::input_grad(level, s, &dy, &weight, None, &mut dx);
+                    col2im::input_grad(level, s, &dy, &weight, below, &mut dx);
                     let [y, _, dw] = run();
                     [y, dx, dw]
                 };
@@ -795,7 +842,7 @@ pub(super) mod tests {
                     let nan = T::of(f64::NAN);
                     let (mut y, mut dx) = (vec![nan; s.output()], vec![nan; s.input()]);
                     forward(s, &x, &weight, bias, relu, &mut y);
-                    input_grad(s, &dy, &weight, None, &mut dx);
+                    input_grad(s, &dy, &weight, below, &mut dx);
                     [y, dx, run()[2].clone()]
                 };
                 if s.is_product() {

@@ -8,12 +8,14 @@ pub mod gemm;
 mod micro;
 mod pack;
 mod pass;
+mod patches;
 mod pointwise;
 pub mod rows;
 pub(crate) mod scratch;
 pub mod simd;
 mod slab;
 mod slide;
+mod small_maps;
 pub mod strided;
 mod winograd;
 
