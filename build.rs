@@ -25,7 +25,6 @@ mod emulator {
     }
 
     pub fn build() {
-        println!("cargo:rerun-if-env-changed=COTANGENT_SANITIZER");
         let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
         let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
         let (target, system) = (
@@ -35,6 +34,7 @@ mod emulator {
         if (target.as_str(), system.as_str()) != ("x86_64", "linux") {
             panic!("the feature `emulator` (the emulated CUDA device) works on x86-64 Linux only");
         }
+        // set by kernels/emulator/sanitize.sh, which runs this program by itself
         let sanitizer = env::var("COTANGENT_SANITIZER").unwrap_or_default();
 
         let mut kernels = compiler(&root);
@@ -109,14 +109,6 @@ mod emulator {
         println!("cargo:rerun-if-changed=kernels");
 
         runtime.compile("cotangent_emulator");
-        // rustc links with -nodefaultlibs, where the compiler's -fsanitize adds nothing: name the libraries
-        for library in match sanitizer.as_str() {
-            "asan" => &["asan", "ubsan"][..],
-            "tsan" => &["tsan"][..],
-            _ => &[],
-        } {
-            println!("cargo:rustc-link-lib=dylib={library}");
-        }
     }
 
     fn compiler(root: &Path) -> cc::Build {

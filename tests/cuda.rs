@@ -26,7 +26,7 @@ fn device() -> Option<Device> {
 /// The sanitizers see a race or a bad address in any of them, and are slow.
 fn orders(device: Device) -> &'static [u64] {
     match device {
-        Device::Cuda(cuda::Gpu::Emulated(_)) => match option_env!("COTANGENT_SANITIZER") {
+        Device::Cuda(cuda::Gpu::Emulated(_)) => match std::env::var_os("COTANGENT_SANITIZER") {
             Some(_) => &[7],
             None => &[0, 1, 6, 7],
         },

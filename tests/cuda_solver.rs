@@ -373,11 +373,6 @@ fn tensors_of_two_devices_are_refused() {
     assert!(matches!(a.mul(&c), Err(Error::Device { .. })));
 }
 
-unsafe extern "C" {
-    /// Memory of the emulated device.
-    fn emu_malloc(bytes: usize) -> *mut std::ffi::c_void;
-}
-
 /// Only on the emulated device: a real one would be lost to the tests beside.
 #[test]
 fn a_kernels_fault_loses_the_device_and_no_file() {
@@ -401,8 +396,8 @@ fn a_kernels_fault_loses_the_device_and_no_file() {
     };
     let before = files();
 
-    // SAFETY: a plain allocation, kept until the process ends
-    let address = unsafe { emu_malloc(256) } as u64;
+    // kept until the process ends
+    let address = cuda::emulated_malloc(256).unwrap() as u64;
     let memory = cuda::Pointer {
         address,
         dtype: cotangent::DType::F32,

@@ -2,18 +2,18 @@
 //! raise no alarm. `kernels/emulator/sanitize.sh` runs this too: the sanitizers find the rest.
 #![cfg(feature = "emulator")]
 
-use std::ffi::c_void;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use cotangent::cuda::{Arg, Gpu, Kernel, Pointer, set_thread_order};
+use cotangent::cuda::{
+    Arg, Gpu, Kernel, Pointer, emulated_free, emulated_malloc, set_thread_order,
+};
 use cotangent::{DType, Result};
 
-/// Which sanitizer the kernels of this build run under.
-const SANITIZER: &str = match option_env!("COTANGENT_SANITIZER") {
-    Some(name) => name,
-    None => "",
-};
+/// Which sanitizer the kernels run under, if any.
+fn sanitizer() -> String {
+    std::env::var("COTANGENT_SANITIZER").unwrap_or_default()
+}
 
 /// Thread orders: forward, reverse, two at random; with odd ones asynchronous copies are late.
 const ORDERS: [u64; 4] = [0, 1, 6, 7];
@@ -74,18 +74,13 @@ const FAULTS: &[(&str, Shows, Shows, Shows)] = &[
     ("huge_local_array",     STACK,          DEPTH,          Shows::Crash),
 ];
 
-unsafe extern "C" {
-    fn emu_malloc(bytes: usize) -> *mut c_void;
-    fn emu_free(address: *mut c_void);
-}
-
 /// Numbers on the emulated device, in memory of exactly their size that nobody used before.
 struct Numbers(*mut f32, usize);
 
 impl Numbers {
     fn new(len: usize) -> Self {
-        // SAFETY: a plain allocation
-        Numbers(unsafe { emu_malloc(4 * len) }.cast(), len)
+        let memory = emulated_malloc(4 * len).expect("a device");
+        Numbers(memory.cast(), len)
     }
 
     fn get(&mut self) -> &mut [f32] {
@@ -104,8 +99,8 @@ impl Numbers {
 
 impl Drop for Numbers {
     fn drop(&mut self) {
-        // SAFETY: from `emu_malloc`, once
-        unsafe { emu_free(self.0.cast()) }
+        // SAFETY: from `emulated_malloc`, once
+        unsafe { emulated_free(self.0.cast()) }
     }
 }
 
@@ -196,7 +191,7 @@ fn planted_faults_are_found() {
     }
     let mut missed = Vec::new();
     for &(name, plain, asan, tsan) in FAULTS {
-        let expected = match SANITIZER {
+        let expected = match sanitizer().as_str() {
             "asan" => asan,
             "tsan" => tsan,
             _ => plain,
@@ -296,7 +291,7 @@ fn wrong_arguments_are_refused() {
 /// Buffers end on a multiple of 16 bytes; what lies between is watched.
 #[test]
 fn writing_into_the_gap_behind_a_buffer_is_found() {
-    if SANITIZER == "asan" {
+    if sanitizer() == "asan" {
         return; // its buffers have no gap
     }
     let error = launch("write_past_end_wrong", 61, 0)
@@ -311,7 +306,7 @@ fn writing_into_the_gap_behind_a_buffer_is_found() {
 /// An error on one device is that device's: it stays lost, another works.
 #[test]
 fn a_fault_loses_its_device() {
-    if !SANITIZER.is_empty() {
+    if !sanitizer().is_empty() {
         return; // it ends the process
     }
     let (bad, good) = (fresh_device(), fresh_device());

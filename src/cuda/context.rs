@@ -141,7 +141,7 @@ impl Context {
 #[cfg(feature = "emulator")]
 fn emulated() -> Result<(Box<dyn Driver>, usize, bool)> {
     // exact sizes, so that the page behind a buffer guards its very end
-    Ok((Box::new(super::emulated::Emulated::new()), 4 << 30, true))
+    Ok((Box::new(super::emulated::Emulated::new()?), 4 << 30, true))
 }
 
 #[cfg(not(feature = "emulator"))]

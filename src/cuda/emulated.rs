@@ -2,36 +2,103 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::time::Instant;
+
+use libloading::Library;
 
 use crate::cuda::driver::{Arg, Driver, EventId, Function, GraphId, Shape};
 use crate::error::{Error, Result};
 
-// `kernels/emulator/device.h` says what these do
-unsafe extern "C" {
-    fn emu_init();
-    fn emu_set_seed(seed: u64);
-    fn emu_find(name: *const c_char) -> *const c_void;
-    fn emu_signature(kernel: *const c_void) -> *const c_char;
-    fn emu_launch(
-        kernel: *const c_void,
-        grid: *const u32,
-        block: *const u32,
-        shared: u32,
-        args: *mut *mut c_void,
-    ) -> c_int;
-    fn emu_last_error() -> *const c_char;
-    fn emu_malloc(bytes: usize) -> *mut c_void;
-    fn emu_free(address: *mut c_void);
+/// The functions of `kernels/emulator/device.h`, which says what they do: those linked into the program,
+/// or those of a library.
+macro_rules! interface {
+    ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
+        unsafe extern "C" {
+            $(fn $name($(_: $argument),*) $(-> $result)?;)*
+        }
+
+        struct Interface {
+            $($name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+        }
+
+        impl Interface {
+            fn linked() -> Self {
+                Interface { $($name,)* }
+            }
+
+            /// # Safety
+            /// The library is made from the same `device.h`.
+            unsafe fn of(library: &Library) -> std::result::Result<Self, libloading::Error> {
+                // SAFETY: the caller's promise.
+                Ok(unsafe { Interface { $($name: *library.get(stringify!($name))?,)* } })
+            }
+        }
+    };
+}
+
+interface! {
+    emu_init: fn();
+    emu_set_seed: fn(u64);
+    emu_find: fn(*const c_char) -> *const c_void;
+    emu_signature: fn(*const c_void) -> *const c_char;
+    emu_launch: fn(*const c_void, *const u32, *const u32, u32, *mut *mut c_void) -> c_int;
+    emu_last_error: fn() -> *const c_char;
+    emu_malloc: fn(usize) -> *mut c_void;
+    emu_free: fn(*mut c_void);
+}
+
+/// The device's functions, from the library that `$COTANGENT_EMULATOR` names: the same kernels, as
+/// `kernels/emulator/sanitize.sh` compiles them for a sanitizer.
+fn interface() -> Result<&'static Interface> {
+    static INTERFACE: OnceLock<std::result::Result<Interface, String>> = OnceLock::new();
+    let load = || {
+        let interface = match std::env::var_os("COTANGENT_EMULATOR") {
+            None => Interface::linked(),
+            Some(path) => {
+                let why = |e| format!("COTANGENT_EMULATOR={}: {e}", path.display());
+                // SAFETY: whoever sets the variable names the library that the script has made
+                let library = unsafe { Library::new(&path) }.map_err(why)?;
+                // SAFETY: as above
+                let interface = unsafe { Interface::of(&library) }.map_err(why)?;
+                std::mem::forget(library); // its kernels are in use until the end
+                interface
+            }
+        };
+        // SAFETY: before anything else
+        unsafe { (interface.emu_init)() };
+        Ok(interface)
+    };
+    let interface = INTERFACE.get_or_init(load).as_ref();
+    interface.map_err(|why| Error::NoCuda { why: why.clone() })
 }
 
 /// The order in which emulated threads run: 0 forward, 1 in reverse, others at random. Odd seeds
 /// also delay asynchronous copies until they are waited for. A kernel without races gives the same
 /// bits with each.
 pub fn set_thread_order(seed: u64) {
-    // SAFETY: sets one number
-    unsafe { emu_set_seed(seed) }
+    if let Ok(emulator) = interface() {
+        // SAFETY: sets one number
+        unsafe { (emulator.emu_set_seed)(seed) }
+    }
+}
+
+/// Memory of the emulated devices past their allocators: for tests of kernels and of the allocators.
+/// Null where there is none left; an [`Error::NoCuda`] without the library that was asked for.
+pub fn emulated_malloc(bytes: usize) -> Result<*mut c_void> {
+    // SAFETY: a plain allocation
+    Ok(unsafe { (interface()?.emu_malloc)(bytes) })
+}
+
+/// Give back what [`emulated_malloc`] gave.
+///
+/// # Safety
+/// The address is from there, and is given back once.
+pub unsafe fn emulated_free(address: *mut c_void) {
+    if let Ok(emulator) = interface() {
+        // SAFETY: the caller's promise
+        unsafe { (emulator.emu_free)(address) }
+    }
 }
 
 /// Work recorded by a capture.
@@ -64,6 +131,7 @@ impl Values {
     }
 
     fn launch(&self, kernel: &'static str, handle: usize, shape: Shape) -> Result<()> {
+        let emulator = interface()?;
         let start =
             |&at: &usize| -> *mut c_void { self.words.as_ptr().wrapping_add(at).cast_mut().cast() };
         let mut pointers: Vec<*mut c_void> = self.at.iter().map(start).collect();
@@ -71,7 +139,7 @@ impl Values {
         // which the caller has checked, and are only read; what a kernel does to memory it
         // was not given is caught by guard pages
         let code = unsafe {
-            emu_launch(
+            (emulator.emu_launch)(
                 handle as *const c_void,
                 shape.grid.as_ptr(),
                 shape.block.as_ptr(),
@@ -81,24 +149,25 @@ impl Values {
         };
         match code {
             0 => Ok(()),
-            1 => Err(Error::argument(kernel, last_error())),
+            1 => Err(Error::argument(kernel, last_error(emulator))),
             _ => Err(Error::Cuda {
                 what: kernel.into(),
-                why: last_error(),
+                why: last_error(emulator),
             }),
         }
     }
 }
 
-fn last_error() -> String {
+fn last_error(emulator: &Interface) -> String {
     // SAFETY: a string that ends in 0, kept until this thread's next launch
-    unsafe { CStr::from_ptr(emu_last_error()) }
+    unsafe { CStr::from_ptr((emulator.emu_last_error)()) }
         .to_string_lossy()
         .into_owned()
 }
 
 /// The emulated device.
 pub(super) struct Emulated {
+    emulator: &'static Interface,
     recording: Option<Vec<Work>>,
     graphs: HashMap<GraphId, Vec<Work>>,
     events: HashMap<EventId, Instant>,
@@ -106,16 +175,15 @@ pub(super) struct Emulated {
 }
 
 impl Emulated {
-    pub fn new() -> Self {
-        static ONCE: Once = Once::new();
-        // SAFETY: once
-        ONCE.call_once(|| unsafe { emu_init() });
-        Emulated {
+    /// An [`Error::NoCuda`] where the library that was asked for cannot be loaded.
+    pub fn new() -> Result<Self> {
+        Ok(Emulated {
+            emulator: interface()?,
             recording: None,
             graphs: HashMap::new(),
             events: HashMap::new(),
             next: 0,
-        }
+        })
     }
 
     fn name_next(&mut self) -> u64 {
@@ -170,7 +238,7 @@ impl Driver for Emulated {
 
     fn alloc(&mut self, bytes: usize) -> Result<Option<u64>> {
         // SAFETY: a plain allocation
-        let p = unsafe { emu_malloc(bytes) };
+        let p = unsafe { (self.emulator.emu_malloc)(bytes) };
         Ok((!p.is_null()).then_some(p as u64))
     }
 
@@ -181,7 +249,7 @@ impl Driver for Emulated {
 
     fn free(&mut self, address: u64) -> Result<()> {
         // SAFETY: from `alloc`, and the allocator gives it back once
-        unsafe { emu_free(address as *mut c_void) }
+        unsafe { (self.emulator.emu_free)(address as *mut c_void) }
         Ok(())
     }
 
@@ -216,12 +284,12 @@ impl Driver for Emulated {
         self.refuse_capture("a kernel is compiled within it")?;
         let name = CString::new(kernel).unwrap_or_default();
         // SAFETY: a string that ends in 0
-        let handle = unsafe { emu_find(name.as_ptr()) };
+        let handle = unsafe { (self.emulator.emu_find)(name.as_ptr()) };
         if handle.is_null() {
             return Err(Error::argument(kernel, "there is no such kernel"));
         }
         // SAFETY: a kernel's signature is a constant string
-        let signature = unsafe { CStr::from_ptr(emu_signature(handle)) };
+        let signature = unsafe { CStr::from_ptr((self.emulator.emu_signature)(handle)) };
         Ok(Function {
             handle: handle as usize,
             signature: signature.to_string_lossy().into_owned(),

@@ -21,7 +21,7 @@ pub use kernel::{Kernel, Kernels, Walk, blocks};
 pub use real::{Found, probe};
 
 #[cfg(feature = "emulator")]
-pub use emulated::set_thread_order;
+pub use emulated::{emulated_free, emulated_malloc, set_thread_order};
 pub(crate) use kernel::{float_kernels, kernels};
 
 use crate::error::Result;

@@ -120,7 +120,7 @@ mod tests {
     fn parameters_are_those_of_the_sources() {
         use crate::cuda::{driver::Driver, emulated::Emulated};
 
-        let mut device = Emulated::new();
+        let mut device = Emulated::new().unwrap();
         for (name, parameters) in modules().iter().flat_map(|(_, text)| entries(text)) {
             let full = device.find(name).unwrap().signature;
             let mut letters = full.chars();
