@@ -15,10 +15,10 @@ case $sanitizer in
   *) echo "$sanitizer: asan and tsan are known" >&2 && exit 1 ;;
 esac
 [ $# -gt 0 ] || set -- --test cuda --test planted
-test=(cargo test --locked --features emulator "$@")
+test=(cargo test --locked --features emulator)
 
 # the artifact of this package's build script
-build=$("${test[@]}" --no-run --message-format=json-render-diagnostics |
+build=$("${test[@]}" --no-run --message-format=json-render-diagnostics "$@" |
   sed -nE 's/.*"package_id":"path[^"]*".*"kind":\["custom-build"\].*"filenames":\["([^"]+)".*/\1/p' | tail -1)
 out=$PWD/target/sanitized/$sanitizer
 mkdir -p "$out"
@@ -42,4 +42,4 @@ export "CARGO_TARGET_$(tr a-z- A-Z_ <<<"$host")_RUNNER=$runner"
 # The Rust side is not instrumented: leaks are not ours to count there, and its memcpy is not a kernel's access.
 export ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:ignore_interceptors_accesses=1:report_signal_unsafe=0
-exec "${test[@]}"
+exec "${test[@]}" "$@"
