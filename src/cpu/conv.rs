@@ -623,6 +623,13 @@ pub(super) mod tests {
         usize,
     );
 
+    /// A way's forward, input gradient and weight gradient.
+    type Way<T> = (
+        fn(Level, &ConvShape, &[T], &[T], Option<&[T]>, bool, &mut [T]),
+        fn(Level, &ConvShape, &[T], &[T], Option<&[T]>, &mut [T]),
+        fn(Level, &ConvShape, &[T], &[T], &mut [T]),
+    );
+
     fn shapes() -> Vec<ConvShape> {
         let table: Vec<Row> = vec![
             (1, [1, 1], 1, 1, [1, 1], [1, 1], [0, 0], [1, 1], 1),
@@ -779,14 +786,15 @@ pub(super) mod tests {
                     weight_grad_at(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]
                 };
-                let depthwise = || {
+                // one of the special ways, all three directions
+                let by = |(forward, input_grad, weight_grad): Way<T>| {
                     let nan = T::of(f64::NAN);
                     let mut y = vec![nan; s.output()];
-                    depthwise::forward(level, s, &x, &weight, bias, relu, &mut y);
+                    forward(level, s, &x, &weight, bias, relu, &mut y);
                     let mut dx = vec![nan; s.input()];
-                    depthwise::input_grad(level, s, &dy, &weight, below, &mut dx);
+                    input_grad(level, s, &dy, &weight, below, &mut dx);
                     let mut dw = vec![nan; s.weight()];
-                    depthwise::weight_grad(level, s, &x, &dy, &mut dw);
+                    weight_grad(level, s, &x, &dy, &mut dw);
                     [y, dx, dw]
                 };
                 let check = |run: &(dyn Fn() -> [Vec<T>; 3] + Sync), kernels: &str| {
@@ -802,32 +810,23 @@ pub(super) mod tests {
                     }
                 };
                 check(&run, "general");
-                let small_maps = || {
-                    let nan = T::of(f64::NAN);
-                    let mut y = vec![nan; s.output()];
-                    small_maps::forward(level, s, &x, &weight, bias, relu, &mut y);
-                    let mut dx = vec![nan; s.input()];
-                    small_maps::input_grad(level, s, &dy, &weight, below, &mut dx);
-                    let mut dw = vec![nan; s.weight()];
-                    small_maps::weight_grad(level, s, &x, &dy, &mut dw);
-                    [y, dx, dw]
-                };
                 if s.is_depthwise() {
-                    check(&depthwise, "depthwise");
-                    check(&small_maps, "small maps");
+                    let way: Way<T> = (
+                        depthwise::forward,
+                        depthwise::input_grad,
+                        depthwise::weight_grad,
+                    );
+                    check(&|| by(way), "depthwise");
+                    let way: Way<T> = (
+                        small_maps::forward,
+                        small_maps::input_grad,
+                        small_maps::weight_grad,
+                    );
+                    check(&|| by(way), "small maps");
                 }
-                let patches = || {
-                    let nan = T::of(f64::NAN);
-                    let mut y = vec![nan; s.output()];
-                    patches::forward(level, s, &x, &weight, bias, relu, &mut y);
-                    let mut dx = vec![nan; s.input()];
-                    patches::input_grad(level, s, &dy, &weight, below, &mut dx);
-                    let mut dw = vec![nan; s.weight()];
-                    patches::weight_grad(level, s, &x, &dy, &mut dw);
-                    [y, dx, dw]
-                };
                 if patches::pays(s) {
-                    check(&patches, "patches");
+                    let way: Way<T> = (patches::forward, patches::input_grad, patches::weight_grad);
+                    check(&|| by(way), "patches");
                 }
                 let columns = || {
                     let mut dx = vec![T::of(f64::NAN); s.input()];

@@ -1,5 +1,5 @@
 //! Depthwise convolution of small maps, those of a deep network's last stages. Called through
-//! [`depthwise`](super::depthwise).
+//! [`conv`](super::conv).
 //!
 //! Of 7 x 7 taps two thirds lie outside of a 4 x 4 map. So the products that there are, of an input
 //! pixel, an output pixel and a tap, are listed once for a shape, and a kernel follows the list: it
@@ -177,10 +177,34 @@ impl Block {
     }
 }
 
+/// What a task does with the maps of P images.
+trait Grouped<T> {
+    /// # Safety
+    /// The slices have the sizes that their owner says, and `V` is of the machine.
+    unsafe fn with<V: Simd<T = T>, const P: usize>(self);
+}
+
+/// The task with as many images as a group of [`groups`] has.
+struct ByImages<B>(usize, B);
+
+impl<T: Kernel, B: Grouped<T>> Job<T> for ByImages<B> {
+    #[inline(always)]
+    unsafe fn run<V: Simd<T = T>>(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.0 {
+                8 => self.1.with::<V, 8>(),
+                4 => self.1.with::<V, 4>(),
+                2 => self.1.with::<V, 2>(),
+                _ => self.1.with::<V, 1>(),
+            }
+        }
+    }
+}
+
 /// Results of their own for each image: c\[r\]\[p\] = bias + sum of a\[pixel\]\[p\] * w\[tap\].
 struct Correlate<'a, T> {
     lists: &'a Lists,
-    images: usize,
     a: &'a [T],
     w: &'a [T],
     bias: &'a [T],
@@ -188,22 +212,7 @@ struct Correlate<'a, T> {
     c: &'a mut [T],
 }
 
-impl<T: Kernel> Job<T> for Correlate<'_, T> {
-    #[inline(always)]
-    unsafe fn run<V: Simd<T = T>>(self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.images {
-                8 => self.with::<V, 8>(),
-                4 => self.with::<V, 4>(),
-                2 => self.with::<V, 2>(),
-                _ => self.with::<V, 1>(),
-            }
-        }
-    }
-}
-
-impl<T: Kernel> Correlate<'_, T> {
+impl<T: Kernel> Grouped<T> for Correlate<'_, T> {
     /// # Safety
     /// The slices hold P vectors for each pixel and a vector for each tap.
     #[inline(always)]
@@ -236,28 +245,12 @@ impl<T: Kernel> Correlate<'_, T> {
 /// Results of all images together: sums\[r\] += sum of a\[pixel\]\[p\] * b\[pixel\]\[p\].
 struct Sum<'a, T> {
     lists: &'a Lists,
-    images: usize,
     a: &'a [T],
     b: &'a [T],
     sums: &'a mut [T],
 }
 
-impl<T: Kernel> Job<T> for Sum<'_, T> {
-    #[inline(always)]
-    unsafe fn run<V: Simd<T = T>>(self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.images {
-                8 => self.with::<V, 8>(),
-                4 => self.with::<V, 4>(),
-                2 => self.with::<V, 2>(),
-                _ => self.with::<V, 1>(),
-            }
-        }
-    }
-}
-
-impl<T: Kernel> Sum<'_, T> {
+impl<T: Kernel> Grouped<T> for Sum<'_, T> {
     /// # Safety
     /// The slices hold P vectors for each pixel, the sums a vector for each result.
     #[inline(always)]
@@ -392,7 +385,6 @@ fn correlate<T: Kernel>(
             let mut c = Scratch::new(to.pixels * images * lanes);
             let job = Correlate {
                 lists,
-                images,
                 a: &a,
                 w: &w,
                 bias: &bias[from.first..],
@@ -401,7 +393,7 @@ fn correlate<T: Kernel>(
             };
             // SAFETY: the scratches have the size; the channels are the task's own.
             unsafe {
-                T::job(level, job);
+                T::job(level, ByImages(images, job));
                 to.write(micro, &c, (image, images), y);
             }
         }
@@ -435,13 +427,12 @@ pub(super) fn weight_grad<T: Kernel>(
         for group in groups {
             let job = Sum {
                 lists: &lists,
-                images: group.1,
                 a: &maps[0].read(micro, x, *group),
                 b: &maps[1].read(micro, dy, *group),
                 sums,
             };
             // SAFETY: the scratches have the size.
-            unsafe { T::job(level, job) };
+            unsafe { T::job(level, ByImages(group.1, job)) };
         }
     });
     // the parts in their order, into the weight's own
