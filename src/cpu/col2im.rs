@@ -12,7 +12,7 @@ use super::micro::Kernel;
 use super::scratch::Scratch;
 use super::simd::Level;
 
-/// Elements of a task's matrix: it stays in L2.
+/// Elements of a task's matrix, those at its edges aside: it stays in L2.
 const MOST: usize = 1 << 16;
 
 /// Whether it takes the place of the general way, which fills a vector with channels.
@@ -47,8 +47,11 @@ pub(super) fn input_grad<T: Kernel>(
     let all = |axis, size| (0..size).map(move |i| reach(shape, axis, i));
     let (rows, cols): (Vec<_>, Vec<_>) = (all(0, shape.h).collect(), all(1, shape.w).collect());
     let bias = |c: usize| bias.map_or(T::ZERO, |b| b[c]);
-    // an image is cut into bands of rows, each with the rows of dy that it needs
-    let bands = (shape.oh * shape.ow * columns).div_ceil(MOST).min(shape.h);
+    // an image is cut into bands of rows, each with the rows of dy that it needs: of a band lower than a
+    // window most of them would be its neighbours' too
+    let window = (shape.window.kernel[0] - 1) * shape.window.dilation[0] + 1;
+    let most = (shape.h / window).max(1);
+    let bands = (shape.oh * shape.ow * columns).div_ceil(MOST).min(most);
     let bands: Vec<_> = balanced(shape.h, bands).collect();
     let row = shape.w * ci;
     // the bands of all images, in their order

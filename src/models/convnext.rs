@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{check_scales, check_sizes};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Conv2d, Conv2dConfig, DropPath, GlobalAvgPool2d, Identity, Init, LayerNorm,
-    LayerNorm2d, LayerScale, Linear, Mode, Module, Sequential, Summary, Visitor, nested,
+    Activation, ActivationLayer, Conv2d, Conv2dConfig, DropPath, GlobalAvgPool2d, Identity, Init,
+    LayerNorm, LayerNorm2d, LayerScale, Linear, Mode, Module, Sequential, Summary, Visitor, nested,
 };
 use crate::random::Generator;
 use crate::tensor::Tensor;
@@ -23,6 +23,10 @@ pub struct ConvNeXtConfig {
     pub depths: Vec<usize>,
     /// Channels of each stage.
     pub dims: Vec<usize>,
+    /// Side of the first convolution's filters, which lie side by side.
+    pub patch_size: usize,
+    /// Between a block's linear layers.
+    pub activation: Activation,
     /// The probability that a sample skips the last block's branch, 0 <= p < 1; it rises to this in
     /// equal steps, from 0 at the first block.
     pub drop_path: f64,
@@ -44,6 +48,8 @@ impl Default for ConvNeXtConfig {
             num_classes: 200,
             depths: vec![3, 3, 9, 3],
             dims: vec![96, 192, 384, 768],
+            patch_size: 4,
+            activation: Activation::Gelu,
             drop_path: 0.0,
             layer_scale_init: 1e-6,
             normalization: true,
@@ -81,6 +87,7 @@ impl ConvNeXtConfig {
         check_sizes("num_classes", &[self.num_classes])?;
         check_sizes("depths", &self.depths)?;
         check_sizes("dims", &self.dims)?;
+        check_sizes("patch_size", &[self.patch_size])?;
         if self.depths.is_empty() || self.depths.len() != self.dims.len() {
             let (depths, dims) = (self.depths.len(), self.dims.len());
             let why =
@@ -99,19 +106,18 @@ impl ConvNeXtConfig {
     }
 }
 
-/// Depthwise 7x7 convolution, layer norm, to four times the channels, GELU and back, the scale, drop
-/// path, the sum. From the norm to the scale the channels are the last axis.
+/// Depthwise 7x7 convolution, layer norm, to four times the channels, the activation and back, the scale,
+/// drop path, the sum. From the norm to the scale the channels are the last axis.
 struct Block {
     dwconv: Conv2d,
     norm: Option<LayerNorm>,
     pwconv1: Linear,
+    act: ActivationLayer,
     pwconv2: Linear,
     gamma: Option<LayerScale>,
     drop_path: Option<DropPath>,
     residual: bool,
 }
-
-const GELU: Activation = Activation::Gelu;
 
 impl Block {
     fn new(
@@ -135,6 +141,7 @@ impl Block {
             dwconv: Conv2d::new(dim, dim, depthwise, rng)?,
             norm,
             pwconv1: Linear::new(dim, 4 * dim, true, rng)?,
+            act: config.activation.layer(rng)?,
             pwconv2: Linear::new(4 * dim, dim, true, rng)?,
             gamma,
             drop_path: match config.residual && drop_path > 0.0 {
@@ -164,7 +171,7 @@ impl Module for Block {
         if let Some(norm) = &mut self.norm {
             y = norm.forward(&y, mode)?;
         }
-        y = GELU.of(&self.pwconv1.forward(&y, mode)?)?;
+        y = self.act.forward(&self.pwconv1.forward(&y, mode)?, mode)?;
         y = self.pwconv2.forward(&y, mode)?;
         if let Some(gamma) = &mut self.gamma {
             y = gamma.forward(&y, mode)?;
@@ -183,6 +190,7 @@ impl Module for Block {
             v.child("norm", norm);
         }
         v.child("pwconv1", &mut self.pwconv1);
+        v.child("act", &mut self.act);
         v.child("pwconv2", &mut self.pwconv2);
         if let Some(drop) = &mut self.drop_path {
             v.child("drop_path", drop);
@@ -193,7 +201,7 @@ impl Module for Block {
         let mut parts = vec![("dwconv", self.dwconv.describe())];
         parts.extend(self.norm.iter().map(|n| ("norm", n.describe())));
         parts.push(("pwconv1", self.pwconv1.describe()));
-        parts.push(("act", GELU.describe()));
+        parts.push(("act", self.act.describe()));
         parts.push(("pwconv2", self.pwconv2.describe()));
         parts.extend(self.gamma.iter().map(|g| ("gamma", g.describe())));
         parts.extend(self.drop_path.iter().map(|d| ("drop_path", d.describe())));
@@ -207,7 +215,8 @@ impl Module for Block {
             y = s.child("norm", |s| norm.summarize(&y, s))?;
         }
         y = s.child("pwconv1", |s| self.pwconv1.summarize(&y, s))?;
-        y = s.child("pwconv2", |s| self.pwconv2.summarize(&GELU.of(&y)?, s))?;
+        y = self.act.forward(&y, s.mode())?;
+        y = s.child("pwconv2", |s| self.pwconv2.summarize(&y, s))?;
         if let Some(gamma) = &mut self.gamma {
             y = s.child("gamma", |s| gamma.summarize(&y, s))?;
         }
@@ -216,7 +225,7 @@ impl Module for Block {
     }
 }
 
-/// ConvNeXt (Liu et al. 2022): a 4x4 convolution in steps of 4, stages of blocks with a 2x2
+/// ConvNeXt (Liu et al. 2022): a convolution of patches, 4x4 in steps of 4, stages of blocks with a 2x2
 /// convolution in steps of 2 between them, the mean over each channel, a linear layer. A layer norm
 /// comes after the first convolution, before those between stages, in each block after the depthwise
 /// convolution, and before the last layer. 32 pixels are the least for four stages.
@@ -278,7 +287,7 @@ impl ConvNeXt {
         for (i, (&dim, &depth)) in config.dims.iter().zip(&config.depths).enumerate() {
             let mut layer = Sequential::new();
             if i == 0 {
-                layer = layer.push(Conv2d::new(from, dim, patches(4), rng)?);
+                layer = layer.push(Conv2d::new(from, dim, patches(config.patch_size), rng)?);
                 layer = push_norm(layer, dim, &config)?;
             } else {
                 layer = push_norm(layer, from, &config)?;
@@ -500,6 +509,29 @@ mod tests {
     }
 
     #[test]
+    fn patches_and_activation_are_settings() -> Result<()> {
+        let config = ConvNeXtConfig {
+            patch_size: 2,
+            activation: Activation::Rrelu,
+            drop_path: 0.0,
+            ..config()
+        };
+        let mut net = ConvNeXt::new(config, &mut Generator::new(0))?;
+        assert!(net.describe().contains("(act): RReLU("));
+        let mut streams = 0;
+        visit(&mut net, |_, slot| {
+            streams += matches!(slot, crate::nn::Slot::Generator(_)) as usize;
+        });
+        assert_eq!(streams, 3, "one a block");
+        let x = Tensor::randn([1, 3, 16, 16], &mut Generator::new(1), DType::F32)?;
+        let mut s = Summary::default();
+        net.summarize(&x, &mut s)?;
+        let first = s.rows.iter().find(|r| r.name == "downsample_layers.0.0");
+        assert_eq!(first.map(|r| r.output.to_vec()), Some(vec![1, 4, 8, 8]));
+        Ok(())
+    }
+
+    #[test]
     fn a_block_begins_as_its_shortcut() -> Result<()> {
         let x = Tensor::randn([2, 4, 5, 5], &mut Generator::new(1), DType::F32)?;
         let mut block = Block::new(4, 0.0, &config(), &mut Generator::new(0))?;
@@ -537,6 +569,7 @@ mod tests {
         assert!(refuse(|c| c.drop_path = 1.0).contains("drop_path: 1"));
         assert!(refuse(|c| c.drop_path = f64::NAN).contains("drop_path: NaN"));
         assert!(refuse(|c| c.layer_scale_init = f64::NAN).contains("layer_scale_init: NaN"));
+        assert!(refuse(|c| c.patch_size = 0).contains("patch_size"));
         assert!(refuse(|c| c.in_channels = 0).contains("in_channels"));
         assert!(refuse(|c| c.num_classes = 0).contains("num_classes"));
         assert!(refuse(|c| c.reg = -1.0).contains("reg"));

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_filter, check_keep_ratio, check_list, check_scales, check_sizes, initial};
+use super::{
+    check_filter, check_keep_ratio, check_list, check_scales, check_sizes, features, initial,
+};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Conv2dConfig, ConvNormAct, Dropout, Flatten, Linear, LinearNormAct, MaxPool2d,
@@ -117,7 +119,7 @@ impl DeeperConvNet {
         }
         let [h, w] = config.pooled();
         let hidden = config.hidden_dim;
-        let fc1 = LinearNormAct::new(channels * h * w, hidden, norm, relu, rng)?;
+        let fc1 = LinearNormAct::new(features(&[channels, h, w])?, hidden, norm, relu, rng)?;
         net = net.named("flatten", Flatten)?.named("fc1", fc1)?;
         if config.use_dropout {
             let p = 1.0 - config.dropout_keep_ratio;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_keep_ratio, check_scales, check_sizes, initial};
+use super::{check_keep_ratio, check_scales, check_sizes, features, initial};
 use crate::error::Result;
 use crate::nn::{Activation, Dropout, Flatten, Linear, LinearNormAct, Norm, Sequential};
 use crate::random::Generator;
@@ -58,7 +58,7 @@ impl TwoLayerNet {
     /// With new weights from `rng`.
     pub fn new(config: TwoLayerConfig, rng: &mut Generator) -> Result<Self> {
         config.validate()?;
-        let features = config.input_dim.iter().product();
+        let features = features(&config.input_dim)?;
         let hidden = config.hidden_dim;
         let fc1 = LinearNormAct::new(features, hidden, Norm::None, Activation::Relu, rng)?;
         let fc2 = Linear::new(hidden, config.num_classes, true, rng)?;
@@ -133,7 +133,7 @@ impl FullyConnectedNet {
         config.validate()?;
         let (norm, relu) = (config.normalization, Activation::Relu);
         let drop = 1.0 - config.dropout_keep_ratio;
-        let mut features = config.input_dim.iter().product();
+        let mut features = features(&config.input_dim)?;
         let mut net = Sequential::new().named("flatten", Flatten)?;
         for (i, &hidden) in (1..).zip(&config.hidden_dims) {
             let fc = LinearNormAct::new(features, hidden, norm, relu, rng)?;

@@ -84,6 +84,14 @@ fn check_sizes(key: &'static str, sizes: &[usize]) -> Result<()> {
     }
 }
 
+/// How many numbers an image of these sizes has.
+fn features(sizes: &[usize]) -> Result<usize> {
+    let all = sizes
+        .iter()
+        .try_fold(1, |all: usize, &n| all.checked_mul(n));
+    all.ok_or_else(|| Error::config("input_dim", format!("{sizes:?}, which no memory holds")))
+}
+
 /// There is at least one of these sizes, and each is at least 1.
 fn check_list(key: &'static str, sizes: &[usize]) -> Result<()> {
     match sizes.is_empty() {
@@ -290,8 +298,12 @@ mod tests {
             ..Default::default()
         };
         add(Box::new(InceptionResNet::new(config, rng)?), [2, 1, 33, 33]);
-        for (normalization, residual) in [(true, true), (false, true), (true, false)] {
+        for (normalization, residual) in
+            [(true, true), (false, true), (true, false), (false, false)]
+        {
             let config = ConvNeXtConfig {
+                patch_size: 4,
+                activation: Activation::Gelu,
                 in_channels: 1,
                 num_classes: 3,
                 depths: vec![1, 2],

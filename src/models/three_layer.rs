@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_filter, check_scales, check_sizes, initial};
+use super::{check_filter, check_scales, check_sizes, features, initial};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Conv2dConfig, ConvNormAct, Flatten, Linear, LinearNormAct, MaxPool2d, Norm,
@@ -80,7 +80,7 @@ impl ThreeLayerConvNet {
         let [channels, h, w] = config.input_dim;
         let (filters, hidden) = (config.num_filters, config.hidden_dim);
         let filter = Conv2dConfig::same(config.filter_size);
-        let features = filters * (h / 2) * (w / 2);
+        let features = features(&[filters, h / 2, w / 2])?;
         let conv1 = ConvNormAct::new(channels, filters, filter, norm, relu, rng)?;
         let fc1 = LinearNormAct::new(features, hidden, norm, relu, rng)?;
         let fc2 = Linear::new(hidden, config.num_classes, true, rng)?;
