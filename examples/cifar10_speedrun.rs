@@ -30,7 +30,7 @@ use cotangent::ops::{CrossEntropy, Reduction, correct};
 use cotangent::optim::{Group, Lookahead, LookaheadConfig, Muon, MuonConfig};
 use cotangent::optim::{Optimizer, Sgd, SgdConfig};
 use cotangent::random::Generator;
-use cotangent::train::solver::check_accuracy;
+use cotangent::train::check_accuracy;
 use cotangent::train::{View, tta_accuracy};
 use cotangent::{Device, Error, Result, Tensor};
 

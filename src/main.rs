@@ -10,14 +10,14 @@ use cotangent::data::{
     synthetic_splits, verify,
 };
 use cotangent::models;
-use cotangent::nn::Summary;
+use cotangent::nn::{Module, Summary};
 use cotangent::ops::{all_cases, gradcheck};
 use cotangent::train::recipe::flags;
 use cotangent::train::report;
 use cotangent::train::run::default_dir;
 use cotangent::train::{
-    Ablation, Diary, Ended, History, Landscape, Outcome, Predictor, Recipe, Run, SanityConfig,
-    Statistics, check_count, redraw, sanity_checks, save_predictions, stop_on_signal,
+    Ablation, Diary, Ended, History, Landscape, ModelRecipe, Outcome, Predictor, Recipe, Run,
+    SanityConfig, Statistics, check_count, redraw, sanity_checks, save_predictions, stop_on_signal,
 };
 use cotangent::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -75,7 +75,8 @@ enum Command {
     /// not run again, and a cell that fails is recorded while the others run.
     Ablate {
         /// The ablation's file, such as one of examples/ablations; --out DIR (default:
-        /// runs/ablations/NAME); --full; and --KEY VALUE for any key of the recipe
+        /// runs/ablations/NAME); --full; --seeds 0,1,2; --cell NAME for one of its cells; and --KEY VALUE for any
+        /// key of the recipe
         #[arg(
             required = true,
             trailing_var_arg = true,
@@ -205,6 +206,9 @@ struct Network {
     /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// A key of the network's configuration, as in a recipe: --set width=16 --set activation=gelu
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 /// The help of the argument that names a network.
@@ -224,6 +228,11 @@ impl Network {
     fn input(&self) -> [usize; 3] {
         // clap has seen to it that there are three
         [self.input[0], self.input[1], self.input[2]]
+    }
+
+    fn build(&self) -> Result<Box<dyn Module>> {
+        let recipe = ModelRecipe::parse(&self.model, &self.set)?;
+        recipe.build(self.input(), self.classes, self.seed)
     }
 }
 
@@ -245,7 +254,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Gradcheck { only, seed } => check_gradients(&only, seed),
         Command::Summary { network: n } => {
             let input = n.input();
-            let mut model = models::build(&n.model, input, n.classes, n.seed)?;
+            let mut model = n.build()?;
             let x = Tensor::zeros([1, input[0], input[1], input[2]], DType::F32)?;
             println!("{}", model.describe());
             println!("{}", Summary::of(&mut *model, &x)?);
@@ -363,8 +372,16 @@ fn take(flags: &mut Flags, key: &str) -> Option<String> {
 type Flags = Vec<(String, String)>;
 
 /// Takes a flag that is on or off.
-fn take_switch(flags: &mut Flags, key: &str) -> bool {
-    take(flags, key).is_some_and(|v| v != "false")
+fn take_switch(flags: &mut Flags, key: &'static str) -> Result<bool> {
+    match take(flags, key).as_deref() {
+        Some("true") => Ok(true),
+        None | Some("false") => Ok(false),
+        // such as a recipe behind its flags
+        Some(other) => {
+            let why = format!("{other:?}; expected nothing, true or false behind --{key}");
+            Err(Error::config(key, why))
+        }
+    }
 }
 
 /// The file or folder that comes first, if one does, and the flags behind it.
@@ -392,7 +409,7 @@ impl Several {
     fn of(words: &[String]) -> Result<Self> {
         let (file, mut settings) = first_and_flags(words)?;
         Ok(Several {
-            full: take_switch(&mut settings, "full"),
+            full: take_switch(&mut settings, "full")?,
             out: take(&mut settings, "out").map(PathBuf::from),
             file: file.ok_or(missing("file"))?,
             settings,
@@ -416,8 +433,15 @@ fn all_well(ended: Ended) -> bool {
 }
 
 fn ablate(words: &[String]) -> Result<bool> {
-    let asked = Several::of(words)?;
-    let ablation = Ablation::load(&asked.file)?;
+    let mut asked = Several::of(words)?;
+    let mut ablation = Ablation::load(&asked.file)?;
+    let [seeds, seed] = ["seeds", "seed"].map(|key| take(&mut asked.settings, key));
+    if let Some(seeds) = seeds.or(seed) {
+        ablation = ablation.with_seeds(&seeds)?;
+    }
+    if let Some(cell) = take(&mut asked.settings, "cell") {
+        ablation = ablation.with_only(&cell)?;
+    }
     let dir = asked.dir("ablations", &ablation.name);
     let (stop, say) = (stop_on_signal()?, |text: &str| println!("{text}"));
     let ended = ablation.run(&dir, asked.full, &asked.settings, &stop, say)?;
@@ -441,10 +465,17 @@ fn landscape(words: &[String]) -> Result<bool> {
 fn statistics(words: &[String]) -> Result<bool> {
     let (path, mut settings) = first_and_flags(words)?;
     let path = path.ok_or(missing("recipe"))?;
-    let training = take_switch(&mut settings, "train");
+    let training = take_switch(&mut settings, "train")?;
     let out = take(&mut settings, "out").map(PathBuf::from);
     let show = |epoch: usize, found: &Statistics| println!("after {epoch} epochs\n{found}\n");
     let (mut run, epoch, dir) = match path.is_dir() {
+        true if training => {
+            let why = format!(
+                "{} is a run, trained already; expected a recipe",
+                path.display()
+            );
+            return Err(Error::config("train", why));
+        }
         true => {
             let run = Run::open(&path, &settings)?;
             (run, History::load(&path)?.best_epoch, out.unwrap_or(path))
@@ -473,7 +504,7 @@ fn statistics(words: &[String]) -> Result<bool> {
 
 fn train(words: &[String]) -> Result<bool> {
     let (recipe, mut settings) = first_and_flags(words)?;
-    let resume = take_switch(&mut settings, "resume");
+    let resume = take_switch(&mut settings, "resume")?;
     let out = take(&mut settings, "out").map(PathBuf::from);
     let recipe = match recipe {
         Some(path) => Recipe::load(path, &settings)?,
@@ -509,6 +540,7 @@ fn train(words: &[String]) -> Result<bool> {
         percent(history.test_acc),
         history.seconds,
     );
+    println!("{}", dir.join(report::REPORT).display());
     Ok(true)
 }
 
@@ -526,8 +558,7 @@ fn eval(words: &[String]) -> Result<bool> {
     })?;
     println!("{}\n{}", judged.meters, judged.confusion);
     judged.save(&dir)?;
-    let report = report::write(&dir, &run, &judged)?;
-    println!("{}", report.display());
+    println!("{}", report::write(&dir, &run, &judged)?.display());
     Ok(true)
 }
 

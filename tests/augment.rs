@@ -5,7 +5,7 @@ use std::slice::from_ref;
 
 use cotangent::data::{Augment, Dataset, Fill, InterpolationMode, Loader, Mix, Transform};
 use cotangent::nn::{Mode, Module, Visitor};
-use cotangent::train::solver::check_accuracy;
+use cotangent::train::check_accuracy;
 use cotangent::train::{Solver, SolverConfig, SolverData};
 use cotangent::{DType, Error, Result, Tensor};
 use serde_json::Value;

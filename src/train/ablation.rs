@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use crate::data::Splits;
 use crate::error::{Error, Result};
-use crate::nn;
+use crate::models::registry::nearest;
 use crate::train::pretrain::PRETRAIN;
 use crate::train::recipe::{self, Recipe};
 use crate::train::run::{self, RECIPE};
@@ -64,6 +64,9 @@ pub struct Ablation {
     /// A report's figure beside a cell, by the cell's name.
     #[serde(default)]
     pub reported: Table,
+    /// The one cell to run; of the others the table has what earlier calls finished.
+    #[serde(skip)]
+    pub only: Option<String>,
 }
 
 fn one_seed() -> Vec<u64> {
@@ -148,13 +151,20 @@ impl Ablation {
         if ablation.seeds.is_empty() {
             return refuse("seeds: none; expected at least one".into());
         }
+        if let Some(seed) = twice(&ablation.seeds) {
+            return refuse(format!("seeds: {seed} twice"));
+        }
         let cells = ablation.cells()?;
         if cells.is_empty() {
             return refuse("no cells; expected a grid or cells".into());
         }
         for (i, cell) in cells.iter().enumerate() {
-            if cells[..i].iter().any(|c| c.name == cell.name) {
-                return refuse(format!("two cells are named {:?}", cell.name));
+            let folder = folder_name(&cell.name);
+            if let Some(other) = cells[..i].iter().find(|c| folder_name(&c.name) == folder) {
+                let why = format!("two cells are named {:?} and {:?}", other.name, cell.name);
+                return refuse(format!(
+                    "{why}; expected names that differ in letters or digits"
+                ));
             }
             for full in [false, true] {
                 ablation.recipe(cell, ablation.seeds[0], full, overrides)?;
@@ -166,6 +176,30 @@ impl Ablation {
             }
         }
         Ok(ablation)
+    }
+
+    /// With other seeds, such as `0,1,2`.
+    pub fn with_seeds(self, seeds: &str) -> Result<Self> {
+        let number = |word: &str| word.trim().parse().ok();
+        let seeds: Option<Vec<u64>> = seeds.split(',').map(number).collect();
+        let seeds =
+            seeds.ok_or_else(|| Error::config("seeds", "expected numbers such as 0,1,2"))?;
+        Ablation { seeds, ..self }.checked(&[])
+    }
+
+    /// Of which one cell is to be run.
+    pub fn with_only(self, cell: &str) -> Result<Self> {
+        let cells = self.cells()?;
+        let names: Vec<&str> = cells.iter().map(|c| c.name.as_str()).collect();
+        if !names.contains(&cell) {
+            return Err(Error::config("cell", nearest(cell, &names)));
+        }
+        let only = Some(cell.to_string());
+        Ok(Ablation { only, ..self })
+    }
+
+    fn runs(&self, cell: &Cell) -> bool {
+        self.only.as_ref().is_none_or(|only| *only == cell.name)
     }
 
     /// All cells.
@@ -243,8 +277,16 @@ impl Ablation {
         mut say: impl FnMut(&str),
         mut observe: impl FnMut(&Cell, &Path) -> Result<Option<Box<dyn Observer>>>,
     ) -> Result<Ended> {
-        files::create_dir(dir)?;
         let cells = self.cells()?;
+        if overrides.iter().any(|(key, _)| key == "seed") {
+            let why = "it would be each run's, whatever its row says; expected other `seeds`";
+            return Err(Error::config("seed", why));
+        }
+        // a mistake in one of the last cells' settings is not to come out after hours
+        for cell in cells.iter().filter(|c| self.runs(c)) {
+            self.recipe(cell, self.seeds[0], full, overrides)?;
+        }
+        files::create_dir(dir)?;
         let total = cells.len() * self.seeds.len();
         let mut results: Vec<CellResult> = Vec::with_capacity(total);
         let mut curves: Vec<(String, History)> = Vec::new();
@@ -254,6 +296,12 @@ impl Ablation {
             .flat_map(|c| self.seeds.iter().map(move |s| (c, *s)));
         for (i, (cell, seed)) in jobs.enumerate() {
             let folder = run_folder(dir, cell, seed);
+            if !self.runs(cell) {
+                if let Some(found) = read_result(&folder)? {
+                    note(found, &folder, &mut results, &mut curves);
+                }
+                continue;
+            }
             let mut observer = observe(cell, &folder)?;
             let observer = observer.as_mut().map(|o| &mut **o as &mut dyn Observer);
             let recipe = self.recipe(cell, seed, full, overrides)?;
@@ -276,12 +324,7 @@ impl Ablation {
             files::write_atomic(folder.join(RESULT), |w| {
                 serde_json::to_writer_pretty(w, &found).map_err(Into::into)
             })?;
-            if let (None, Ok(history)) = (&found.error, History::load(&folder))
-                && !curves.iter().any(|(name, _)| *name == cell.name)
-            {
-                curves.push((cell.name.clone(), history));
-            }
-            results.push(found);
+            note(found, &folder, &mut results, &mut curves);
             self.write(dir, &cells, &results, &curves)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(Ended::of(false, &results));
@@ -387,18 +430,38 @@ impl CellResult {
     }
 }
 
-/// The result of a run that an earlier call finished with the same recipe; one of another recipe is
-/// an [`Error::Config`], since its figure would stand in the wrong table.
-fn finished(folder: &Path, recipe: &Recipe) -> Result<Option<CellResult>> {
+/// Adds a result to the table's, and its run's history to the curves where it is the cell's first.
+fn note(
+    found: CellResult,
+    folder: &Path,
+    results: &mut Vec<CellResult>,
+    curves: &mut Vec<(String, History)>,
+) {
+    if let (None, Ok(history)) = (&found.error, History::load(folder))
+        && !curves.iter().any(|(name, _)| *name == found.cell)
+    {
+        curves.push((found.cell.clone(), history));
+    }
+    results.push(found);
+}
+
+/// The result of a run that an earlier call ended, if there was one.
+fn read_result(folder: &Path) -> Result<Option<CellResult>> {
     let path = folder.join(RESULT);
     let Ok(text) = std::fs::read(&path) else {
         return Ok(None);
     };
-    let found: CellResult =
-        serde_json::from_slice(&text).map_err(|e| Error::data(&path, e.to_string()))?;
-    if found.error.is_some() {
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|e| Error::data(&path, e.to_string()))
+}
+
+/// The result of a run that an earlier call finished with the same recipe; one of another recipe is
+/// an [`Error::Config`], since its figure would stand in the wrong table.
+fn finished(folder: &Path, recipe: &Recipe) -> Result<Option<CellResult>> {
+    let Some(found) = read_result(folder)?.filter(|found| found.error.is_none()) else {
         return Ok(None);
-    }
+    };
     if Recipe::load(folder.join(RECIPE), &[])? != *recipe {
         let why = format!("{} was run with another recipe", folder.display());
         return Err(Error::config("ablation", why));
@@ -412,9 +475,11 @@ struct LastRead(Option<(DataRecipe, u64, Splits)>);
 
 impl LastRead {
     fn images(&mut self, recipe: &Recipe) -> Result<Splits> {
-        let of = (&recipe.data, recipe.seed);
-        // others go before new ones come: both may not fit in memory
-        self.0 = self.0.take().filter(|(data, seed, _)| (data, *seed) == of);
+        // others go before new ones come: both may not fit in memory; the embedded ones alone are drawn
+        let same = |data: &DataRecipe, seed| {
+            *data == recipe.data && (seed == recipe.seed || data.name != "embedded")
+        };
+        self.0 = self.0.take().filter(|(data, seed, _)| same(data, *seed));
         let images = match self.0.take() {
             Some((.., images)) => images,
             None => recipe.data.load_all(recipe.seed)?,
@@ -438,8 +503,6 @@ fn run_cell(
     let pretrains = recipe.pretraining().is_some();
     let images = read.images(&recipe)?;
     let mut run = Run::on(recipe, images)?;
-    let device = nn::device(&mut *run.model);
-    device.reset_peak()?;
     let (outcome, history) = run.train_observed(folder, resume, stop.clone(), observer)?;
     if outcome == Outcome::Interrupted {
         return Ok(None);
@@ -454,7 +517,7 @@ fn run_cell(
         test: history.test_acc,
         loss: history.epoch_losses().last().copied(),
         seconds: before + history.seconds,
-        memory: device.memory_stats()?.peak_bytes,
+        memory: history.memory,
         ..CellResult::empty(&cell.name, seed)
     }))
 }
@@ -473,6 +536,12 @@ fn lists<'a>(prefix: &str, table: &'a Table, out: &mut Vec<(String, &'a [Value])
         }
     }
     Ok(())
+}
+
+/// What a list has more than once.
+fn twice(seeds: &[u64]) -> Option<u64> {
+    let again = |i: &usize| seeds[..*i].contains(&seeds[*i]);
+    (0..seeds.len()).find(again).map(|i| seeds[i])
 }
 
 /// A value as a row's name.
@@ -638,6 +707,53 @@ mod tests {
     }
 
     #[test]
+    fn one_cell_is_run_and_the_table_keeps_the_others() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |cell: &str| -> Result<(Ended, String)> {
+            let a = Ablation::parse(TEXT)?.with_only(cell)?;
+            let ended = a.run(dir.path(), false, &[], &Arc::default(), |_| ())?;
+            Ok((
+                ended,
+                std::fs::read_to_string(dir.path().join("table.md")).unwrap(),
+            ))
+        };
+        let (ended, table) = run("sgd")?;
+        assert_eq!((ended.all, ended.failed), (true, 0));
+        assert!(
+            table.contains("| sgd | 2 |") && table.contains("| adam | 0 |"),
+            "{table}"
+        );
+        let (_, table) = run("adam")?;
+        assert!(
+            table.contains("| sgd | 2 |") && table.contains("| adam | 2 |"),
+            "{table}"
+        );
+        let e = run("adan").unwrap_err().to_string();
+        assert!(e.contains("the nearest is adam"), "{e}");
+        Ok(())
+    }
+
+    #[test]
+    fn an_override_that_fits_some_cells_alone_is_refused_before_any_runs() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let text = TEXT.replace(
+            "set = { model",
+            "set = { train.schedule.one_cycle.max_lr = 0.1, model",
+        );
+        let a = Ablation::parse(&text)?;
+        let out = dir.path().join("out");
+        let own = [("max_lr".to_string(), "0.2".to_string())];
+        assert!(a.run(&out, false, &own, &Arc::default(), |_| ()).is_err());
+        let own = [("seed".to_string(), "7".to_string())];
+        let e = a
+            .run(&out, false, &own, &Arc::default(), |_| ())
+            .unwrap_err();
+        assert!(e.to_string().contains("expected other `seeds`"), "{e}");
+        assert!(!out.exists());
+        Ok(())
+    }
+
+    #[test]
     fn a_stop_ends_it_and_the_next_call_goes_on() -> Result<()> {
         let dir = tempfile::tempdir().unwrap();
         let a = Ablation::parse(TEXT)?;
@@ -656,12 +772,20 @@ mod tests {
         };
         assert!(wrong("\"rules\"", "\"a/b\"").contains("folder"));
         assert!(wrong("[0, 1]", "[]").contains("seeds"));
+        assert!(wrong("[0, 1]", "[3, 0, 3]").contains("3 twice"));
+        let seeds = |text: &str| Ablation::parse(TEXT).unwrap().with_seeds(text);
+        assert_eq!(seeds("4, 2").unwrap().seeds, [4, 2]);
+        for text in ["", "1,", "-1", "one"] {
+            assert!(seeds(text).is_err(), "{text}");
+        }
         assert!(wrong("adam = \"74.03\"", "adamw = 1").contains("no cell"));
         assert!(wrong("[\"sgd\", \"adam\"]", "\"sgd\"").contains("list"));
         assert!(
             wrong("[\"sgd\", \"adam\"]", "[\"sgd\", \"adan\"]").contains("the nearest is adam")
         );
         assert!(wrong("\"too large a filter\"", "\"sgd\"").contains("two cells"));
+        let folders = "name = \"a/b\"\n[[cells]]\nname = \"a*b\"";
+        assert!(wrong("name = \"too large a filter\"", folders).contains("\"a/b\" and \"a*b\""));
         assert!(wrong("seeds", "sedes").contains("the nearest is seeds"));
     }
 }

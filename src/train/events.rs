@@ -80,6 +80,7 @@ fn events(history: &History, start: f64) -> Vec<u8> {
         time += seconds.unwrap_or(0.0);
         let values = [
             ("loss/epoch", at(&epochs)),
+            ("loss/val", at(&history.val_loss_history)),
             ("accuracy/train", at(&history.train_acc_history)),
             ("accuracy/val", at(&history.val_acc_history)),
             ("learning_rate", at(&history.learning_rate_history)),
@@ -310,7 +311,7 @@ mod tests {
             loss_history: vec![2.5, 1.5],
             ..History::default()
         };
-        h.end_epoch(0.25, 0.5, 1e-3, 10.0);
+        h.end_epoch([0.25, 0.5], 1.75, 1e-3, 10.0);
         h
     }
 
@@ -340,7 +341,7 @@ mod tests {
     fn all_of_a_history_is_read_back() {
         let mut h = one_epoch();
         h.loss_history.extend([1.0, f64::NAN, 0.5]);
-        h.end_epoch(0.75, 0.25, 5e-4, 6.0);
+        h.end_epoch([0.75, 0.25], 2.25, 5e-4, 6.0);
         h.loss_history.push(0.125);
         (h.train_acc, h.test_acc) = (Some(0.5), Some(0.375));
         let points = read(&events(&h, 1000.0));
@@ -349,6 +350,7 @@ mod tests {
         assert!(losses[3].1.is_nan());
         assert_eq!(losses[4..], [(5, 0.5), (6, 0.125)]);
         assert_eq!(of(&points, "loss/epoch")[0], (1, 2.0));
+        assert_eq!(of(&points, "loss/val"), [(1, 1.75), (2, 2.25)]);
         assert_eq!(of(&points, "accuracy/train"), [(1, 0.25), (2, 0.75)]);
         assert_eq!(of(&points, "accuracy/val"), [(1, 0.5), (2, 0.25)]);
         assert_eq!(of(&points, "learning_rate"), [(1, 1e-3), (2, 5e-4)]);
@@ -375,7 +377,7 @@ mod tests {
         save_events(dir.path(), &h).unwrap();
         assert_eq!(bytes(), before);
         h.loss_history.push(0.5);
-        h.end_epoch(0.75, 0.75, 1e-3, 10.0);
+        h.end_epoch([0.75, 0.75], 1.25, 1e-3, 10.0);
         save_events(dir.path(), &h).unwrap();
         let whole = bytes();
         assert!(whole.starts_with(&before));

@@ -32,7 +32,7 @@ pub struct History {
     /// Validation accuracy after each epoch.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub val_acc_history: Vec<f64>,
-    /// Validation loss after each epoch, of a model that is judged by it in place of accuracies.
+    /// Validation loss after each epoch, without penalties.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub val_loss_history: Vec<f64>,
     /// Learning rate of each epoch.
@@ -44,7 +44,7 @@ pub struct History {
     /// The best validation accuracy so far.
     #[serde(deserialize_with = "null_is_nan")]
     pub best_val_acc: f64,
-    /// The least validation loss so far, where there are any.
+    /// The least validation loss so far, of a model that is judged by it in place of accuracies.
     pub best_val_loss: Option<f64>,
     /// The epoch that reached the best of them, from 1; 0 before the first epoch ended.
     pub best_epoch: usize,
@@ -54,6 +54,9 @@ pub struct History {
     pub val_acc: Option<f64>,
     /// Test accuracy of the best parameters, at the end.
     pub test_acc: Option<f64>,
+    /// The most bytes that tensors held on the device at once, since training began or went on; 0 before
+    /// its end.
+    pub memory: usize,
     /// Duration of all epochs.
     #[serde(deserialize_with = "null_is_nan")]
     pub seconds: f64,
@@ -73,13 +76,16 @@ impl History {
     /// the best validation accuracy so far.
     pub fn end_epoch(
         &mut self,
-        train_acc: f64,
-        val_acc: f64,
+        [train_acc, val_acc]: [f64; 2],
+        val_loss: f64,
         learning_rate: f64,
         seconds: f64,
     ) -> bool {
         self.train_acc_history.push(train_acc);
         self.val_acc_history.push(val_acc);
+        // a run of an earlier version has none of its first epochs
+        self.val_loss_history.resize(self.epochs, f64::NAN);
+        self.val_loss_history.push(val_loss);
         let best = self.best_epoch == 0 || val_acc > self.best_val_acc;
         if best {
             self.best_val_acc = val_acc;
@@ -97,6 +103,11 @@ impl History {
             self.best_val_loss = Some(val_loss);
         }
         self.close_epoch(best, learning_rate, seconds)
+    }
+
+    /// Whether it is of a model that has no accuracies.
+    pub(super) fn is_judged_by_loss(&self) -> bool {
+        self.val_acc_history.is_empty() && !self.val_loss_history.is_empty()
     }
 
     fn close_epoch(&mut self, best: bool, learning_rate: f64, seconds: f64) -> bool {
@@ -148,14 +159,14 @@ impl History {
     fn write_csv(&self, w: &mut dyn Write) -> std::io::Result<()> {
         let losses = self.epoch_losses();
         let mut columns = vec![("loss", &losses)];
-        columns.extend(match self.val_loss_history.is_empty() {
-            true => vec![
+        if !self.is_judged_by_loss() {
+            columns.extend([
                 ("train_acc", &self.train_acc_history),
                 ("val_acc", &self.val_acc_history),
-            ],
-            false => vec![("val_loss", &self.val_loss_history)],
-        });
+            ]);
+        }
         columns.extend([
+            ("val_loss", &self.val_loss_history),
             ("learning_rate", &self.learning_rate_history),
             ("seconds", &self.epoch_seconds),
         ]);
@@ -175,8 +186,8 @@ impl History {
     }
 }
 
-/// JSON has no NaN: serde_json writes one as `null`, which a plain `f64` would not read.
-fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
+/// JSON has no NaN and no infinity: serde_json writes them as `null`, which a plain `f64` would not read.
+pub(super) fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or(f64::NAN))
 }
 
@@ -192,9 +203,9 @@ mod tests {
     fn two_epochs() -> History {
         let mut h = History::new(serde_json::json!({"batch_size": 50, "reg": 0.5}), "cpu");
         h.loss_history = vec![2.5, 1.5, 1.0];
-        assert!(h.end_epoch(0.25, 0.5, 1e-3, 2.0));
+        assert!(h.end_epoch([0.25, 0.5], 1.25, 1e-3, 2.0));
         h.loss_history.extend([0.75, f64::NAN, f64::INFINITY]);
-        assert!(!h.end_epoch(0.75, 0.5, 5e-4, 3.5));
+        assert!(!h.end_epoch([0.75, 0.5], f64::NAN, 5e-4, 3.5));
         h.test_acc = Some(0.625);
         h
     }
@@ -212,7 +223,7 @@ mod tests {
     #[test]
     fn a_validation_accuracy_of_zero_is_still_a_best() {
         let mut h = History::default();
-        assert!(h.end_epoch(0.0, 0.0, 0.1, 1.0));
+        assert!(h.end_epoch([0.0, 0.0], 2.3, 0.1, 1.0));
         assert_eq!(h.best_epoch, 1);
         assert!(h.epoch_losses()[0].is_nan(), "no step");
     }
@@ -260,7 +271,7 @@ mod tests {
     fn a_run_without_validation_data_goes_there_and_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut h = History::default();
-        h.end_epoch(0.5, f64::NAN, 0.1, 1.0);
+        h.end_epoch([0.5, f64::NAN], f64::NAN, 0.1, 1.0);
         h.save(dir.path()).unwrap();
         let back = History::load(dir.path()).unwrap();
         assert!(back.best_val_acc.is_nan() && back.val_acc_history[0].is_nan());
@@ -279,16 +290,26 @@ mod tests {
                 "loss",
                 "train_acc",
                 "val_acc",
+                "val_loss",
                 "learning_rate",
                 "seconds"
             ]
         );
         assert_eq!(rows[1][0], "1");
         assert_eq!(rows[1][1].parse::<f64>().unwrap(), 5.0 / 3.0);
-        assert_eq!(rows[1][2..], ["0.25", "0.5", "0.001", "2"]);
-        // the second epoch's mean loss is not a number: an empty cell
-        assert_eq!(rows[2], ["2", "", "0.75", "0.5", "0.0005", "3.5"]);
+        assert_eq!(rows[1][2..], ["0.25", "0.5", "1.25", "0.001", "2"]);
+        // the second epoch's losses are not numbers: empty cells
+        assert_eq!(rows[2], ["2", "", "0.75", "0.5", "", "0.0005", "3.5"]);
         assert_eq!(rows.len(), 3);
+    }
+
+    #[test]
+    fn losses_stand_at_their_epochs_where_an_earlier_version_kept_none() {
+        let mut h = two_epochs();
+        h.val_loss_history.clear();
+        h.end_epoch([0.75, 0.5], 1.5, 5e-4, 1.0);
+        assert!(h.val_loss_history[..2].iter().all(|l| l.is_nan()));
+        assert_eq!(h.val_loss_history[2..], [1.5]);
     }
 
     #[test]

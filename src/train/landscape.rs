@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::autograd::{Gradients, no_grad};
@@ -14,6 +14,7 @@ use crate::nn::{self, Mode, Module, Slot};
 use crate::optim::global_norm;
 use crate::tensor::Tensor;
 use crate::train::ablation::{Ablation, Cell, Ended, run_folder};
+use crate::train::history::null_is_nan;
 use crate::train::l2::{add_l2_gradients, l2_loss};
 use crate::train::observer::{Kept, Observer, StepView};
 use crate::train::run::RECIPE;
@@ -125,11 +126,6 @@ pub struct ProbePoint {
     /// ‖∇L(w − η g) − g‖: the less, the better the gradient predicts the one that comes.
     #[serde(deserialize_with = "null_is_nan")]
     pub gradient_change: f64,
-}
-
-/// JSON has no infinity: what is none or not finite reads back as NaN.
-fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
-    Ok(Option::deserialize(d)?.unwrap_or(f64::NAN))
 }
 
 impl Probe {
@@ -448,6 +444,7 @@ impl Landscape {
             grid: Table::new(),
             cells: self.cells()?.into_iter().map(|(.., cell)| cell).collect(),
             reported: Table::new(),
+            only: None,
         })
     }
 

@@ -382,10 +382,11 @@ fn numbered(values: &[f64], scale: f64) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// Write `loss.svg` and `.png` (the loss of each step) and `accuracy.svg` and `.png` (training and
-/// validation after each epoch) into the folder `dir`; of a model that is judged by its loss
-/// `epoch_loss.svg` and `.png` in place of the latter (each epoch's mean, and validation after it).
-pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
+/// Write `loss.svg` and `.png` (the loss of each step), `epoch_loss.svg` and `.png` (each epoch's mean, and
+/// validation after it) and `accuracy.svg` and `.png` (training and validation after each epoch) into the
+/// folder `dir`; of a model that is judged by its loss there are no accuracies. The names of what was written,
+/// without their kinds.
+pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<Vec<&'static str>> {
     let losses = &history.loss_history;
     Plot {
         title: "Training loss",
@@ -400,18 +401,21 @@ pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
         ],
     }
     .save(&dir, "loss")?;
-    if !history.val_loss_history.is_empty() {
-        return Plot {
-            title: "Loss",
-            x_label: "epoch",
-            y_label: "loss",
-            series: &[
-                Series::markers("training", numbered(&history.epoch_losses(), 1.0)),
-                Series::markers("validation", numbered(&history.val_loss_history, 1.0)),
-            ],
-        }
-        .save(&dir, "epoch_loss");
+    Plot {
+        title: "Loss",
+        x_label: "epoch",
+        y_label: "loss",
+        series: &[
+            Series::markers("training", numbered(&history.epoch_losses(), 1.0)),
+            Series::markers("validation", numbered(&history.val_loss_history, 1.0)),
+        ],
     }
+    .save(&dir, "epoch_loss")?;
+    let mut names = vec!["loss", "epoch_loss"];
+    if history.is_judged_by_loss() {
+        return Ok(names);
+    }
+    names.push("accuracy");
     Plot {
         title: "Accuracy",
         x_label: "epoch",
@@ -421,7 +425,8 @@ pub fn save_curves(dir: impl AsRef<Path>, history: &History) -> Result<()> {
             Series::markers("validation", numbered(&history.val_acc_history, 100.0)),
         ],
     }
-    .save(&dir, "accuracy")
+    .save(&dir, "accuracy")?;
+    Ok(names)
 }
 
 /// Write `val_acc.svg` and `.png` (the validation accuracy after each epoch) and `loss.svg` and `.png`
@@ -552,7 +557,7 @@ mod tests {
                     .push(2.3 / t.sqrt() + 0.4 * (noise - noise.floor() - 0.5));
             }
             let e = e as f64;
-            h.end_epoch(0.9 - 0.6 / e, 0.78 - 0.5 / e, 1e-3, 1.0);
+            h.end_epoch([0.9 - 0.6 / e, 0.78 - 0.5 / e], 2.0 / e, 1e-3, 1.0);
         }
         h
     }

@@ -16,9 +16,9 @@ use crate::data::{Augment, Loader, Normalize};
 use crate::error::{Error, Result};
 use crate::models::registry::autoencoder_of;
 use crate::nn::{self, Mode, Module};
+use crate::train::judge::pairs;
 use crate::train::picture::save_pictures;
 use crate::train::run::{BEST, CHECKPOINT, RECIPE, solver, write_recipe};
-use crate::train::solver::pairs;
 use crate::train::{
     History, Loss, ModelRecipe, Outcome, Recipe, Run, SolverConfig, save_curves, save_state_dict,
 };
@@ -295,6 +295,17 @@ mod tests {
                 to_bits(&h.val_loss_history),
             )
         })
+    }
+
+    #[test]
+    fn a_mistake_in_the_second_stage_comes_out_before_the_first() -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let crop = "[{ RandomCrop = { size = [24, 24], padding = 0, fill = \"Mean\" } }]";
+        let mut run = run(&[("augment.transforms", crop)])?;
+        let e = run.train(dir.path(), false, Arc::default()).unwrap_err();
+        assert!(e.to_string().contains("those to judge by are of"), "{e}");
+        assert!(!dir.path().join(PRETRAIN).exists());
+        Ok(())
     }
 
     #[test]

@@ -225,6 +225,31 @@ impl Default for ModelRecipe {
 }
 
 impl ModelRecipe {
+    /// A network by name with some of its settings, each KEY=VALUE; a value is TOML's, or a word without
+    /// its quotes.
+    ///
+    /// ```
+    /// # use cotangent::train::ModelRecipe;
+    /// let recipe = ModelRecipe::parse("vgg_a", &["activation=gelu"])?;
+    /// let net = recipe.build([3, 32, 32], 10, 0)?;
+    /// assert!(net.describe().contains("GELU()"));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    pub fn parse(name: &str, settings: &[impl AsRef<str>]) -> Result<Self> {
+        let mut recipe = ModelRecipe {
+            name: name.into(),
+            settings: Table::new(),
+        };
+        for setting in settings.iter().map(AsRef::as_ref) {
+            let Some((key, value)) = setting.split_once('=') else {
+                let why = format!("{setting:?}; expected KEY=VALUE");
+                return Err(Error::config("set", why));
+            };
+            recipe.settings.insert(key.into(), read_value(value));
+        }
+        Ok(recipe)
+    }
+
     /// The network for images of `input_dim` = [C, H, W], which are those of the data after a crop.
     pub fn build(
         &self,

@@ -11,7 +11,7 @@ const COMPARED: &str = "runs/compared";
 
 /// Draw the runs that folders hold into the folder `out`, and show `wrote` each file.
 ///
-/// Of one run, by default into its own folder: the loss and the accuracies, as [`save_curves`] does
+/// Of one run, by default into its own folder: the losses and the accuracies, as [`save_curves`] does
 /// when it ends; with the best weights there, also the first layer's filters, `filters.png`, as
 /// [`save_filters`] does. Of several, by default into `runs/compared`: the validation accuracy and
 /// the loss of all of them, each by its folder's name, as [`save_comparison`] does. A folder that
@@ -19,7 +19,7 @@ const COMPARED: &str = "runs/compared";
 pub fn redraw(runs: &[PathBuf], out: Option<&Path>, mut wrote: impl FnMut(&Path)) -> Result<()> {
     let histories = runs.iter().map(History::load);
     let histories = histories.collect::<Result<Vec<_>>>()?;
-    let mut drawn = |dir: &Path, names: [&str; 2]| {
+    let mut drawn = |dir: &Path, names: &[&str]| {
         for name in names {
             for kind in ["svg", "png"] {
                 wrote(&dir.join(format!("{name}.{kind}")));
@@ -32,9 +32,8 @@ pub fn redraw(runs: &[PathBuf], out: Option<&Path>, mut wrote: impl FnMut(&Path)
             let dir = out.unwrap_or(run);
             files::create_dir(dir)?;
             for history in &histories {
-                save_curves(dir, history)?;
+                drawn(dir, &save_curves(dir, history)?);
             }
-            drawn(dir, ["loss", "accuracy"]);
             let path = dir.join("filters.png");
             // an example's folder has weights, but no recipe
             if run.join(BEST).exists()
@@ -50,7 +49,7 @@ pub fn redraw(runs: &[PathBuf], out: Option<&Path>, mut wrote: impl FnMut(&Path)
             files::create_dir(dir)?;
             let named: Vec<_> = names(runs).into_iter().zip(histories).collect();
             save_comparison(dir, &format!("{} runs", runs.len()), &named)?;
-            drawn(dir, ["val_acc", "loss"]);
+            drawn(dir, &["val_acc", "loss"]);
             Ok(())
         }
     }
@@ -95,14 +94,16 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
         trained(&a, 0)?;
         trained(&b, 1)?;
-        let curves = ["loss.svg", "loss.png", "accuracy.svg", "accuracy.png"];
+        let curves = ["loss", "epoch_loss", "accuracy"];
+        let curves = curves.map(|name| ["svg", "png"].map(|kind| format!("{name}.{kind}")));
+        let curves = curves.concat();
         let svg = a.join("loss.svg");
         let before = std::fs::read_to_string(&svg).unwrap();
         std::fs::remove_file(&svg).unwrap();
         let runs = [a.clone()];
         assert_eq!(
             drawn(&runs, None)?,
-            [&curves[..], &["filters.png"]].concat()
+            [&curves[..], &["filters.png".to_string()]].concat()
         );
         assert_eq!(std::fs::read_to_string(&svg).unwrap(), before);
         let (w, h, c, _) = crate::train::picture::tests::decode(&a.join("filters.png"));
@@ -131,7 +132,7 @@ mod tests {
         assert!(e.contains("none/history.json"), "{e}");
         assert!(!out.exists() && drawn(&[], None).is_err());
         // one that has not begun is drawn as such
-        assert_eq!(drawn(&runs[..1], Some(&out))?.len(), 4);
+        assert_eq!(drawn(&runs[..1], Some(&out))?.len(), 6);
         Ok(())
     }
 

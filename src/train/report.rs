@@ -9,12 +9,21 @@ use base64::engine::general_purpose::STANDARD;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::train::picture::png_bytes;
-use crate::train::{Confusion, History, Judged, Run, files};
+use crate::train::{Confusion, History, Judged, Run, files, save_curves};
+
+/// The page in a run's folder.
+pub const REPORT: &str = "report.html";
 
 /// Images that are shown of a class.
 const PICTURES: usize = 8;
-/// Classes up to which the whole confusion matrix is a table; more of them no page can show.
+/// Classes up to which the whole confusion matrix is a table; of more it is a picture.
 const MOST_CLASSES: usize = 40;
+/// Pixels that a side of the picture has at least.
+const SIDE: usize = 800;
+
+/// Of right and of wrong answers: as in the style below, and told apart by the colour-blind.
+const GOOD: [u8; 3] = [0, 158, 115];
+const BAD: [u8; 3] = [213, 94, 0];
 
 const STYLE: &str = "
 :root { color-scheme: light; --ink: #282828; --line: #e4e4e4; --good: #009e73; --bad: #d55e00; }
@@ -24,6 +33,7 @@ table { border-collapse: collapse; } th, td { padding: .25rem .6rem; text-align:
 th:first-child, td:first-child { text-align: left; }
 .curves svg { width: 100%; height: auto; } .curves { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 .scroll { overflow-x: auto; } .matrix td { min-width: 2.2rem; } .matrix th { font-weight: normal; }
+img.matrix { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
 .class { margin: 1rem 0; } .pictures { display: flex; flex-wrap: wrap; gap: .5rem; }
 figure { margin: 0; text-align: center; font-size: .75rem; } figure img { width: 64px; height: 64px; image-rendering: pixelated; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
@@ -32,13 +42,14 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
 ";
 
 /// Write `report.html` into a run's folder: figures, curves, the confusion matrix, the best and the
-/// worst five classes with pictures, and every setting. `judged` is of the run's network; the history and the
-/// curves are read from the folder. Where it was written.
+/// worst five classes with pictures, and every setting. `judged` is of the run's network; the history is
+/// read from the folder, its curves are drawn anew, of a run that goes on too. Where it was written.
 pub fn write(dir: impl AsRef<Path>, run: &Run, judged: &Judged) -> Result<PathBuf> {
     let dir = dir.as_ref();
     let history = History::load(dir)?;
+    save_curves(dir, &history)?;
     let page = page(dir, run, judged, &history)?;
-    let path = dir.join("report.html");
+    let path = dir.join(REPORT);
     files::write_atomic(&path, |w| w.write_all(page.as_bytes()))?;
     Ok(path)
 }
@@ -114,12 +125,12 @@ fn page(dir: &Path, run: &Run, judged: &Judged, history: &History) -> Result<Str
         html += &format!("<tr><th>{name}</th><td>{value}</td></tr>\n");
     }
     html += "</table>\n<h2>Curves</h2>\n<div class=\"curves\">\n";
-    for name in ["loss.svg", "accuracy.svg"] {
+    for name in ["loss.svg", "epoch_loss.svg", "accuracy.svg"] {
         let path = dir.join(name);
         html += &std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     }
     html += "\n</div>\n<h2>Classes</h2>\n";
-    matrix(&mut html, &judged.confusion);
+    matrix(&mut html, &judged.confusion)?;
     let ranked = judged.confusion.ranking();
     let five = ranked.len().min(5);
     let data = run.images(&meters.split)?;
@@ -147,14 +158,21 @@ fn page(dir: &Path, run: &Run, judged: &Judged, history: &History) -> Result<Str
 }
 
 /// The confusion matrix, each row's counts shaded by their share.
-fn matrix(html: &mut String, confusion: &Confusion) {
+fn matrix(html: &mut String, confusion: &Confusion) -> Result<()> {
     let n = confusion.classes.len();
     if n > MOST_CLASSES {
+        let scale = SIDE.div_ceil(n);
+        let png = STANDARD.encode(png_bytes(
+            &shades(confusion, scale),
+            [3, n * scale, n * scale],
+        )?);
         let _ = writeln!(
             html,
-            "<p>{n} classes: the matrix is in the CSV file beside this one.</p>"
+            "<p>A row a true class, a column a predicted one, from the top left in the order of their names: \
+             the darker, the larger a share of the row. The counts are in the CSV file beside this one.</p>\n\
+             <img class=\"matrix\" alt=\"confusion matrix of {n} classes\" src=\"data:image/png;base64,{png}\">"
         );
-        return;
+        return Ok(());
     }
     *html += "<div class=\"scroll\"><table class=\"matrix\"><tr><th>true \\ predicted</th>";
     for name in &confusion.classes {
@@ -165,15 +183,11 @@ fn matrix(html: &mut String, confusion: &Confusion) {
         let all = row.iter().sum::<usize>().max(1) as f64;
         let _ = write!(html, "<tr><th>{}</th>", escape(&confusion.classes[truth]));
         for (predicted, &count) in row.iter().enumerate() {
-            let colour = if truth == predicted {
-                "0,158,115"
-            } else {
-                "213,94,0"
-            };
+            let [r, g, b] = if truth == predicted { GOOD } else { BAD };
             let share = count as f64 / all;
             let _ = write!(
                 html,
-                "<td style=\"background:rgba({colour},{:.2})\">{count}</td>",
+                "<td style=\"background:rgba({r},{g},{b},{:.2})\">{count}</td>",
                 0.8 * share
             );
         }
@@ -183,6 +197,31 @@ fn matrix(html: &mut String, confusion: &Confusion) {
         let _ = writeln!(html, "<td>{found}</td></tr>");
     }
     *html += "</table></div>\n";
+    Ok(())
+}
+
+/// The matrix as an image (3, H, W), `scale` pixels a count: white where a row has none, and by its share
+/// of the row the diagonal green, the mistakes red.
+fn shades(confusion: &Confusion, scale: usize) -> Vec<u8> {
+    let n = confusion.classes.len();
+    let side = n * scale;
+    let mut image = vec![255; 3 * side * side];
+    for (truth, row) in confusion.counts.iter().enumerate() {
+        let all = row.iter().sum::<usize>().max(1) as f64;
+        for (predicted, &count) in row.iter().enumerate() {
+            let colour = if truth == predicted { GOOD } else { BAD };
+            // the root: a few mistakes among many images are seen too
+            let ink = (count as f64 / all).sqrt();
+            for (channel, &full) in colour.iter().enumerate() {
+                let value = 255.0 + ink * (f64::from(full) - 255.0);
+                for y in truth * scale..(truth + 1) * scale {
+                    let at = (channel * side + y) * side + predicted * scale;
+                    image[at..at + scale].fill(value as u8);
+                }
+            }
+        }
+    }
+    image
 }
 
 /// A class with its first images, those that are mistaken first.
@@ -244,6 +283,7 @@ mod tests {
             "Worst classes",
             "data:image/png;base64,",
             "num_filters = 2",
+            "<th>true \\ predicted</th>",
         ] {
             assert!(page.contains(part), "{part}");
         }
@@ -251,6 +291,44 @@ mod tests {
         // the drawings' name spaces alone
         assert_eq!(network("http"), network("http://www.w3.org/"));
         assert_eq!(network("<table"), network("</table>"));
+        assert_eq!(
+            network("<svg"),
+            3,
+            "the losses of steps and of epochs, the accuracies"
+        );
+        // every cell of the matrix, each with its count
+        let cells = page.matches("<td style=\"background:rgba(").count();
+        assert_eq!(cells, 100);
+        let counts: usize = judged.confusion.counts.iter().flatten().sum();
+        assert_eq!(counts, 40);
+        Ok(())
+    }
+
+    #[test]
+    fn a_matrix_of_many_classes_is_a_picture() -> Result<()> {
+        let names: Vec<String> = (0..50).map(|i| format!("class {i}")).collect();
+        let mut confusion = Confusion::new(&names);
+        confusion.add(0, 0)?;
+        confusion.add(1, 0)?;
+        let (side, scale) = (800, 16);
+        let image = shades(&confusion, scale);
+        let pixel = |y: usize, x: usize| [0, 1, 2].map(|c| image[(c * side + y) * side + x]);
+        assert_eq!(image.len(), 3 * side * side);
+        for (y, x, colour) in [
+            (0, 0, GOOD),
+            (15, 15, GOOD),
+            (16, 0, BAD),
+            (16, 16, [255; 3]),
+            (0, 16, [255; 3]),
+            (799, 799, [255; 3]),
+        ] {
+            assert_eq!(pixel(y, x), colour, "{y}, {x}");
+        }
+        let mut html = String::new();
+        matrix(&mut html, &confusion)?;
+        assert!(
+            html.contains("alt=\"confusion matrix of 50 classes\"") && !html.contains("<table")
+        );
         Ok(())
     }
 

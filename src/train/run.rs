@@ -2,8 +2,9 @@
 //!
 //! A run's folder has `recipe.toml` (every setting written out), `input.json` (what the network takes
 //! and the classes' names), `history.json` and `.csv`, TensorBoard's events, the curves as SVG and PNG,
-//! `best.safetensors` and `checkpoint.safetensors`; an evaluation adds `eval_SPLIT.json` and
-//! `confusion_SPLIT.csv`. That of a stage before is in it, in `pretrain`.
+//! `best.safetensors` and `checkpoint.safetensors`, `eval_SPLIT.json` and `confusion_SPLIT.csv` of the test
+//! images and of those that it was judged by later, and `report.html`. That of a stage before is in it, in
+//! `pretrain`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,11 +19,11 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{self, Module};
 use crate::ops::topk_correct;
+use crate::train::judge::evaluate;
 use crate::train::pretrain::PRETRAIN;
-use crate::train::solver::evaluate;
 use crate::train::{
     Confusion, History, Input, Observer, Outcome, Recipe, Solver, SolverConfig, SolverData, files,
-    load_state_dict_file, save_curves, save_state_dict,
+    load_state_dict_file, report, save_state_dict,
 };
 
 pub(super) const RECIPE: &str = "recipe.toml";
@@ -81,7 +82,8 @@ impl Run {
     /// Train in the folder `dir`; with `resume` go on from the checkpoint in it. Without, a folder
     /// that holds a run already is an [`Error::Config`]: nothing that was saved is lost. Where `stop`
     /// is set, training ends with a checkpoint and [`Outcome::Interrupted`]; else the network has
-    /// the best epoch's weights at the end, and the history the accuracies of all images.
+    /// the best epoch's weights at the end, the history the accuracies of all images, and the folder
+    /// [a page](report::write) by the test images.
     ///
     /// A recipe's [`Pretrain`](crate::train::Pretrain) comes first, or goes on first; the history is
     /// that of the stage where training ended.
@@ -103,6 +105,8 @@ impl Run {
         observer: Option<&mut dyn Observer>,
     ) -> Result<(Outcome, History)> {
         let dir = dir.as_ref();
+        let device = nn::device(&mut *self.model);
+        device.reset_peak()?;
         let checkpoint = dir.join(CHECKPOINT);
         if !resume && is_begun(dir) {
             let why = format!(
@@ -126,7 +130,8 @@ impl Run {
                     data,
                     dir,
                     &mut *self.model,
-                )?;
+                )?
+                .check_evaluation()?;
                 let (outcome, history) = self.pretrain(&pretrain, dir, resume, stop.clone())?;
                 if outcome == Outcome::Interrupted {
                     return Ok((outcome, history));
@@ -149,13 +154,18 @@ impl Run {
         input.save(dir)?;
         let outcome = solver.train()?;
         if outcome != Outcome::Interrupted {
-            solver.report(Some(&self.splits.test))?;
+            solver.report(None)?;
         }
-        let history = solver.history().clone();
+        let mut history = solver.history().clone();
         drop(solver);
         if outcome != Outcome::Interrupted {
-            save_curves(dir, &history)?;
+            history.memory = device.memory_stats()?.peak_bytes;
             save_state_dict(dir.join(BEST), &mut *self.model)?;
+            let judged = self.eval("test", |_| ())?;
+            history.test_acc = Some(judged.confusion.accuracy());
+            history.save(dir)?;
+            judged.save(dir)?;
+            report::write(dir, self, &judged)?;
         }
         Ok((outcome, history))
     }
@@ -421,6 +431,9 @@ mod tests {
             "loss.png",
             "accuracy.svg",
             "accuracy.png",
+            "epoch_loss.svg",
+            "confusion_test.csv",
+            report::REPORT,
         ] {
             assert!(out.join(name).exists(), "{name}");
         }
@@ -433,6 +446,8 @@ mod tests {
         assert!((confusion.accuracy() - found.acc1).abs() < 1e-12);
         assert_eq!((shown, found.images, found.total), (2, 40, 40));
         assert!((found.acc1 - history.test_acc.unwrap()).abs() < 1e-12);
+        assert_eq!(History::load(&out)?.test_acc, history.test_acc);
+        assert!(history.memory > 4 * nn::parameter_count(&mut *opened.model));
         assert!(found.acc5 >= found.acc1 && found.loss > 0.0 && found.memory > 0);
         judged.save(&out)?;
         let saved = std::fs::read_to_string(out.join("eval_test.json")).unwrap();
@@ -441,6 +456,32 @@ mod tests {
         // what is there is not written over
         let e = run()?.train(&out, false, Arc::default()).unwrap_err();
         assert!(e.to_string().contains("holds a run"), "{e}");
+        Ok(())
+    }
+
+    /// A stop before the last epoch, so that there are best weights and no curves yet.
+    #[test]
+    fn a_run_that_goes_on_is_judged_too() -> Result<()> {
+        struct StopAfterOne(Arc<AtomicBool>);
+        impl Observer for StopAfterOne {
+            fn after_epoch(&mut self, _: usize, _: &mut dyn Module) -> Result<()> {
+                self.0.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut observer = StopAfterOne(stop.clone());
+        let (outcome, _) = run()?.train_observed(dir.path(), false, stop, Some(&mut observer))?;
+        assert_eq!(outcome, Outcome::Interrupted);
+        let mut part = Run::open(dir.path(), &[])?;
+        let judged = part.eval("val", |_| ())?;
+        let page = report::write(dir.path(), &part, &judged)?;
+        assert!(
+            std::fs::read_to_string(page)
+                .unwrap()
+                .contains("1, the best was the 1.")
+        );
         Ok(())
     }
 
@@ -471,6 +512,7 @@ mod tests {
         let set = Arc::new(AtomicBool::new(true));
         let (outcome, _) = run()?.train(&part, false, set)?;
         assert_eq!(outcome, Outcome::Interrupted);
+        assert!(!part.join(report::REPORT).exists());
         let (outcome, history) = run()?.train(&part, true, Arc::default())?;
         assert_eq!(outcome, Outcome::Finished);
         assert_eq!(history.loss_history, whole.loss_history);

@@ -8,18 +8,17 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::autograd::{autocast, no_grad};
-use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Reconstruct, Transform};
+use crate::autograd::autocast;
+use crate::data::{Augment, Dataset, Epoch, Feed, Loader, Normalize, Transform};
 use crate::device::Device;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::nn::{self, Mode, Module};
+use crate::nn::{self, Module};
 use crate::ops::correct;
 use crate::optim::{Optimizer, PlateauMode, Position, Schedule, ScheduleState, with_averaged};
-use crate::random::Generator;
 use crate::tensor::Tensor;
 use crate::train::amp::{GradScaler, LossScale, Precision};
 use crate::train::checkpoint::{self, Checkpoint, Named, Run, refuse};
+use crate::train::judge::{check_accuracy, in_order, mean_loss, pairs, sampled};
 use crate::train::loss::Loss;
 use crate::train::observer::{Observer, StepView};
 use crate::train::step::{Parts, Stepper};
@@ -341,7 +340,8 @@ impl<'m> Solver<'m> {
         Ok(self)
     }
 
-    /// Another loss than the configuration's, which is then without effect.
+    /// Another loss than the configuration's, which is then without effect. It is asked for the validation
+    /// images' too, whose targets are labels whatever those in training are.
     pub fn with_loss(mut self, loss: LossFn) -> Self {
         self.loss = loss;
         self
@@ -408,16 +408,7 @@ impl<'m> Solver<'m> {
     pub fn train(&mut self) -> Result<Outcome> {
         // model, loss and settings may be others than in an earlier call
         self.stepper.forget();
-        let seen = self.loader.image_shape();
-        for judged in [&self.data.train, &self.data.val].map(Dataset::shape) {
-            if self.evaluation.is_none() && seen != judged {
-                let why = format!(
-                    "training makes images of {seen:?}, those to judge by are of {judged:?}; \
-                     expected `with_evaluation` to say what becomes of them"
-                );
-                return Err(Error::config("evaluation", why));
-            }
-        }
+        self.check_evaluation()?;
         if let Some(dir) = &self.config.checkpoint_dir {
             files::create_dir(dir)?;
         }
@@ -449,14 +440,29 @@ impl<'m> Solver<'m> {
         outcome
     }
 
+    /// An [`Error::Config`] where the images to judge by are of another size than those to learn from, and
+    /// nothing says what becomes of them.
+    pub(super) fn check_evaluation(&self) -> Result<()> {
+        let seen = self.loader.image_shape();
+        for judged in [&self.data.train, &self.data.val].map(Dataset::shape) {
+            if self.evaluation.is_none() && seen != judged {
+                let why = format!(
+                    "training makes images of {seen:?}, those to judge by are of {judged:?}; \
+                     expected `with_evaluation` to say what becomes of them"
+                );
+                return Err(Error::config("evaluation", why));
+            }
+        }
+        Ok(())
+    }
+
     fn epochs(&mut self, progress: &mut Progress) -> Result<Outcome> {
         let outcome = loop {
             let idle = self.history.epochs - self.history.best_epoch;
             if self.config.patience.is_some_and(|p| idle >= p) {
                 break Outcome::StoppedEarly;
             }
-            // the best is the last one's, or the run would have ended before
-            let reached = |target| idle == 0 && self.history.best_val_acc >= target;
+            let reached = |target| self.history.best_val_acc >= target;
             if self.history.epochs > 0 && self.config.target_accuracy.is_some_and(reached) {
                 break Outcome::Reached;
             }
@@ -503,13 +509,12 @@ impl<'m> Solver<'m> {
         let seconds = before + start.elapsed().as_secs_f64();
         let lr = self.optimizer.learning_rate();
         let (best, watched, found) = match judged {
-            Judged::Accuracies {
-                train,
-                val,
-                watched,
-            } => (
-                self.history.end_epoch(train, val, lr, seconds),
-                watched,
+            Judged::Accuracies { train, val, loss } => (
+                self.history.end_epoch([train, val], loss, lr, seconds),
+                match self.config.schedule.watches() {
+                    Some(PlateauMode::Min) => loss,
+                    _ => val,
+                },
                 format!("train acc: {train:.3}; val_acc: {val:.3}"),
             ),
             Judged::Loss(val) => (
@@ -561,22 +566,17 @@ impl<'m> Solver<'m> {
         };
         let judge = |model: &mut dyn Module| {
             if let Some(pairs) = &pairs {
-                return Ok(Judged::Loss(mean_loss(model, pairs, loss)?));
+                return Ok(Judged::Loss(mean_loss(model, pairs, |x, y| loss(x, y))?));
             }
-            let train_acc = check_accuracy(model, &train, of.0, of.1, config.batch_size)?;
-            let val_acc = check_accuracy(model, &val, of.0, of.1, config.batch_size)?;
-            let watched = match config.schedule.watches() {
-                Some(PlateauMode::Min) => {
-                    let images = in_order(&val, of, config.batch_size)?;
-                    mean_loss(model, &images, loss)?
-                }
-                _ => val_acc,
-            };
-            Ok(Judged::Accuracies {
-                train: train_acc,
-                val: val_acc,
-                watched,
-            })
+            let train = check_accuracy(model, &train, of.0, of.1, config.batch_size)?;
+            let mut right = 0;
+            let images = in_order(&val, of, config.batch_size)?;
+            let loss = mean_loss(model, &images, |scores, labels| {
+                right += correct(scores, labels)?;
+                loss(scores, labels)
+            })?;
+            let val = right as f64 / val.len() as f64;
+            Ok(Judged::Accuracies { train, val, loss })
         };
         match averaged {
             Some(weights) => with_averaged(self.model, weights, judge),
@@ -723,7 +723,7 @@ impl<'m> Solver<'m> {
         )
     }
 
-    /// Go on from a checkpoint, within an epoch or between two. Epochs, patience, printing and
+    /// Go on from a checkpoint, within an epoch or between two. Epochs, patience, the target, printing and
     /// the folder may differ from the run that wrote it; a file that is damaged, of another
     /// model, other images or other settings is an [`Error::Checkpoint`], and nothing is changed.
     pub fn resume(&mut self, path: impl AsRef<Path>) -> Result<()> {
@@ -790,114 +790,12 @@ impl<'m> Solver<'m> {
     }
 }
 
-/// `num_samples` images, drawn by the seed; `None` for all.
-fn sampled(data: &Dataset, num_samples: Option<usize>, seed: u64) -> Result<Dataset> {
-    match num_samples {
-        Some(n) if n < data.len() => {
-            let order = Generator::new(seed).permutation(data.len());
-            data.subset(&order[..n])
-        }
-        _ => Ok(data.clone()),
-    }
-}
-
 /// What an epoch comes to.
 enum Judged {
-    /// Of training and validation images, and what the schedule watches.
-    Accuracies { train: f64, val: f64, watched: f64 },
+    /// Of training and validation images, and the latter's loss.
+    Accuracies { train: f64, val: f64, loss: f64 },
     /// Of validation images that were reconstructed.
     Loss(f64),
-}
-
-/// The mean loss of images, without penalties, in evaluation mode.
-fn mean_loss(model: &mut dyn Module, images: &Loader, loss: &LossFn) -> Result<f64> {
-    let mut sum = 0.0;
-    show(model, images, |scores, targets| {
-        let n = targets.shape().first().copied().unwrap_or(0);
-        sum += loss(scores, targets)?.item()? * n as f64;
-        Ok(())
-    })?;
-    Ok(sum / images.dataset().len() as f64)
-}
-
-/// The fraction of the images of `data` that `model` classifies right, in evaluation mode and
-/// outside of any graph, `batch_size` images at a time. `evaluation` are transforms that draw
-/// nothing, one after another before normalization; none for the images as they are.
-pub fn check_accuracy(
-    model: &mut (impl Module + ?Sized),
-    data: &Dataset,
-    normalize: &Normalize,
-    evaluation: &[Transform],
-    batch_size: usize,
-) -> Result<f64> {
-    let mut right = 0;
-    let preparation = (normalize, evaluation);
-    evaluate(model, data, preparation, batch_size, |scores, labels| {
-        right += correct(scores, labels)?;
-        Ok(())
-    })?;
-    Ok(right as f64 / data.len() as f64)
-}
-
-/// Show `see` the scores and the labels of each batch, in evaluation mode and outside of any graph.
-pub(super) fn evaluate(
-    model: &mut (impl Module + ?Sized),
-    data: &Dataset,
-    preparation: (&Normalize, &[Transform]),
-    batch_size: usize,
-    see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
-) -> Result<()> {
-    show(model, &in_order(data, preparation, batch_size)?, see)
-}
-
-/// The images of `data` after transforms that draw nothing.
-fn in_order(
-    data: &Dataset,
-    (normalize, evaluation): (&Normalize, &[Transform]),
-    batch_size: usize,
-) -> Result<Loader> {
-    let size = batch_size.min(data.len());
-    let augment = Augment::evaluation(evaluation)?;
-    Loader::new(data.clone(), normalize, augment, size, 0, false, false)
-}
-
-/// Validation images with the same holes at each call, and as their targets without.
-pub(super) fn pairs(
-    data: &SolverData,
-    images: Dataset,
-    evaluation: &[Transform],
-    config: &SolverConfig,
-) -> Result<Loader> {
-    let once = |r| Reconstruct {
-        doubled: false,
-        ..r
-    };
-    let augment = Augment {
-        reconstruct: data.augment.reconstruct.map(once),
-        ..Augment::evaluation(evaluation)?
-    };
-    let (size, seed) = (config.batch_size.min(images.len()), config.seed);
-    Loader::new(images, &data.normalize, augment, size, seed, false, false)
-}
-
-/// Show `see` what a model makes of each batch and the batch's targets.
-fn show(
-    model: &mut (impl Module + ?Sized),
-    loader: &Loader,
-    mut see: impl FnMut(&Tensor, &Tensor) -> Result<()>,
-) -> Result<()> {
-    let _quiet = no_grad();
-    for batch in loader.epoch_on(nn::device(model), 0, 0) {
-        let (images, labels) = batch?.tensors()?;
-        let scores = model.forward(&images, Mode::Eval)?;
-        // as in training
-        let scores = match scores.dtype().is_half() {
-            true => scores.to_dtype(DType::F32)?,
-            false => scores,
-        };
-        see(&scores, &labels)?;
-    }
-    Ok(())
 }
 
 /// A copy of a model's state that later steps leave alone: on the CPU it shares storage with the
@@ -913,10 +811,12 @@ fn kept(model: &mut (impl Module + ?Sized)) -> Result<Named> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::autograd::is_grad_enabled;
     use crate::data::synthetic;
     use crate::dtype::DType;
-    use crate::nn::{Flatten, Linear, Sequential, Visitor};
+    use crate::nn::{Flatten, Linear, Mode, Sequential, Visitor};
     use crate::optim::{Cyclic, OneCycle, Plateau, Unit};
+    use crate::random::Generator;
     use crate::train::loss::softmax_loss;
 
     /// A linear classifier with noise on its input, a running mean, and a name.
@@ -1065,12 +965,12 @@ mod tests {
         let mut straight = Net::new("net");
         Solver::new(&mut straight, data(), config(one, 3))?.train()?;
 
-        // the loss of the sixth step asks for a stop: after the second of the second epoch
+        // the loss of the sixth step asks for a stop: after the second of the second epoch; validation's are no steps
         let stop = Arc::new(AtomicBool::new(false));
         let (flag, steps) = (stop.clone(), std::sync::atomic::AtomicUsize::new(0));
         let softmax = softmax_loss(0.1);
         let loss: LossFn = Arc::new(move |scores, labels| {
-            if steps.fetch_add(1, Ordering::Relaxed) == 5 {
+            if is_grad_enabled() && steps.fetch_add(1, Ordering::Relaxed) == 5 {
                 flag.store(true, Ordering::Relaxed);
             }
             softmax(scores, labels)
@@ -1234,6 +1134,23 @@ mod tests {
         let (outcome, until) = accuracies(Some(best))?;
         assert_eq!(outcome, Outcome::Reached);
         assert_eq!(until, all[..=first]);
+        // gone on from with a target that an epoch before the last one had reached
+        let lower = SolverConfig {
+            target_accuracy: Some(all[0].min(all[1])),
+            ..config(dir.path(), 6)
+        };
+        let pixels = data().train.shape().iter().product();
+        let affine = Linear::new(pixels, 10, true, &mut Generator::new(0))?;
+        let mut net = Sequential::new().push(Flatten).push(affine);
+        let same = SolverData {
+            val: data().train,
+            ..data()
+        };
+        let lower = SolverConfig { reg: 0.0, ..lower };
+        let mut solver = Solver::new(&mut net, same, lower)?;
+        solver.resume(dir.path().join("checkpoint.safetensors"))?;
+        assert_eq!(solver.train()?, Outcome::Reached);
+        assert_eq!(solver.history().epochs, first + 1);
         Ok(())
     }
 
@@ -1311,7 +1228,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (steps, softmax) = (std::sync::atomic::AtomicUsize::new(0), softmax_loss(0.0));
         let loss: LossFn = Arc::new(move |scores, labels| {
-            let step = steps.fetch_add(1, Ordering::Relaxed);
+            let step = steps.fetch_add(is_grad_enabled().into(), Ordering::Relaxed);
             softmax(scores, labels)?.mul_scalar(if step == 6 { f64::NAN } else { 1.0 })
         });
         let mut net = Net::new("net");

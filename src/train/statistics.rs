@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::autograd::{Gradients, autocast, lock};
-use crate::data::{Augment, Loader};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module, Summary};
 use crate::tensor::Tensor;
+use crate::train::judge::in_order;
 use crate::train::l2::add_l2_gradients;
 use crate::train::observer::{Kept, Observer};
 use crate::train::{LossFn, Outcome, Plot, Run, Series, StepView, files};
@@ -297,17 +297,8 @@ impl First {
         let config = &recipe.train;
         let train = &run.splits.train;
         let device = nn::device(&mut *run.model);
-        let augment = Augment::evaluation(&recipe.evaluation)?;
-        let size = config.batch_size.min(train.len());
-        let loader = Loader::new(
-            train.clone(),
-            &run.normalize,
-            augment,
-            size,
-            0,
-            false,
-            false,
-        )?;
+        let preparation = (&run.normalize, &recipe.evaluation[..]);
+        let loader = in_order(train, preparation, config.batch_size)?;
         let first = loader.epoch_on(device, 0, 0).next();
         let none = || Err(Error::config("train_samples", "no training images"));
         let (images, labels) = first.unwrap_or_else(none)?.tensors()?;
