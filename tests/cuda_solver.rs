@@ -9,7 +9,7 @@ use cotangent::models::{DeeperConfig, DeeperConvNet};
 use cotangent::nn::{self, Module};
 use cotangent::optim::{EmaConfig, LookaheadConfig, OneCycle, Schedule};
 use cotangent::random::Generator;
-use cotangent::train::{Loss, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
+use cotangent::train::{Ablation, Loss, OptimConfig, Solver, SolverConfig, SolverData, UpdateRule};
 use cotangent::{Device, Error, Tensor, cuda};
 
 const BATCH: usize = 8;
@@ -266,6 +266,32 @@ fn a_batch_too_large_for_the_card_is_an_error_and_a_smaller_one_works() {
         .unwrap()
         .train()
         .unwrap();
+    gpu.set_memory_limit(usize::MAX).unwrap();
+}
+
+#[test]
+fn a_cell_that_does_not_fit_is_recorded_and_the_others_run() {
+    let _alone = alone();
+    let device = Device::parse("cuda_emulated").unwrap();
+    let Device::Cuda(gpu) = device else { panic!() };
+    let held = gpu.memory_stats().unwrap();
+    gpu.set_memory_limit(held.live_bytes + held.held_bytes + 2_500_000)
+        .unwrap();
+    let text = "name = \"batch_size\"\n\
+        [recipe]\ndevice = \"cuda_emulated\"\n\
+        data = { name = \"embedded\", train_samples = 48, test_samples = 8 }\n\
+        model = { name = \"deeper\", num_filters = [4, 6], hidden_dim = 10 }\n\
+        train = { num_epochs = 1, num_train_samples = 8, num_val_samples = 8, verbose = false }\n\
+        [grid]\ntrain.batch_size = [48, 8]\n";
+    let ablation = Ablation::parse(text).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let ended = ablation
+        .run(dir.path(), false, &[], &Arc::default(), |_| ())
+        .unwrap();
+    assert!(ended.all && ended.failed == 1, "{ended:?}");
+    let table = std::fs::read_to_string(dir.path().join("table.md")).unwrap();
+    assert!(table.contains("| 48 | failed: out of memory"), "{table}");
+    assert!(table.contains("| 8 | 1 |"), "{table}");
     gpu.set_memory_limit(usize::MAX).unwrap();
 }
 
