@@ -353,7 +353,7 @@ fn run(args: &Args) -> Result<()> {
     save_state_dict(args.out.join("best.safetensors"), &mut model)?;
     save_filters(args.out.join("filters.png"), &mut model)?;
     println!(
-        "wrote {}/: history.json, history.csv, TensorBoard's events, loss.svg, loss.png, accuracy.svg, accuracy.png, filters.png, best.safetensors, checkpoint.safetensors",
+        "wrote {}/: history.json, history.csv, TensorBoard's events, loss.svg, loss.png, epoch_loss.svg, epoch_loss.png, accuracy.svg, accuracy.png, filters.png, best.safetensors, checkpoint.safetensors",
         args.out.display()
     );
     Ok(())
