@@ -48,6 +48,7 @@ mod vgg;
 
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Fan, Init};
+use crate::shape::Shape;
 
 pub use alexnet::{AlexNet, AlexNetConfig};
 pub use autoencoder::{AutoEncoder, AutoEncoderConfig, EncoderClassifier};
@@ -86,10 +87,8 @@ fn check_sizes(key: &'static str, sizes: &[usize]) -> Result<()> {
 
 /// How many numbers an image of these sizes has.
 fn features(sizes: &[usize]) -> Result<usize> {
-    let all = sizes
-        .iter()
-        .try_fold(1, |all: usize, &n| all.checked_mul(n));
-    all.ok_or_else(|| Error::config("input_dim", format!("{sizes:?}, which no memory holds")))
+    let why = || Error::config("input_dim", format!("{sizes:?}, which no memory holds"));
+    Shape::new(sizes).map(|s| s.numel()).map_err(|_| why())
 }
 
 /// There is at least one of these sizes, and each is at least 1.

@@ -736,13 +736,20 @@ mod tests {
     #[test]
     fn an_override_that_fits_some_cells_alone_is_refused_before_any_runs() -> Result<()> {
         let dir = tempfile::tempdir().unwrap();
-        let text = TEXT.replace(
-            "set = { model",
-            "set = { train.schedule.one_cycle.max_lr = 0.1, model",
-        );
+        // the first two have the key, the third does not
+        let text = TEXT
+            .replace(
+                "train.update_rule = [\"sgd\", \"adam\"]",
+                "model.filter_size = [3, 5]",
+            )
+            .replace("set = { model.filter_size = 2 }", "set = {}")
+            .replace("adam = \"74.03\"", "");
         let a = Ablation::parse(&text)?;
         let out = dir.path().join("out");
-        let own = [("max_lr".to_string(), "0.2".to_string())];
+        let own = [("filter_size".to_string(), "7".to_string())];
+        let cells = a.cells()?;
+        let fits = |i: usize| a.recipe(&cells[i], 0, false, &own).is_ok();
+        assert_eq!([0, 1, 2].map(fits), [true, true, false]);
         assert!(a.run(&out, false, &own, &Arc::default(), |_| ()).is_err());
         let own = [("seed".to_string(), "7".to_string())];
         let e = a

@@ -54,8 +54,8 @@ pub struct History {
     pub val_acc: Option<f64>,
     /// Test accuracy of the best parameters, at the end.
     pub test_acc: Option<f64>,
-    /// The most bytes that tensors held on the device at once, since training began or went on; 0 before
-    /// its end.
+    /// The most bytes that tensors held on the device at once, since a run's training began or went on, with
+    /// a stage before; 0 before its end, and of that stage alone.
     pub memory: usize,
     /// Duration of all epochs.
     #[serde(deserialize_with = "null_is_nan")]

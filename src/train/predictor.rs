@@ -9,6 +9,7 @@ use crate::autograd::autocast;
 use crate::data::{Dataset, Normalize, read_image};
 use crate::error::{Error, Result};
 use crate::nn::{self, Module};
+use crate::shape::Shape;
 use crate::train::judge::evaluate;
 use crate::train::run::{BEST, RECIPE, greatest};
 use crate::train::{Recipe, Run, files, load_state_dict_file};
@@ -61,11 +62,7 @@ impl Input {
 
     /// Images whose classes nobody has said.
     fn images(&self, name: &Path, bytes: Vec<u8>) -> Result<Dataset> {
-        let all = self
-            .shape
-            .iter()
-            .try_fold(1, |all: usize, &n| all.checked_mul(n));
-        let n = all.map_or(0, |all| bytes.len() / all.max(1));
+        let n = Shape::new(&self.shape).map_or(0, |s| bytes.len() / s.numel().max(1));
         let classes: Vec<&str> = self.classes.iter().map(String::as_str).collect();
         let name = name.display().to_string();
         Dataset::new(name, bytes, vec![0; n], self.shape, &classes)

@@ -1,11 +1,12 @@
 //! Test-time augmentation: several views of an image vote on its class.
 
 use crate::autograd::no_grad;
-use crate::data::{Augment, Dataset, Loader, Normalize};
+use crate::data::{Dataset, Normalize};
 use crate::error::{Error, Result};
 use crate::nn::{self, Mode, Module};
 use crate::ops::correct;
 use crate::tensor::Tensor;
+use crate::train::judge::in_order;
 
 /// One way to look at an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,9 +75,7 @@ pub fn predict(
     batch_size: usize,
 ) -> Result<Tensor> {
     let _quiet = no_grad();
-    let size = batch_size.min(data.len());
-    let plain = Augment::none();
-    let loader = Loader::new(data.clone(), normalize, plain, size, 0, false, false)?;
+    let loader = in_order(data, (normalize, &[]), batch_size)?;
     let (mut all, mut classes) = (Vec::new(), 0);
     for feed in loader.epoch_on(nn::device(model), 0, 0) {
         let (images, _) = feed?.tensors()?;
