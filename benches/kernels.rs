@@ -197,7 +197,7 @@ fn cpu(report: &Report) {
 
 fn main() {
     let all = || -> Result<()> {
-        cotangent::cpu::use_current_thread(None)?;
+        cotangent::cpu::set_num_threads(None)?;
         let args = Args::parse(&[])?;
         let rates = Rates::measure(args.device)?;
         rates.print(args.device, args.json)?;

@@ -14,11 +14,12 @@ mod networks;
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::{Mutex, mpsc};
 use std::time::Instant;
 
 use common::{Args, Rates};
 use cotangent::nn::Module;
-use cotangent::{Device, Error, Result};
+use cotangent::{Device, Error, Result, cpu};
 use networks::{CASES, Case};
 
 /// The most bytes and seconds of a row, both guessed: a step holds about half of the bytes that it
@@ -82,26 +83,43 @@ fn batch(args: &Args, rates: &Rates) -> Result<()> {
     Ok(())
 }
 
-/// One pool after the other, a run each in turns: what else happens on the machine hits both.
+/// A thread of its own for each number of threads, which keeps its workers; they take a step each in
+/// turns: what else happens on the machine hits both.
 fn threads(args: &Args, _: &Rates) -> Result<()> {
-    let pool = |n| {
-        let made = rayon::ThreadPoolBuilder::new().num_threads(n).build();
-        made.map_err(|e| Error::config("threads", e.to_string()))
-    };
-    let pools = [pool(1)?, pool(2)?];
     for case in CASES.iter().filter(|c| c.name.contains(&args.only)) {
-        let mut step = case.step(case.network()?, Device::Cpu)?;
+        let step = Mutex::new(case.step(case.network()?, Device::Cpu)?);
         let mut best = [f64::INFINITY; 2];
-        // the first round warms up
-        for round in 0..6 {
-            for (pool, best) in pools.iter().zip(&mut best) {
-                let start = Instant::now();
-                pool.install(|| step.run())?;
-                if round > 0 {
-                    *best = best.min(start.elapsed().as_secs_f64() * 1e3);
+        std::thread::scope(|s| -> Result<()> {
+            let start = |threads| {
+                let ((go, turns), (done, times)) = (mpsc::channel(), mpsc::channel());
+                let step = &step;
+                s.spawn(move || {
+                    if let Err(e) = cpu::set_num_threads(Some(threads)) {
+                        let _ = done.send(Err(e));
+                    }
+                    for () in turns {
+                        let mut step = step.lock().unwrap_or_else(|e| e.into_inner());
+                        let start = Instant::now();
+                        let ran = step.run();
+                        let _ = done.send(ran.map(|_| start.elapsed().as_secs_f64() * 1e3));
+                    }
+                });
+                (go, times)
+            };
+            let both = [start(1), start(2)];
+            // the first round warms up
+            for round in 0..6 {
+                for ((go, times), best) in both.iter().zip(&mut best) {
+                    let stopped = || Error::config("threads", "a thread stopped");
+                    go.send(()).map_err(|_| stopped())?;
+                    let ms = times.recv().map_err(|_| stopped())??;
+                    if round > 0 {
+                        *best = best.min(ms);
+                    }
                 }
             }
-        }
+            Ok(())
+        })?;
         let [one, two] = best;
         let numbers = [("one_ms", one), ("two_ms", two), ("speedup", one / two)];
         row(args, &case.name.replace("train", "threads"), &numbers);
@@ -182,6 +200,7 @@ fn startup(args: &Args, _: &Rates) -> Result<()> {
 fn main() {
     let main = Instant::now();
     let all = || {
+        cpu::set_num_threads(None)?;
         let args = Args::parse(&["batch", "threads", "startup", "--first-step"])?;
         let has = |word| args.words.iter().any(|w| w == word);
         if has("--first-step") {

@@ -338,7 +338,7 @@ fn memory(b: &Bench) -> Result<()> {
 
 fn main() {
     let all = || {
-        cotangent::cpu::use_current_thread(None)?;
+        cotangent::cpu::set_num_threads(None)?;
         let args = Args::parse(&["--list", "--memory", "--memory-of"])?;
         let has = |word| args.words.iter().any(|w| w == word);
         let (list, of_all, of_one) = (has("--list"), has("--memory"), has("--memory-of"));

@@ -35,7 +35,7 @@ struct Args {
 }
 
 fn run(args: &Args) -> Result<()> {
-    cotangent::cpu::use_current_thread(None)?;
+    cotangent::cpu::set_num_threads(None)?;
     let dir = find_cifar10(args.data.as_deref())?
         .ok_or_else(|| Error::argument("to_accuracy", "CIFAR-10 is not here; --data says where"))?;
     let splits = load_cifar10(&dir)?;
@@ -85,7 +85,7 @@ fn run(args: &Args) -> Result<()> {
         "{:.0} % {reached} after {} epochs and {seconds:.1} s on {} threads: {:?}",
         100.0 * args.target,
         history.epochs,
-        rayon::current_num_threads(),
+        cotangent::cpu::get_num_threads(),
         history.val_acc_history,
     );
     Ok(())

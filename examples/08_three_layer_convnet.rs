@@ -52,7 +52,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    cotangent::cpu::use_current_thread(None)?;
+    cotangent::cpu::set_num_threads(None)?;
     let args = Args::parse();
     let mut splits = load_cifar10_or_synthetic(args.data.as_deref(), args.seed)?;
     let quick = if args.data.is_none() {

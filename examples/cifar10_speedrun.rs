@@ -203,7 +203,7 @@ fn rates(kind: Kind, t: usize, steps: usize, early: usize) -> [f64; 2] {
 }
 
 fn main() -> Result<()> {
-    cotangent::cpu::use_current_thread(None)?;
+    cotangent::cpu::set_num_threads(None)?;
     let args = Args::parse();
     let (kind, device) = (args.optimizer, Device::parse(&args.device)?);
     let widths = [64, 256, 256].map(|w| if args.tiny { w / 4 } else { w });

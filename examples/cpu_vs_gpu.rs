@@ -63,7 +63,7 @@ pub fn main() {
 }
 
 fn run(args: &Args) -> Result<()> {
-    cotangent::cpu::use_current_thread(None)?;
+    cotangent::cpu::set_num_threads(None)?;
     let splits = match &args.data {
         Some(name) if name.as_os_str() == "embedded" => synthetic_splits(args.seed),
         dir => load_cifar10_or_synthetic(dir.as_deref(), args.seed)?,
@@ -139,7 +139,7 @@ fn train(args: &Args, data: &SolverData, device: Device, epochs: usize) -> Resul
     let seconds = start.elapsed().as_secs_f64();
     let steps = solver.history().loss_history.len();
     let name = match device {
-        Device::Cpu => format!("CPU, {} threads", rayon::current_num_threads()),
+        Device::Cpu => format!("CPU, {} threads", cotangent::cpu::get_num_threads()),
         Device::Cuda(_) => device.describe()?,
     };
     Ok(Column {

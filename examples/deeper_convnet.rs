@@ -272,7 +272,7 @@ fn main() {
 
 fn run(args: &Args) -> Result<()> {
     let device = Device::parse(&args.device)?;
-    cotangent::cpu::use_current_thread(args.threads)?;
+    cotangent::cpu::set_num_threads(args.threads)?;
     let mut splits = match &args.data {
         Some(name) if name.as_os_str() == "embedded" => synthetic_splits(args.seed),
         dir => load_cifar10_or_synthetic(dir.as_deref(), args.seed)?,
@@ -282,7 +282,7 @@ fn run(args: &Args) -> Result<()> {
     }
     println!(
         "{splits}; device: {device}, {} threads",
-        rayon::current_num_threads()
+        cotangent::cpu::get_num_threads()
     );
 
     let (input, classes) = (splits.train.shape(), splits.train.classes().len());
@@ -317,7 +317,7 @@ fn run(args: &Args) -> Result<()> {
         "data": splits.source,
         "augment": data.augment,
         "normalize": args.normalize.to_possible_value().map(|v| v.get_name().to_string()),
-        "threads": rayon::current_num_threads(),
+        "threads": cotangent::cpu::get_num_threads(),
     });
     let mut solver = Solver::new(&mut model, data, solver_config)?
         .with_recorded_config(recorded)

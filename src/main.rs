@@ -237,7 +237,7 @@ impl Network {
 }
 
 fn main() -> ExitCode {
-    let started = cotangent::cpu::use_current_thread(None);
+    let started = cotangent::cpu::set_num_threads(None);
     match started.and_then(|()| run(Cli::parse().command)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -263,7 +263,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Devices => {
             println!(
                 "cpu      {} threads, {:?}",
-                rayon::current_num_threads(),
+                cotangent::cpu::get_num_threads(),
                 cotangent::cpu::simd::level()
             );
             match cuda::probe() {
@@ -515,7 +515,7 @@ fn train(words: &[String]) -> Result<bool> {
     let mut run = Run::new(recipe)?;
     println!("{}", run.splits);
     let [c, h, w] = run.recipe.augment.shape(run.splits.train.shape())?;
-    let threads = rayon::current_num_threads();
+    let threads = cotangent::cpu::get_num_threads();
     println!(
         "{} ({} parameters) for {c}x{h}x{w}, seed {}, {} with {threads} threads, in {}",
         run.recipe.model.name,

@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use crate::cpu::workers::Parallel;
 use crate::level::{self, array};
 
 /// One block of the Philox 4x32-10 bijection (Salmon et al. 2011, "Parallel random numbers: as
@@ -130,7 +131,7 @@ impl Generator {
         f: impl Fn(W) -> T + Sync,
     ) {
         let (start, seed) = (self.take(out.len().div_ceil(4) as u64), self.seed);
-        out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+        out.par_chunks_mut(CHUNK).enumerate().each(|(i, out)| {
             let start = start.wrapping_add((i * CHUNK / 4) as u64);
             for (j, out) in out.chunks_mut(WORDS).enumerate() {
                 let made = make(seed, start.wrapping_add((j * BLOCKS) as u64));
@@ -294,6 +295,7 @@ fn turn(b: u32) -> [f64; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::workers::on_threads;
 
     #[test]
     fn logarithms_and_turns_are_the_librarys() {
@@ -366,11 +368,7 @@ mod tests {
     #[test]
     fn streams_do_not_depend_on_threads_and_have_their_moments() {
         let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| {
+            on_threads(threads, || {
                 let (mut g, mut v) = (Generator::new(7), vec![0f64; 100_003]);
                 g.fill_normal(&mut v, |x| x);
                 (v, g)

@@ -11,6 +11,7 @@ use super::gemm::{Matrix, balanced, gemm_at};
 use super::micro::Kernel;
 use super::scratch::Scratch;
 use super::simd::Level;
+use super::workers::Parallel;
 
 /// Elements of a task's matrix, those at its edges aside: it stays in L2.
 const MOST: usize = 1 << 16;
@@ -62,7 +63,7 @@ pub(super) fn input_grad<T: Kernel>(
         parts.push((image, start, part));
         rest = others;
     }
-    parts.into_par_iter().for_each(|(image, start, dx)| {
+    parts.into_par_iter().each(|(image, start, dx)| {
         let rows = &rows[start..start + dx.len() / row];
         let read = || rows.iter().flatten().map(|&(_, o)| o);
         let (first, end) = (read().min().unwrap_or(0), read().max().map_or(0, |o| o + 1));

@@ -31,6 +31,7 @@ use super::simd::{Level, level};
 use super::slab::Slab;
 use super::small_maps;
 use super::winograd;
+use super::workers::Parallel;
 use crate::level;
 use crate::shape::Window;
 
@@ -299,10 +300,7 @@ fn run<T: Kernel>(
             }));
         }
     }
-    tasks
-        .par_iter()
-        .with_max_len(1)
-        .for_each(|task| task.run(x, y));
+    tasks.par_iter().with_max_len(1).each(|task| task.run(x, y));
 }
 
 /// The output of a band in some panels of a group.
@@ -439,7 +437,7 @@ fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T],
     (0..chunks * parts)
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|i| {
+        .each(|i| {
             let (start, len) = splits[i % splits.len()];
             let block = i / splits.len() % pass.blocks();
             let group = i / splits.len() / pass.blocks() % shape.groups;
@@ -458,7 +456,7 @@ fn weight_grad_at<T: Kernel>(level: Level, shape: &ConvShape, x: &[T], dy: &[T],
 
     // chunks in their order, then into the weight's own order
     let (first, others) = sums.split_at_mut(total);
-    first.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
+    first.par_chunks_mut(size).enumerate().each(|(i, to)| {
         for other in others.chunks_exact(total) {
             level::run(
                 #[inline(always)]
@@ -584,14 +582,12 @@ fn sum_parts<T: Kernel, P: Send>(
     }
     let size = SUMS.div_ceil(db.len()) * db.len();
     let mut sums = Scratch::<T>::zeros(parts.len() * size);
-    sums.par_chunks_mut(size)
-        .zip(parts)
-        .for_each(|(sum, part)| {
-            level::run(
-                #[inline(always)]
-                || add_part(sum, part),
-            )
-        });
+    sums.par_chunks_mut(size).zip(parts).each(|(sum, part)| {
+        level::run(
+            #[inline(always)]
+            || add_part(sum, part),
+        )
+    });
     for sum in sums.chunks_exact(db.len()) {
         add(db, sum);
     }
@@ -607,7 +603,8 @@ fn add<T: Kernel>(sum: &mut [T], x: &[T]) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::gemm::tests::{assert_close, numbers, on_threads, tolerance};
+    use super::super::gemm::tests::{assert_close, numbers, tolerance};
+    use super::super::workers::on_threads;
     use super::*;
 
     /// A shape from (n, [h, w], ci, co, kernel, stride, padding, dilation, groups).

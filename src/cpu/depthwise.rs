@@ -14,6 +14,7 @@ use super::scratch::{Scratch, Shared};
 use super::simd::Level;
 use super::slab::copy_pixels;
 use super::slide::{Lines, Run, Strip, TAPS};
+use super::workers::Parallel;
 
 /// Output pixels of a task: more, and the rows above and below them are copied for less; fewer,
 /// and the copy stays in L2.
@@ -310,7 +311,7 @@ fn run<T: Kernel>(
     (0..bands.len() * blocks.len())
         .into_par_iter()
         .with_max_len(1)
-        .for_each(task);
+        .each(task);
 }
 
 /// The weight \[channels, kernel\] as \[block\]\[tap\]\[lanes\], filled up with zeros.
@@ -416,7 +417,7 @@ pub(super) fn weight_grad<T: Kernel>(
     (0..chunks * splits.len())
         .into_par_iter()
         .with_max_len(1)
-        .for_each(task);
+        .each(task);
 
     for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
         dw.fill(T::ZERO);

@@ -38,6 +38,7 @@ use super::micro::{
 };
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, fence, level};
+use super::workers::Parallel;
 
 /// Rows of A that a task packs for itself at most, or columns of B.
 const OWN: usize = 256;
@@ -141,7 +142,7 @@ pub fn gemm_batch<T: Kernel>(
         c.par_chunks_mut(m * n * together)
             .enumerate()
             .with_max_len(1)
-            .for_each(run);
+            .each(run);
     }
 }
 
@@ -294,7 +295,7 @@ fn by_rows<T: Kernel>(a: Matrix<T>) -> bool {
 /// All of 0..n, by all threads or by this one.
 fn each(n: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
     if parallel && n > 1 {
-        (0..n).into_par_iter().with_max_len(1).for_each(f);
+        (0..n).into_par_iter().with_max_len(1).each(f);
     } else {
         (0..n).for_each(f);
     }
@@ -774,6 +775,7 @@ unsafe fn run_product<T: Kernel>(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::workers::on_threads;
     use super::*;
 
     /// Numbers in (-1, 1) from a fixed sequence.
@@ -804,12 +806,6 @@ pub(super) mod tests {
     /// 1e-12 in f64; in f32 what a sum of a few hundred terms may lose.
     pub fn tolerance<T: Kernel>() -> f64 {
         if size_of::<T>() == 8 { 1e-12 } else { 2e-5 }
-    }
-
-    /// What `f` gives on a pool of `threads`.
-    pub fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build().unwrap().install(f)
     }
 
     fn check<T: Kernel>() {

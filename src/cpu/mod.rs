@@ -18,36 +18,47 @@ mod slide;
 mod small_maps;
 pub mod strided;
 mod winograd;
+pub(crate) mod workers;
 
 use crate::error::{Error, Result};
 
 pub use micro::Kernel;
 
-/// Starts the CPU's workers, of which the calling thread is one: its ops begin at once, where another
-/// thread would hand each of them over to a worker and sleep until that wakes it. For the first line
-/// of a program's `main`; a library leaves it to the program, since there is one such thread.
+/// PyTorch's `set_num_threads`: how many threads the calling thread's ops run on, itself among them. By
+/// default `$RAYON_NUM_THREADS`, or the cores.
 ///
-/// `threads` is how many in all, by default `$RAYON_NUM_THREADS` or the cores. A worker that is alone
-/// stays a thread of its own: a data loader's thread needs one that does not wait for its images. An
-/// [`Error::Config`] where the number is 0, or the workers have started already and are as many as
-/// somebody else said.
-pub fn use_current_thread(threads: Option<usize>) -> Result<()> {
-    let asked = threads;
-    if asked == Some(0) {
+/// They are workers of this thread alone, which stay awake from one op to the next: its ops begin at
+/// once, where those of a thread that has not called this are handed over to rayon's pool, while it
+/// sleeps. For the first line of a program's `main`; a library leaves it to the program, whose cores the
+/// workers take. rayon's pool, unless it is there already, is made as large, for what goes on beside the
+/// ops, as a data loader does.
+///
+/// The number changes no result. An [`Error::Config`] where it is 0, or the system has no threads left.
+///
+/// ```
+/// use cotangent::cpu;
+/// cpu::set_num_threads(Some(2))?;
+/// assert_eq!(cpu::get_num_threads(), 2);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn set_num_threads(threads: Option<usize>) -> Result<()> {
+    if threads == Some(0) {
         return Err(Error::config("threads", "0, expected at least 1"));
     }
     let from_env = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = asked.or_else(from_env).filter(|n| *n > 0);
+    let threads = threads.or_else(from_env).filter(|n| *n > 0);
     let threads = threads.unwrap_or_else(cores);
-    let mut pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    if threads > 1 {
-        pool = pool.use_current_thread();
-    }
-    match (pool.build_global(), asked) {
-        (Err(e), Some(n)) if rayon::current_num_threads() != n => {
-            Err(Error::config("threads", format!("{n}: {e}")))
-        }
-        _ => Ok(()),
-    }
+    workers::start(threads)?;
+    // it is somebody else's where it is there already
+    let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
+    Ok(())
+}
+
+/// PyTorch's `get_num_threads`: how many threads the calling thread's ops run on
+/// ([`set_num_threads`]).
+pub fn get_num_threads() -> usize {
+    workers::count()
 }

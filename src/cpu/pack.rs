@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::micro::{self, Kernel, Micro};
 use super::pass::Pass;
 use super::scratch::{Scratch, Shared};
+use super::workers::Parallel;
 
 /// The most lanes of a vector.
 const LANES: usize = 16;
@@ -59,7 +60,7 @@ pub(super) fn pack<T: Kernel>(
         return packed; // no tap reaches this pass's pixels
     }
     let elements = elements(pass);
-    packed.par_chunks_mut(size).enumerate().for_each(|(i, to)| {
+    packed.par_chunks_mut(size).enumerate().each(|(i, to)| {
         let column = i % panels * micro.width();
         let columns = (pass.columns - column).min(micro.width());
         let from = &weight[i / panels * pass.weight_group + column * pass.weight_column..];
@@ -124,7 +125,7 @@ pub(super) fn unpack<T: Kernel>(
     let (panels, lanes) = (pass.panels(micro), micro.lanes);
     let elements = elements(pass);
     let weight = Shared::new(weight);
-    (0..groups * panels).into_par_iter().for_each(|i| {
+    (0..groups * panels).into_par_iter().each(|i| {
         let (group, panel) = (i / panels, i % panels);
         let column = panel * micro.width();
         let columns = (pass.columns - column).min(micro.width());

@@ -11,6 +11,7 @@ use super::gemm::{Matrix, gemm_at};
 use super::micro::Kernel;
 use super::scratch::{Scratch, Shared};
 use super::simd::Level;
+use super::workers::Parallel;
 use crate::shape::Window;
 
 /// Channels from which on the copies go along whole vectors of them.
@@ -66,7 +67,7 @@ fn gather<T: Kernel>(level: Level, shape: &ConvShape, x: &[T]) -> Scratch<T> {
     let ((windows, depth), steps, taps) = (size(shape), Steps::new(shape), taps(shape));
     let mut matrix = Scratch::new(windows * depth);
     let rows = matrix.par_chunks_mut(shape.ow * depth).enumerate();
-    rows.for_each(|(i, to)| {
+    rows.each(|(i, to)| {
         let x = &x[i / shape.oh * steps.image + i % shape.oh * steps.row..];
         level.run(
             #[inline(always)]
@@ -159,7 +160,7 @@ pub(super) fn input_grad<T: Kernel>(
     let (steps, taps, windows) = (Steps::new(shape), taps(shape), &windows[..]);
     let [covered_h, covered_w] = [0, 1].map(|i| [shape.oh, shape.ow][i] * shape.window.kernel[i]);
     let dx = Shared::new(dx);
-    (0..shape.n * shape.oh).into_par_iter().for_each(|i| {
+    (0..shape.n * shape.oh).into_par_iter().each(|i| {
         let (image, row) = (i / shape.oh, i % shape.oh);
         let at = image * steps.image + row * steps.row;
         // the last row of windows, and those below it that no window reaches

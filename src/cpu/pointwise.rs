@@ -15,6 +15,7 @@ use super::micro::{Job, Kernel, add_to, prefetch, step};
 use super::scratch::Scratch;
 use super::simd::{Level, Simd, fence};
 use super::strided;
+use super::workers::Parallel;
 
 /// Vectors side by side in a tile at most. With 8 rows 24 sums stay in registers, as many as 12 x 2
 /// have, and a loaded number of the tall matrix serves three.
@@ -103,7 +104,7 @@ pub(super) fn product<T: Kernel>(
     let large = strided::is_large(c);
     let task = m.div_ceil(64).max(128).next_multiple_of(BLOCK);
     let strips = c.par_chunks_mut(task * n).zip(a.par_chunks(task * k));
-    strips.for_each(|(c, a)| {
+    strips.each(|(c, a)| {
         let strip = Strip {
             size: [n, k],
             a,
@@ -246,7 +247,7 @@ pub(super) fn weight_grad<T: Kernel>(
     let tasks: Vec<(usize, usize)> = balanced(m, (m / least).clamp(1, most)).collect();
     let mut sums = Scratch::<T>::zeros(tasks.len() * size);
     let parts = sums.par_chunks_mut(size).zip(&tasks);
-    parts.with_max_len(1).for_each(|(sums, &(start, len))| {
+    parts.with_max_len(1).each(|(sums, &(start, len))| {
         let part = Part {
             channels: [ci, co],
             x: &x[start * ci..][..len * ci],
@@ -369,7 +370,8 @@ impl<T: Kernel> Outer<T> {
 #[cfg(test)]
 mod tests {
     use super::super::conv::{ConvShape, tests::definition};
-    use super::super::gemm::tests::{assert_close, numbers, on_threads, tolerance};
+    use super::super::gemm::tests::{assert_close, numbers, tolerance};
+    use super::super::workers::on_threads;
     use super::*;
     use crate::shape::Window;
 

@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::strided::{self, PARALLEL};
+use super::workers::Parallel;
 use crate::dtype::Real;
 use crate::level::{self, array};
 
@@ -20,7 +21,7 @@ pub fn rows2<A: Send, B: Send>(
     }
     let some = (PARALLEL / 4).div_ceil(work.max(1));
     let parts = a.par_chunks_mut(some * la).zip(b.par_chunks_mut(some * lb));
-    parts.enumerate().for_each(|(c, (a, b))| {
+    parts.enumerate().each(|(c, (a, b))| {
         level::run(
             #[inline(always)]
             || {
@@ -152,7 +153,7 @@ pub fn map_and_sums<T: Real>(
         );
         sums
     });
-    total(partial.collect(), width)
+    total(partial.gather(), width)
 }
 
 /// Add short sums to the long ones, and begin anew.
@@ -255,7 +256,7 @@ fn sums<T: Real, const K: usize, const SHIFT: bool>(
         );
         sums
     });
-    total(partial.collect(), width)
+    total(partial.gather(), width)
 }
 
 /// Rows of a matrix, each with as many numbers behind it as fill its last vector.
@@ -359,6 +360,7 @@ fn median<T: Real>([a, b, c]: [T; 3]) -> T {
 
 #[cfg(test)]
 mod tests {
+    use super::super::workers::on_threads;
     use super::*;
 
     #[test]
@@ -390,9 +392,8 @@ mod tests {
     fn column_sums_have_the_same_bits_on_any_number_of_threads() {
         let x: Vec<f32> = (0..60_000 * 3).map(|i| (i as f32).sin()).collect();
         let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             let sums = || column_sums([&x, &x], [], 3, |_, x, y, []| [x, x * y]);
-            pool.build().unwrap().install(sums)
+            on_threads(threads, sums)
         };
         assert_eq!(on(1), on(3));
     }

@@ -12,6 +12,7 @@ use super::gemm::{balanced, padded_bias};
 use super::micro::{Copy, Job, Kernel, Micro};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, Simd};
+use super::workers::Parallel;
 
 /// Images that are taken together, if there are as many and L1 holds their maps.
 const IMAGES: usize = 8;
@@ -307,7 +308,7 @@ impl Tasks {
         (0..self.blocks * self.parts.len())
             .into_par_iter()
             .with_max_len(1)
-            .for_each(task);
+            .each(task);
     }
 }
 
@@ -437,7 +438,7 @@ pub(super) fn weight_grad<T: Kernel>(
     });
     // the parts in their order, into the weight's own
     let blocks = dw.par_chunks_mut(lanes * taps).enumerate();
-    blocks.for_each(|(b, dw)| {
+    blocks.each(|(b, dw)| {
         for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
             for (t, dw) in dw.iter_mut().enumerate() {
                 let parts = sums[b * size + t * lanes + c..].iter().step_by(total);

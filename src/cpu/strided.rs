@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::micro::{LINE, prefetch};
 use super::scratch::Scratch;
 use super::simd::fence;
+use super::workers::Parallel;
 use crate::dtype::{Element, Real};
 use crate::level::{self, array};
 use crate::shape::{Layout, Loops, Shape};
@@ -60,13 +61,13 @@ impl<const K: usize> Loops<K> {
             for (r, out) in out.chunks_mut(len).enumerate() {
                 out.par_chunks_mut(PARALLEL / 2)
                     .enumerate()
-                    .for_each(|(i, o)| task(r, o, i * (PARALLEL / 2)));
+                    .each(|(i, o)| task(r, o, i * (PARALLEL / 2)));
             }
         } else {
             let rows = (PARALLEL / 2).div_ceil(len);
             out.par_chunks_mut(rows * len)
                 .enumerate()
-                .for_each(|(i, o)| task(i * rows, o, 0));
+                .each(|(i, o)| task(i * rows, o, 0));
         }
     }
 }
@@ -310,7 +311,7 @@ pub fn sum<T: Real>(x: &[T], f: Fold, out: &mut [T]) {
                 );
                 acc
             })
-            .collect();
+            .gather();
         out.fill(T::ZERO);
         for p in partial {
             add_rows(&p, out);
@@ -350,7 +351,7 @@ pub fn rows<T: Send>(out: &mut [T], len: usize, work: usize, f: impl Fn(&mut [T]
     if n * work < PARALLEL {
         each((0, out));
     } else {
-        out.par_chunks_mut(some * len).enumerate().for_each(each);
+        out.par_chunks_mut(some * len).enumerate().each(each);
     }
 }
 
@@ -395,7 +396,7 @@ pub fn fresh_rows<T: Element>(
     };
     out.par_chunks_mut(BLOCKS * some * len)
         .enumerate()
-        .for_each(each);
+        .each(each);
 }
 
 /// Whether a result should go past the caches.
@@ -575,6 +576,6 @@ fn parallel_sum<T: Real>(x: &[T]) -> f64 {
     if x.len() < PARALLEL {
         return part(x);
     }
-    let parts: Vec<f64> = x.par_chunks(PARALLEL / 2).map(part).collect();
+    let parts: Vec<f64> = x.par_chunks(PARALLEL / 2).map(part).gather();
     parts.iter().sum()
 }

@@ -24,6 +24,7 @@ use super::gemm::{balanced, padded_bias};
 use super::micro::{self, DEPTH, Job, Kernel, Micro, Outer, Start, Term, Tile, VECTORS};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, Simd};
+use super::workers::Parallel;
 use crate::dtype::Real;
 
 /// Tiles side by side in a scratch: the rows of the largest register tile.
@@ -684,7 +685,7 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
     let all = depths.len() * columns.len() * u_size;
     let mut kept = Scratch::new(if keep { all } else { 0 });
     let chunks = kept.par_chunks_mut(u_size).with_max_len(1).enumerate();
-    chunks.for_each(|(i, to)| {
+    chunks.each(|(i, to)| {
         weigh(depths[i % depths.len()], columns[i / depths.len()], to);
     });
 
@@ -769,7 +770,7 @@ fn convolve<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
     (0..tiles.len() * columns.len())
         .into_par_iter()
         .with_max_len(1)
-        .for_each(task);
+        .each(task);
 }
 
 /// As [`conv::forward`](super::conv::forward), with tiles of a size.
@@ -940,13 +941,13 @@ fn sum_weight_grad<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
     sums.par_chunks_mut(size)
         .with_max_len(1)
         .enumerate()
-        .for_each(task);
+        .each(task);
 
     // shares in their order, then into the weight's own order
     let (first, others) = sums.split_at_mut(pairs * size);
     let dw = Shared::new(dw);
     let pairs = first.par_chunks_mut(size).with_max_len(1).enumerate();
-    pairs.for_each(|(i, sums)| {
+    pairs.each(|(i, sums)| {
         for other in others.chunks_exact(depths.len() * columns.len() * size) {
             for (to, x) in sums.iter_mut().zip(&other[i * size..]) {
                 *to += *x;
@@ -992,7 +993,8 @@ fn sum_weight_grad<P: Points<M, N>, T: Kernel, const M: usize, const N: usize>(
 mod tests {
     use super::super::conv;
     use super::super::conv::tests::{definition, to_f64};
-    use super::super::gemm::tests::{assert_close, numbers, on_threads, tolerance};
+    use super::super::gemm::tests::{assert_close, numbers, tolerance};
+    use super::super::workers::on_threads;
     use super::*;
     use crate::shape::Window;
 

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::cpu::workers::Parallel;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Module, Slot, try_visit};
@@ -182,7 +183,7 @@ pub fn whitening(images: &Tensor, window: [usize; 2], eps: f64) -> Result<Tensor
     // tasks by the images' number and their sums in one order: any number of threads gives the same
     let parts = pixels.par_chunks(WHITENED_AT_ONCE * c * h * w).map(moments);
     let mut sums = vec![0f64; d * d];
-    for part in parts.collect::<Vec<_>>() {
+    for part in parts.gather() {
         sums.iter_mut().zip(part).for_each(|(sum, p)| *sum += p);
     }
     let patches = (n * (h - kh + 1) * (w - kw + 1)) as f64;

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::rows::{self, Affine};
+use crate::cpu::workers::Parallel;
 use crate::cuda::columns::{self, Columns};
 use crate::cuda::{self, Arg, Gpu, kernels};
 use crate::device::Device;
@@ -129,7 +130,7 @@ fn statistics<T: Real>(x: &[T], s: Sizes, eps: f64) -> Vec<f64> {
         (0..s.groups).flat_map(group).collect::<Vec<f64>>()
     };
     let samples = x.par_chunks(s.m * s.c).map(of_sample);
-    samples.collect::<Vec<_>>().concat()
+    samples.gather().concat()
 }
 
 /// In each channel of a sample, from its `stats`.
@@ -150,7 +151,7 @@ impl Saved {
             let size = (s.m * s.c).max(1);
             let samples = y.par_chunks_mut(size).zip(x.par_chunks(size));
             let stats = stats.par_chunks(2 * s.groups);
-            samples.zip(stats).for_each(|((y, x), stats)| {
+            samples.zip(stats).each(|((y, x), stats)| {
                 let kab = affine(stats, w, Some(bias), s.width).kab;
                 let kab = kab.each_ref().map(|k| &k[..]);
                 rows::map(
@@ -190,10 +191,10 @@ impl Saved {
                 }
                 [sum, dot]
             })
-            .collect();
+            .gather();
         let dx = Tensor::build::<T>(*self.x.layout(), self.x.device(), |dx| {
             let samples = samples().zip(&sums).zip(dx.par_chunks_mut(size));
-            samples.for_each(|((((x, g), stats), [sum, dot]), dx)| {
+            samples.each(|((((x, g), stats), [sum, dot]), dx)| {
                 let f = affine(stats, w, None, s.width);
                 // the mean over a channel's group, weighted
                 let mean = |v: &[f64], c: usize| {

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::rows::{CPU_STRETCH, Rows, check_real, sum_squares};
 use crate::autograd::Gradients;
+use crate::cpu::workers::Parallel;
 use crate::cuda::{Arg, kernels};
 use crate::device::Device;
 use crate::dtype::Real;
@@ -149,9 +150,7 @@ pub(crate) fn each_gradient(
 /// Each element of a gradient on the CPU by `f`.
 pub(crate) fn over_elements<T: Real>(g: &mut Tensor, f: impl Fn(T) -> T + Sync) -> Result<()> {
     let each = |g: &mut [T]| g.iter_mut().for_each(|x| *x = f(*x));
-    g.make_mut::<T>()?
-        .par_chunks_mut(CPU_STRETCH)
-        .for_each(each);
+    g.make_mut::<T>()?.par_chunks_mut(CPU_STRETCH).each(each);
     Ok(())
 }
 

@@ -6,10 +6,13 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::rows::{CPU_STRETCH, Rows, beside, check_real};
 use super::shadow::copy;
 use super::{FOREIGN, Optimizer, Rule, differs, flush, refuse};
 use crate::autograd::Gradients;
+use crate::cpu::workers::Parallel;
 use crate::cuda::Gpu;
 use crate::device::Device;
 use crate::dtype::{DType, Real};
@@ -249,6 +252,7 @@ fn update<R: Rule>(rule: &R, state: &mut State, p: &mut Tensor, grad: &Tensor) -
     })
 }
 
+/// `each` of stretches of the parameter, its gradient and its state.
 fn in_parallel<T: Real>(
     p: &mut [T],
     g: &[T],
@@ -258,14 +262,17 @@ fn in_parallel<T: Real>(
     if p.len() <= CPU_STRETCH {
         return each(p, g, &mut state);
     }
-    let middle = p.len() / 2;
-    let (p0, p1) = p.split_at_mut(middle);
-    let (g0, g1) = g.split_at(middle);
-    let (s0, s1) = state.into_iter().map(|s| s.split_at_mut(middle)).unzip();
-    rayon::join(
-        || in_parallel(p0, g0, s0, each),
-        || in_parallel(p1, g1, s1, each),
-    );
+    let mut states: Vec<_> = state
+        .iter_mut()
+        .map(|s| s.chunks_mut(CPU_STRETCH))
+        .collect();
+    // as many of each as of the parameter
+    let state_of = |_| states.iter_mut().filter_map(Iterator::next).collect();
+    let mut states: Vec<Vec<&mut [T]>> = p.chunks(CPU_STRETCH).map(state_of).collect();
+    p.par_chunks_mut(CPU_STRETCH)
+        .zip(g.par_chunks(CPU_STRETCH))
+        .zip(&mut states)
+        .each(|((p, g), s)| each(p, g, s));
 }
 
 impl<R: Rule> Optimizer for Elementwise<R> {

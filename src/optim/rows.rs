@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::flush;
 use crate::cpu::strided::row_sum;
+use crate::cpu::workers::Parallel;
 use crate::cuda::{Arg, Gpu, Kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
@@ -190,7 +191,7 @@ impl Lerp {
                 })
             };
             let x = x.dense_slice::<T>(self.op)?;
-            y.make_mut::<T>()?.par_chunks_mut(CPU_STRETCH).zip(x.par_chunks(CPU_STRETCH)).for_each(each);
+            y.make_mut::<T>()?.par_chunks_mut(CPU_STRETCH).zip(x.par_chunks(CPU_STRETCH)).each(each);
             Ok(())
         })
     }
@@ -245,7 +246,7 @@ pub(crate) fn sum_squares(
         for t in &tensors {
             sum += with_real!(op, t.dtype(), T => {
                 let squares = |x: &[T]| level::run(#[inline(always)] || row_sum([x], |[x]| x.to_f64() * x.to_f64()));
-                let parts: Vec<f64> = t.dense_slice::<T>(op)?.par_chunks(CPU_STRETCH).map(squares).collect();
+                let parts: Vec<f64> = t.dense_slice::<T>(op)?.par_chunks(CPU_STRETCH).map(squares).gather();
                 Ok(parts.iter().sum::<f64>())
             })?;
         }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::autograd::Gradients;
+use crate::cpu::workers::Parallel;
 use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::Result;
@@ -64,7 +65,7 @@ pub fn add_l2_gradients(
         with_real!("l2_loss", w.dtype(), T => {
             let (values, reg) = (values.dense_slice::<T>("l2_loss")?, T::of(reg));
             let stretches = grad.make_mut::<T>()?.par_chunks_mut(STRETCH).zip(values.par_chunks(STRETCH));
-            stretches.for_each(|(g, w)| g.iter_mut().zip(w).for_each(|(g, w)| *g += reg * *w));
+            stretches.each(|(g, w)| g.iter_mut().zip(w).for_each(|(g, w)| *g += reg * *w));
             Ok(())
         })?;
     }
