@@ -1,9 +1,11 @@
 //! The input gradient of a convolution with few input channels, as of a transposed convolution to RGB.
 //! Called through [`conv`](super::conv).
 //!
-//! Three channels alone fill three lanes of a vector. So each pixel of dy is multiplied with the whole
-//! weight at once, whose taps times channels lie side by side in memory: a matrix of what every tap
-//! gives to every pixel. Then each pixel of dx sums the taps that reach it (col2im).
+//! Three channels alone fill three lanes of a vector. So the whole weight is multiplied with dy at once: a
+//! matrix of what every tap gives, \[channel\]\[tap\]\[pixel of dy\]. Then each pixel of dx sums the taps
+//! that reach it (col2im). Neighbours in a row of dy lie side by side there, and in dx they are `stride`
+//! apart. With dx sorted by the remainders of that they lie side by side too, and what a tap gives to a row
+//! is added by whole vectors; each row is put in its own order at the end.
 use rayon::prelude::*;
 
 use super::conv::ConvShape;
@@ -21,15 +23,51 @@ pub(super) fn pays(shape: &ConvShape) -> bool {
     shape.groups == 1 && shape.ci < 16 && shape.taps() > 1
 }
 
-/// The taps that reach a place along an axis, each with the output's place that it comes from.
-fn reach(shape: &ConvShape, axis: usize, place: usize) -> Vec<(usize, usize)> {
-    let (window, out) = (&shape.window, [shape.oh, shape.ow][axis]);
+/// The rows of the kernel that reach a row of dx, each with the row of dy that it comes from.
+fn reach(shape: &ConvShape, y: usize) -> Vec<(usize, usize)> {
+    let window = &shape.window;
     let from = |tap: usize| {
-        let at = (place + window.padding[axis]).checked_sub(tap * window.dilation[axis])?;
-        let o = at / window.stride[axis];
-        (at % window.stride[axis] == 0 && o < out).then_some((tap, o))
+        let at = (y + window.padding[0]).checked_sub(tap * window.dilation[0])?;
+        let o = at / window.stride[0];
+        (at % window.stride[0] == 0 && o < shape.oh).then_some((tap, o))
     };
-    (0..window.kernel[axis]).filter_map(from).collect()
+    (0..window.kernel[0]).filter_map(from).collect()
+}
+
+/// A row of dx sorted by remainders, \[remainder by stride\]\[quotient\], with room on both sides for what
+/// falls outside: what a tap gives to a row is as long as dy's row then, wherever it belongs.
+struct Sorted {
+    /// Where the taps of a row of the kernel begin.
+    starts: Vec<usize>,
+    /// Elements of a remainder, and those before its first pixel.
+    pitch: usize,
+    before: usize,
+}
+
+impl Sorted {
+    fn new(shape: &ConvShape) -> Self {
+        let window = &shape.window;
+        // pixel o of dy reaches o * stride + offset, quotient o + the offset's
+        let split = |tap: usize| {
+            let (offset, padding) = (tap * window.dilation[1], window.padding[1]);
+            let before = padding.saturating_sub(offset).div_ceil(window.stride[1]);
+            let offset = offset + before * window.stride[1] - padding;
+            let (quotient, remainder) = (offset / window.stride[1], offset % window.stride[1]);
+            (quotient, before, remainder)
+        };
+        let taps: Vec<_> = (0..window.kernel[1]).map(split).collect();
+        let before = taps.iter().map(|t| t.1).max().unwrap_or(0);
+        let after = taps.iter().map(|t| t.0 + shape.ow).max().unwrap_or(0);
+        let pitch = before + after.max(shape.w.div_ceil(window.stride[1]));
+        let start = |&(quotient, less, remainder): &(usize, usize, usize)| {
+            remainder * pitch + before + quotient - less
+        };
+        Sorted {
+            starts: taps.iter().map(start).collect(),
+            pitch,
+            before,
+        }
+    }
 }
 
 /// As [`conv::input_grad`](super::conv::input_grad).
@@ -44,15 +82,14 @@ pub(super) fn input_grad<T: Kernel>(
     assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
     assert_eq!(weight.len(), shape.weight());
     let (ci, co, taps) = (shape.ci, shape.co, shape.taps());
-    let columns = ci * taps;
-    let all = |axis, size| (0..size).map(move |i| reach(shape, axis, i));
-    let (rows, cols): (Vec<_>, Vec<_>) = (all(0, shape.h).collect(), all(1, shape.w).collect());
-    let bias = |c: usize| bias.map_or(T::ZERO, |b| b[c]);
+    let (m, stride) = (ci * taps, shape.window.stride[1]);
+    let order = Sorted::new(shape);
+    let rows: Vec<_> = (0..shape.h).map(|y| reach(shape, y)).collect();
     // an image is cut into bands of rows, each with the rows of dy that it needs: of a band lower than a
     // window most of them would be its neighbours' too
     let window = (shape.window.kernel[0] - 1) * shape.window.dilation[0] + 1;
     let most = (shape.h / window).max(1);
-    let bands = (shape.oh * shape.ow * columns).div_ceil(MOST).min(most);
+    let bands = (shape.oh * shape.ow * m).div_ceil(MOST).min(most);
     let bands: Vec<_> = balanced(shape.h, bands).collect();
     let row = shape.w * ci;
     // the bands of all images, in their order
@@ -68,24 +105,37 @@ pub(super) fn input_grad<T: Kernel>(
         let read = || rows.iter().flatten().map(|&(_, o)| o);
         let (first, end) = (read().min().unwrap_or(0), read().max().map_or(0, |o| o + 1));
         let pixels = (end - first) * shape.ow;
-        let mut matrix = Scratch::<T>::new(pixels * columns);
+        let mut given = Scratch::<T>::new(m * pixels);
         let dy = &dy[(image * shape.oh + first) * shape.ow * co..];
-        let (a, b) = (Matrix::new(dy, (co, 1)), Matrix::new(weight, (columns, 1)));
-        let (size, end) = ([pixels, columns, co], (None, false));
-        gemm_at(level, size, a, b, &mut matrix, columns, end, 1, None);
+        let (a, b) = (Matrix::new(weight, (1, m)), Matrix::new(dy, (1, co)));
+        let (size, end) = ([m, pixels, co], (None, false));
+        gemm_at(level, size, a, b, &mut given, pixels, end, 1, None);
+        let mut sorted = Scratch::<T>::new(ci * stride * order.pitch);
+        let of_channel = |c: usize| c * stride * order.pitch..(c + 1) * stride * order.pitch;
         for (dx, taps_y) in dx.chunks_exact_mut(row).zip(rows) {
-            for (dx, taps_x) in dx.chunks_exact_mut(ci).zip(&cols) {
-                for (c, dx) in dx.iter_mut().enumerate() {
-                    *dx = bias(c);
-                }
-                for &(ty, oy) in taps_y {
-                    for &(tx, ox) in taps_x {
-                        let tap = ty * shape.window.kernel[1] + tx;
-                        let from = &matrix[((oy - first) * shape.ow + ox) * columns + tap..];
-                        for (dx, &x) in dx.iter_mut().zip(from.iter().step_by(taps)) {
-                            *dx += x;
+            level.run(
+                #[inline(always)]
+                || {
+                    for c in 0..ci {
+                        let to = &mut sorted[of_channel(c)];
+                        to.fill(bias.map_or(T::ZERO, |b| b[c]));
+                        for &(ty, oy) in taps_y {
+                            let tap = c * taps + ty * order.starts.len();
+                            for (i, &start) in order.starts.iter().enumerate() {
+                                let at = (tap + i) * pixels + (oy - first) * shape.ow;
+                                let (to, from) = (&mut to[start..], &given[at..]);
+                                let pairs = to[..shape.ow].iter_mut().zip(&from[..shape.ow]);
+                                pairs.for_each(|(to, x)| *to += *x);
+                            }
                         }
                     }
+                },
+            );
+            for (q, dx) in dx.chunks_mut(stride * ci).enumerate() {
+                for (remainder, dx) in dx.chunks_exact_mut(ci).enumerate() {
+                    let from = &sorted[remainder * order.pitch + order.before + q..];
+                    let from = from.iter().step_by(stride * order.pitch);
+                    dx.iter_mut().zip(from).for_each(|(dx, x)| *dx = *x);
                 }
             }
         }
