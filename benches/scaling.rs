@@ -96,6 +96,7 @@ fn threads(args: &Args, _: &Rates) -> Result<()> {
                 s.spawn(move || {
                     if let Err(e) = cpu::set_num_threads(Some(threads)) {
                         let _ = done.send(Err(e));
+                        return;
                     }
                     for () in turns {
                         let mut step = step.lock().unwrap_or_else(|e| e.into_inner());

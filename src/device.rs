@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 /// Where a tensor lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Device {
-    /// Main memory, and all cores of the rayon pool.
+    /// Main memory, and all threads of `cpu::set_num_threads`.
     #[default]
     Cpu,
     /// A GPU, real or emulated. Made by [`Device::cuda`] and [`Device::cuda_emulated`].

@@ -37,6 +37,8 @@ fn reach(shape: &ConvShape, y: usize) -> Vec<(usize, usize)> {
 /// A row of dx sorted by remainders, \[remainder by stride\]\[quotient\], with room on both sides for what
 /// falls outside: what a tap gives to a row is as long as dy's row then, wherever it belongs.
 struct Sorted {
+    /// The stride, or less where dy's rows have one pixel: theirs may be anything.
+    stride: usize,
     /// Where the taps of a row of the kernel begin.
     starts: Vec<usize>,
     /// Elements of a remainder, and those before its first pixel.
@@ -47,22 +49,27 @@ struct Sorted {
 impl Sorted {
     fn new(shape: &ConvShape) -> Self {
         let window = &shape.window;
+        let stride = match (window.stride[1], shape.ow) {
+            (stride, 0 | 1) => stride.min(shape.w).max(1),
+            (stride, _) => stride,
+        };
         // pixel o of dy reaches o * stride + offset, quotient o + the offset's
         let split = |tap: usize| {
             let (offset, padding) = (tap * window.dilation[1], window.padding[1]);
-            let before = padding.saturating_sub(offset).div_ceil(window.stride[1]);
-            let offset = offset + before * window.stride[1] - padding;
-            let (quotient, remainder) = (offset / window.stride[1], offset % window.stride[1]);
+            let before = padding.saturating_sub(offset).div_ceil(stride);
+            let offset = offset + before * stride - padding;
+            let (quotient, remainder) = (offset / stride, offset % stride);
             (quotient, before, remainder)
         };
         let taps: Vec<_> = (0..window.kernel[1]).map(split).collect();
         let before = taps.iter().map(|t| t.1).max().unwrap_or(0);
         let after = taps.iter().map(|t| t.0 + shape.ow).max().unwrap_or(0);
-        let pitch = before + after.max(shape.w.div_ceil(window.stride[1]));
+        let pitch = before + after.max(shape.w.div_ceil(stride));
         let start = |&(quotient, less, remainder): &(usize, usize, usize)| {
             remainder * pitch + before + quotient - less
         };
         Sorted {
+            stride,
             starts: taps.iter().map(start).collect(),
             pitch,
             before,
@@ -82,8 +89,11 @@ pub(super) fn input_grad<T: Kernel>(
     assert_eq!((dy.len(), dx.len()), (shape.output(), shape.input()));
     assert_eq!(weight.len(), shape.weight());
     let (ci, co, taps) = (shape.ci, shape.co, shape.taps());
-    let (m, stride) = (ci * taps, shape.window.stride[1]);
-    let order = Sorted::new(shape);
+    if dx.is_empty() {
+        return;
+    }
+    let (m, order) = (ci * taps, Sorted::new(shape));
+    let stride = order.stride;
     let rows: Vec<_> = (0..shape.h).map(|y| reach(shape, y)).collect();
     // an image is cut into bands of rows, each with the rows of dy that it needs: of a band lower than a
     // window most of them would be its neighbours' too

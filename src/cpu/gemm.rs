@@ -119,11 +119,12 @@ pub fn gemm_batch<T: Kernel>(
     if m * n == 0 {
         return;
     }
-    // many products are the tasks themselves, small ones several together; a few large ones are
-    // cut further
+    // many products are the tasks themselves, small ones several together; a few large ones come one
+    // after another, each on all threads
     let count = c.len() / (m * n);
     let together = (WORK / (m * n).saturating_mul(k).max(1)).clamp(1, count.max(1));
-    let tasks = TASKS.div_ceil(count.max(1));
+    let few = count < TASKS && m.saturating_mul(n).saturating_mul(k) >= TASKS * WORK;
+    let tasks = if few { TASKS } else { 1 };
     let run = |(i, c): (usize, &mut [T])| {
         let matrices = |i: usize| {
             let [at_a, at_b] = at(i);
@@ -136,8 +137,8 @@ pub fn gemm_batch<T: Kernel>(
             gemm_at(level(), [m, n, k], a, b, c, n, (None, false), tasks, next);
         }
     };
-    if count <= together {
-        run((0, c));
+    if few || count <= together {
+        (0..).zip(c.chunks_mut(m * n * together)).for_each(run);
     } else {
         c.par_chunks_mut(m * n * together)
             .enumerate()

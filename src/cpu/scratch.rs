@@ -27,7 +27,8 @@ impl<T: bytemuck::Pod> Scratch<T> {
     /// # Panics
     /// Where the system has no such memory.
     pub fn new(len: usize) -> Self {
-        let need = len * size_of::<T>();
+        // more than there is, where the product has no such number
+        let need = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
         let kept = FREE.with_borrow_mut(|free| {
             let fits = |i: &usize| free[*i].bytes() >= need;
             let best = (0..free.len())

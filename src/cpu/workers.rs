@@ -36,10 +36,11 @@ const MOST: usize = 64;
 
 /// Tasks to be done by the calling thread's workers, or rayon's.
 pub(crate) trait Parallel: IndexedParallelIterator {
-    /// Call `f` with each item. From within a task it is the thread's own work.
+    /// Call `f` with each item. From within a task it is the thread's own work. `with_max_len(1)` says that
+    /// items are large: they are up to [`MOST`] pieces then, where they are [`PIECES`] a thread else.
     ///
     /// # Panics
-    /// If a task does, after all have ended.
+    /// If a task does; on several threads after all have ended.
     fn each(self, f: impl Fn(Self::Item) + Send + Sync) {
         let len = self.len();
         TEAM.with(|team| {
@@ -101,13 +102,17 @@ thread_local! {
 
 /// Give the calling thread `threads - 1` workers.
 pub(super) fn start(threads: usize) -> Result<()> {
-    let workers = Workers::new(threads)?;
+    let most = rayon::max_num_threads();
+    if threads > most {
+        let why = format!("{threads}, expected at most {most}");
+        return Err(Error::config("threads", why));
+    }
     TEAM.with(|team| match team.try_borrow_mut() {
-        Ok(mut team) => {
-            *team = Team::Own(workers);
+        Ok(mut team) if !matches!(*team, Team::Helper) => {
+            *team = Team::Own(Workers::new(threads)?);
             Ok(())
         }
-        Err(_) => Err(Error::config("threads", "asked for by one of its tasks")),
+        _ => Err(Error::config("threads", "asked for by a task")),
     })
 }
 
@@ -146,7 +151,7 @@ const IDLE: u8 = 0;
 const CALLED: u8 = 1;
 const AT_WORK: u8 = 2;
 
-/// What a worker and its owner both write, on a cache line of its own.
+/// What threads write for each other, on a cache line of its own.
 #[repr(align(128))]
 struct Desk {
     state: AtomicU8,
@@ -272,7 +277,7 @@ impl Wait {
     /// Wait a moment; whether it has been longer than `time` in all, asked now and then.
     fn longer_than(&mut self, time: Duration) -> bool {
         std::hint::spin_loop();
-        self.rounds += 1;
+        self.rounds = self.rounds.wrapping_add(1);
         if self.rounds < EAGER {
             return false;
         }
@@ -361,10 +366,9 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.shared.end.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        for helper in self.helpers.drain(..) {
+        // which end by themselves: to wait for a thread while this one ends is not allowed everywhere
+        for helper in &self.helpers {
             helper.thread().unpark();
-            // its tasks' panics went to the owner
-            let _ = helper.join();
         }
     }
 }
@@ -423,8 +427,12 @@ impl<T, F: Fn(T) + Send + Sync> ProducerCallback<T> for Run<'_, F> {
             // a worker that died, or a caller that left while others work, would be worse
             let done = catch_unwind(AssertUnwindSafe(|| piece.into_iter().for_each(f)));
             if let Err(e) = done {
-                let mut panic = panic.lock().unwrap_or_else(|e| e.into_inner());
-                panic.get_or_insert(e);
+                let mut first = panic.lock().unwrap_or_else(|e| e.into_inner());
+                match &*first {
+                    None => *first = Some(e),
+                    // to drop it is to run what may panic again
+                    Some(_) => std::mem::forget(e),
+                }
             }
         });
         let panic = panic.into_inner().unwrap_or_else(|e| e.into_inner());
@@ -496,7 +504,7 @@ mod tests {
                 (0..100).into_par_iter().each(|i| {
                     sum.fetch_add(i, Ordering::Relaxed);
                 });
-                if i > 2 {
+                if i > 0 {
                     thread::sleep(3 * AWAKE);
                 }
             }
