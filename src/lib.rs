@@ -35,6 +35,7 @@ pub mod shape;
 pub mod storage;
 pub mod tensor;
 pub mod train;
+pub(crate) mod workers;
 
 pub use device::Device;
 pub use dtype::DType;

@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use crate::cpu::workers::Parallel;
 use crate::level::{self, array};
+use crate::workers::Parallel;
 
 /// One block of the Philox 4x32-10 bijection (Salmon et al. 2011, "Parallel random numbers: as
 /// easy as 1, 2, 3").
@@ -295,7 +295,7 @@ fn turn(b: u32) -> [f64; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::workers::on_threads;
+    use crate::workers::on_threads;
 
     #[test]
     fn logarithms_and_turns_are_the_librarys() {

@@ -13,7 +13,7 @@ use super::gemm::{Matrix, balanced, gemm_at};
 use super::micro::Kernel;
 use super::scratch::Scratch;
 use super::simd::Level;
-use super::workers::Parallel;
+use crate::workers::Parallel;
 
 /// Elements of a task's matrix, those at its edges aside: it stays in L2.
 const MOST: usize = 1 << 16;

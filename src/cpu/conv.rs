@@ -31,9 +31,9 @@ use super::simd::{Level, level};
 use super::slab::Slab;
 use super::small_maps;
 use super::winograd;
-use super::workers::Parallel;
 use crate::level;
 use crate::shape::Window;
+use crate::workers::Parallel;
 
 /// Output pixels of a task: its slab, its part of the output and a panel of weights stay in L2.
 const PIXELS: usize = 256;
@@ -604,8 +604,8 @@ fn add<T: Kernel>(sum: &mut [T], x: &[T]) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::gemm::tests::{assert_close, numbers, tolerance};
-    use super::super::workers::on_threads;
     use super::*;
+    use crate::workers::on_threads;
 
     /// A shape from (n, [h, w], ci, co, kernel, stride, padding, dilation, groups).
     type Row = (

@@ -14,7 +14,7 @@ use super::scratch::{Scratch, Shared};
 use super::simd::Level;
 use super::slab::copy_pixels;
 use super::slide::{Lines, Run, Strip, TAPS};
-use super::workers::Parallel;
+use crate::workers::Parallel;
 
 /// Output pixels of a task: more, and the rows above and below them are copied for less; fewer,
 /// and the copy stays in L2.

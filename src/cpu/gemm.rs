@@ -38,7 +38,7 @@ use super::micro::{
 };
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, fence, level};
-use super::workers::Parallel;
+use crate::workers::Parallel;
 
 /// Rows of A that a task packs for itself at most, or columns of B.
 const OWN: usize = 256;
@@ -776,8 +776,8 @@ unsafe fn run_product<T: Kernel>(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::workers::on_threads;
     use super::*;
+    use crate::workers::on_threads;
 
     /// Numbers in (-1, 1) from a fixed sequence.
     pub fn numbers<T: Kernel>(n: usize, seed: u64) -> Vec<T> {

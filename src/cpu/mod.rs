@@ -18,7 +18,6 @@ mod slide;
 mod small_maps;
 pub mod strided;
 mod winograd;
-pub(crate) mod workers;
 
 use crate::error::{Error, Result};
 
@@ -49,7 +48,7 @@ pub fn set_num_threads(threads: Option<usize>) -> Result<()> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.or_else(from_env).filter(|n| *n > 0);
     let threads = threads.unwrap_or_else(cores);
-    workers::start(threads)?;
+    crate::workers::start(threads)?;
     // it is somebody else's where it is there already
     let _ = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -60,5 +59,5 @@ pub fn set_num_threads(threads: Option<usize>) -> Result<()> {
 /// PyTorch's `get_num_threads`: how many threads the calling thread's ops run on
 /// ([`set_num_threads`]).
 pub fn get_num_threads() -> usize {
-    workers::count()
+    crate::workers::count()
 }

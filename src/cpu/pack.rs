@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::micro::{self, Kernel, Micro};
 use super::pass::Pass;
 use super::scratch::{Scratch, Shared};
-use super::workers::Parallel;
+use crate::workers::Parallel;
 
 /// The most lanes of a vector.
 const LANES: usize = 16;

@@ -11,8 +11,8 @@ use super::gemm::{Matrix, gemm_at};
 use super::micro::Kernel;
 use super::scratch::{Scratch, Shared};
 use super::simd::Level;
-use super::workers::Parallel;
 use crate::shape::Window;
+use crate::workers::Parallel;
 
 /// Channels from which on the copies go along whole vectors of them.
 const CHANNELS: usize = 16;

@@ -15,7 +15,7 @@ use super::micro::{Job, Kernel, add_to, prefetch, step};
 use super::scratch::Scratch;
 use super::simd::{Level, Simd, fence};
 use super::strided;
-use super::workers::Parallel;
+use crate::workers::Parallel;
 
 /// Vectors side by side in a tile at most. With 8 rows 24 sums stay in registers, as many as 12 x 2
 /// have, and a loaded number of the tall matrix serves three.
@@ -371,9 +371,9 @@ impl<T: Kernel> Outer<T> {
 mod tests {
     use super::super::conv::{ConvShape, tests::definition};
     use super::super::gemm::tests::{assert_close, numbers, tolerance};
-    use super::super::workers::on_threads;
     use super::*;
     use crate::shape::Window;
+    use crate::workers::on_threads;
 
     fn check<T: Kernel>() {
         for (i, [m, ci, co]) in [

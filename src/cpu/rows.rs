@@ -4,9 +4,9 @@
 use rayon::prelude::*;
 
 use super::strided::{self, PARALLEL};
-use super::workers::Parallel;
 use crate::dtype::Real;
 use crate::level::{self, array};
+use crate::workers::Parallel;
 
 /// Call `f(row of a, row of b, index)` for each row, `a` and `b` having rows of these lengths; in
 /// parallel if `work` a row makes it worth it, by [`level::run`].
@@ -360,8 +360,8 @@ fn median<T: Real>([a, b, c]: [T; 3]) -> T {
 
 #[cfg(test)]
 mod tests {
-    use super::super::workers::on_threads;
     use super::*;
+    use crate::workers::on_threads;
 
     #[test]
     fn column_sums_agree_with_a_plain_loop() {

@@ -28,7 +28,7 @@ impl<T: bytemuck::Pod> Scratch<T> {
     /// Where the system has no such memory.
     pub fn new(len: usize) -> Self {
         // more than there is, where the product has no such number
-        let need = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let need = len.saturating_mul(size_of::<T>());
         let kept = FREE.with_borrow_mut(|free| {
             let fits = |i: &usize| free[*i].bytes() >= need;
             let best = (0..free.len())

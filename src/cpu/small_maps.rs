@@ -12,7 +12,7 @@ use super::gemm::{balanced, padded_bias};
 use super::micro::{Copy, Job, Kernel, Micro};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, Simd};
-use super::workers::Parallel;
+use crate::workers::Parallel;
 
 /// Images that are taken together, if there are as many and L1 holds their maps.
 const IMAGES: usize = 8;

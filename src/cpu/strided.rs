@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::micro::{LINE, prefetch};
 use super::scratch::Scratch;
 use super::simd::fence;
-use super::workers::Parallel;
 use crate::dtype::{Element, Real};
 use crate::level::{self, array};
 use crate::shape::{Layout, Loops, Shape};
+use crate::workers::Parallel;
 
 /// Elements below which a loop stays on one thread.
 pub const PARALLEL: usize = 1 << 15;

@@ -24,8 +24,8 @@ use super::gemm::{balanced, padded_bias};
 use super::micro::{self, DEPTH, Job, Kernel, Micro, Outer, Start, Term, Tile, VECTORS};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Level, Simd};
-use super::workers::Parallel;
 use crate::dtype::Real;
+use crate::workers::Parallel;
 
 /// Tiles side by side in a scratch: the rows of the largest register tile.
 const GROUP: usize = 12;
@@ -994,9 +994,9 @@ mod tests {
     use super::super::conv;
     use super::super::conv::tests::{definition, to_f64};
     use super::super::gemm::tests::{assert_close, numbers, tolerance};
-    use super::super::workers::on_threads;
     use super::*;
     use crate::shape::Window;
+    use crate::workers::on_threads;
 
     fn shape(n: usize, [h, w]: [usize; 2], ci: usize, co: usize, padding: [usize; 2]) -> ConvShape {
         let window = Window {

@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use crate::cpu::workers::Parallel;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Module, Slot, try_visit};
 use crate::random::Generator;
 use crate::shape::{IntoShape, Shape};
 use crate::tensor::Tensor;
+use crate::workers::Parallel;
 
 /// Which of a weight's two sides keeps its variance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

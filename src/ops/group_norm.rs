@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use crate::autograd::{Op, apply};
 use crate::cpu::rows::{self, Affine};
-use crate::cpu::workers::Parallel;
 use crate::cuda::columns::{self, Columns};
 use crate::cuda::{self, Arg, Gpu, kernels};
 use crate::device::Device;
@@ -15,6 +14,7 @@ use crate::ops::{Formula, one_dtype};
 use crate::shape::{IntoShape, Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
+use crate::workers::Parallel;
 
 const NAME: &str = "group_norm";
 

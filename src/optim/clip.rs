@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::rows::{CPU_STRETCH, Rows, check_real, sum_squares};
 use crate::autograd::Gradients;
-use crate::cpu::workers::Parallel;
 use crate::cuda::{Arg, kernels};
 use crate::device::Device;
 use crate::dtype::Real;
@@ -12,6 +11,7 @@ use crate::error::Result;
 use crate::nn::{self, Module, Slot};
 use crate::tensor::Tensor;
 use crate::with_real;
+use crate::workers::Parallel;
 
 kernels! {
     /// g *= min(most / (norm + 1e-6), 1), one block a stretch of a row.

@@ -12,7 +12,6 @@ use super::rows::{CPU_STRETCH, Rows, beside, check_real};
 use super::shadow::copy;
 use super::{FOREIGN, Optimizer, Rule, differs, flush, refuse};
 use crate::autograd::Gradients;
-use crate::cpu::workers::Parallel;
 use crate::cuda::Gpu;
 use crate::device::Device;
 use crate::dtype::{DType, Real};
@@ -22,6 +21,7 @@ use crate::nn::{self, Module, Slot};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::with_real;
+use crate::workers::Parallel;
 
 /// Which parameters belong to a group, by name and tensor.
 pub type Selection = Arc<dyn Fn(&str, &Tensor) -> bool + Send + Sync>;

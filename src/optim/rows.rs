@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::flush;
 use crate::cpu::strided::row_sum;
-use crate::cpu::workers::Parallel;
 use crate::cuda::{Arg, Gpu, Kernels, kernels};
 use crate::device::Device;
 use crate::dtype::{DType, Element, Real};
@@ -13,6 +12,7 @@ use crate::level;
 use crate::shape::{Layout, Shape};
 use crate::tensor::Tensor;
 use crate::with_real;
+use crate::workers::Parallel;
 
 kernels! {
     /// y += a x, one block a stretch of a row.

@@ -3,7 +3,6 @@
 use rayon::prelude::*;
 
 use crate::autograd::Gradients;
-use crate::cpu::workers::Parallel;
 use crate::device::Device;
 use crate::dtype::Real;
 use crate::error::Result;
@@ -12,6 +11,7 @@ use crate::optim;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::Named;
 use crate::with_real;
+use crate::workers::Parallel;
 
 /// Elements that one thread works on at a time, whatever the number of threads.
 const STRETCH: usize = 1 << 14;

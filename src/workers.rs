@@ -3,7 +3,7 @@
 //! A step of a network is hundreds of ops of a few dozen microseconds each, and between two of them
 //! the other cores have nothing to do. rayon's workers go to sleep then, after some 30 us; waking one
 //! takes as long again, and the caller, which by then waits for it, sleeps too. So a program that says
-//! [`set_num_threads`](super::set_num_threads) has workers of its own, which go on looking for its next
+//! [`set_num_threads`](crate::cpu::set_num_threads) has workers of its own, which go on looking for its next
 //! op for [`AWAKE`] and sleep only then, as OpenMP's do. Everywhere else, on a library's
 //! threads and in tests, the same tasks are rayon's.
 //!
@@ -101,7 +101,7 @@ thread_local! {
 }
 
 /// Give the calling thread `threads - 1` workers.
-pub(super) fn start(threads: usize) -> Result<()> {
+pub(crate) fn start(threads: usize) -> Result<()> {
     let most = rayon::max_num_threads();
     if threads > most {
         let why = format!("{threads}, expected at most {most}");
@@ -117,7 +117,7 @@ pub(super) fn start(threads: usize) -> Result<()> {
 }
 
 /// The threads of the calling thread's ops.
-pub(super) fn count() -> usize {
+pub(crate) fn count() -> usize {
     TEAM.with(|team| {
         let team = team.try_borrow();
         match team.as_deref() {
