@@ -3,9 +3,9 @@
 //! A step of a network is hundreds of ops of a few dozen microseconds each, and between two of them
 //! the other cores have nothing to do. rayon's workers go to sleep then, after some 30 us; waking one
 //! takes as long again, and the caller, which by then waits for it, sleeps too. So a program that says
-//! [`set_num_threads`](crate::cpu::set_num_threads) has workers of its own, which go on looking for its next
-//! op for [`AWAKE`] and sleep only then, as OpenMP's do. Everywhere else, on a library's
-//! threads and in tests, the same tasks are rayon's.
+//! [`set_num_threads`](crate::cpu::set_num_threads) has workers of its own, which go on looking for its
+//! next op for [`AWAKE`] and sleep only then, as OpenMP's do. Everywhere else, on a library's threads and
+//! in tests, the same tasks are rayon's.
 //!
 //! [`Parallel::each`] takes an iterator of rayon's (ranges, chunks, their zips), cuts it into a fixed
 //! number of pieces and gives each thread a stretch of them: what a core wrote in one op is in its

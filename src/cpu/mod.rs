@@ -27,9 +27,10 @@ pub use micro::Kernel;
 /// default `$RAYON_NUM_THREADS`, or the cores.
 ///
 /// They are workers of this thread alone, which stay awake from one op to the next: its ops begin at
-/// once. A thread that has not called this hands its ops over to rayon's pool, and sleeps meanwhile. For the first line of a program's `main`; a library leaves it to the program, whose cores the
-/// workers take. rayon's pool, unless it is there already, is made as large, for what goes on beside the
-/// ops, as a data loader does.
+/// once. A thread that has not called this hands its ops over to rayon's pool, and sleeps meanwhile. For
+/// the first line of a program's `main`; a library leaves it to the program, whose cores the workers
+/// take. rayon's pool, unless it is there already, is made as large, for what goes on beside the ops, as
+/// a data loader does.
 ///
 /// The number changes no result. An [`Error::Config`] where it is 0 or more than rayon knows, where the
 /// system has no threads left, or where an op's task asks.
